@@ -1,0 +1,114 @@
+"""Every knob, once. Other configs are small overrides of this one.
+
+    get_config(variant, overrides, variants)
+
+`variant` is what follows the colon in --config=configs/digits.py:author; several are joined with
+commas (:author,runlocal). Names with dots reach into the config.
+"""
+
+from ml_collections import ConfigDict
+
+# Presets that every config offers. 'paper' is what the defaults below already are.
+PRESETS = {
+    "paper": {
+        "schedule": "two_stage",
+        "method_args.reconstruction": "squared",
+        "prior_args.base_prior": "gaussian",
+    },
+    "author": {
+        "schedule": "joint",
+        "method_args.reconstruction": "absolute",
+        "method_args.omega1": 1.0,
+        "method_args.omega2": 1.0,
+        "method_args.critic_repeats": 2,
+        "prior_args.base_prior": "sphere",
+        "prior_args.critic_repeats": 5,
+        "optimizer.b2": 0.999,
+        "optimizer.schedule": "constant",
+    },
+}
+
+
+def get_config(variant: str = "", overrides: dict | None = None, variants: dict | None = None):
+    """Returns the defaults with `overrides`, then with the named variants on top."""
+    config = ConfigDict()
+    config.seed = 0  # of everything random: data order, initial weights, noise, samples
+
+    # What is trained.
+    config.method = "pm"  # a file in pmjax/methods
+    config.method_args = ConfigDict()  # the fields of its Method; see that file
+    config.prior = "latent_gan"  # a file in pmjax/priors
+    config.prior_args = ConfigDict()  # the fields of its Prior; see that file
+    config.schedule = "two_stage"  # or 'joint': method and prior take turns in every step
+    config.nets = "resnet"  # a file in pmjax/nets
+    config.nets_args = ConfigDict()  # the fields of its Encoder, Decoder and Critic
+    config.latent_dim = 256
+    config.batch_norm = ConfigDict()  # of the embedding, equation (11)
+    config.batch_norm.affine = False
+    config.batch_norm.momentum = 0.99  # of the running statistics
+
+    # Data.
+    config.data = ConfigDict()
+    config.data.name = "digits"  # a file in pmjax/datasets
+    config.data.path = ""  # image_folder: the directory with the images
+    config.data.manual_dir = ""  # where files are that you have already
+    config.data.cache_dir = ""  # where decoded data is kept ('': $PMJAX_CACHE or ~/.cache/pmjax)
+    config.data.size = 0  # height and width of the images (0: the data set's own)
+    config.data.batch_size = 64  # over all devices
+    config.data.skip_broken = False  # leave out images that cannot be read, and count them
+    config.data.device_budget_gb = 2.0  # larger sets are streamed instead of kept on the devices
+
+    # Stage 1: the autoencoder.
+    config.steps = 10_000
+    config.steps_per_dispatch = 1  # accelerators: more; on CPU, convolutions in loops are slow
+    config.optimizer = ConfigDict()  # Adam
+    config.optimizer.learning_rate = 2e-4
+    config.optimizer.b1 = 0.0
+    config.optimizer.b2 = 0.9
+    config.optimizer.schedule = "linear"  # to zero; or 'constant', 'cosine'
+    config.optimizer.warmup = 0  # steps
+    config.optimizer.clip = 0.0  # largest global norm of a gradient (0: any)
+    config.ema_decay = 0.999  # of the nets that are averaged: g, and G when trained jointly
+
+    # Stage 2: a prior that is trained on the table of embeddings.
+    config.stage2 = ConfigDict()
+    config.stage2.steps = 10_000
+    config.stage2.batch_size = 256
+    config.stage2.steps_per_dispatch = 100
+    config.stage2.optimizer = ConfigDict(config.optimizer.to_dict())
+
+    # Devices.
+    config.parallel = "jit"  # sharded over a mesh; or 'pmap'
+    config.devices = 0  # how many to use (0: all; on CPU one a core, while the batch suffices)
+
+    # Looking at it.
+    config.log_every = 100  # steps
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 1000  # steps
+    config.checkpoint.keep = 2
+    config.eval = ConfigDict()
+    config.eval.metrics = ("reconstruction", "latent", "fd_efficientnet_lite0")  # pmjax/evals
+    config.eval.baselines = ("gaussian", "gmm")  # priors that are fitted beside the run's own
+    config.eval.num_samples = 4000  # from each prior
+
+    config.lock()
+    known = PRESETS | (variants or {})
+    _update(config, overrides or {})
+    for name in filter(None, variant.split(",")):
+        if name not in known:
+            raise ValueError(f"unknown variant '{name}'; valid: {', '.join(sorted(known))}")
+        _update(config, known[name])
+    return config
+
+
+def _update(config: ConfigDict, values: dict) -> None:
+    for name, value in values.items():
+        *parents, last = name.split(".")
+        part = config
+        for parent in parents:
+            part = part[parent]
+        if parents and parents[-1].endswith("_args"):
+            with part.unlocked():  # checked later, against the file that takes them
+                part[last] = value
+        else:
+            part[last] = value

@@ -1,0 +1,26 @@
+"""5000 real MNIST digits, 28×28.
+
+    python -m pmjax.main --config=configs/digits.py --workdir=runs/digits
+"""
+
+import default
+
+
+def get_config(variant: str = ""):
+    """Returns the config; variants: paper, author, runlocal."""
+    return default.get_config(
+        variant,
+        {
+            "data.name": "digits",
+            "latent_dim": 64,
+            "steps": 3000,
+            "optimizer.learning_rate": 1e-3,
+            "optimizer.b1": 0.5,
+            "optimizer.b2": 0.99,
+            "stage2.steps": 6000,
+            "stage2.optimizer.learning_rate": 5e-4,
+            "stage2.optimizer.b1": 0.5,
+            "eval.metrics": ("reconstruction", "latent", "fd_efficientnet_lite0", "classes"),
+        },
+        {"runlocal": {"steps": 20, "stage2.steps": 200, "eval.num_samples": 64}},
+    )

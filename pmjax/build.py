@@ -1,0 +1,59 @@
+"""From a config to what it names: data and games. Only these and the commands read configs."""
+
+from ml_collections import ConfigDict
+
+from pmjax import datasets, parallel, plugins, priors
+from pmjax.errors import UserError
+from pmjax.methods import Plan
+from pmjax.optimizers import make_optimizer
+from pmjax.step import Game, joint
+
+
+def dataset(settings: ConfigDict, split: str) -> datasets.Dataset:
+    """Loads a split of the config's data set."""
+    data = settings.data
+    return datasets.load(
+        data.name,
+        split,
+        path=data.path or None,
+        manual_dir=data.manual_dir or None,
+        size=data.size or None,
+        cache_dir=data.cache_dir or None,
+        skip_broken=data.skip_broken,
+    )
+
+
+def stage1_game(settings: ConfigDict, shape: tuple[int, ...]) -> Game:
+    """Builds the game of stage 1 for examples of a shape; with joint schedule, of both stages."""
+    axis = parallel.axis_of(settings.parallel)
+    optimizer = make_optimizer(steps=settings.steps, **settings.optimizer)
+    method = plugins.load("methods", settings.method, provides="Method").Method
+    plan = Plan(
+        shape=tuple(shape),
+        latent_dim=settings.latent_dim,
+        family=settings.nets,
+        net_args=settings.nets_args.to_dict(),
+        batch_norm=settings.batch_norm.to_dict(),
+        optimizer=optimizer,
+        axis=axis,
+    )
+    game = method(**settings.method_args).game(plan)
+    if settings.schedule == "two_stage":
+        return game
+    prior = priors.make(settings.prior, settings.prior_args.to_dict())
+    if not priors.is_trained(prior):
+        raise UserError(f"config.schedule='joint' needs a prior that is trained, "
+                        f"such as 'latent_gan'; '{settings.prior}' is fitted.")
+    return joint(game, prior.game(settings.latent_dim, optimizer, axis), averaged=("G", "g"))
+
+
+def stage2_game(settings: ConfigDict) -> Game:
+    """Builds the game of a prior that is trained on the embeddings."""
+    optimizer = make_optimizer(steps=settings.stage2.steps, **settings.stage2.optimizer)
+    axis = parallel.axis_of(settings.parallel)
+    return prior(settings).game(settings.latent_dim, optimizer, axis)
+
+
+def prior(settings: ConfigDict):
+    """Returns the config's prior, not yet fitted."""
+    return priors.make(settings.prior, settings.prior_args.to_dict())

@@ -1,0 +1,53 @@
+"""What the commands share: arguments, set-up of the process, errors without a traceback."""
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+
+from pmjax import errors
+from pmjax.errors import UserError
+
+
+def run(command: Callable[[], None]) -> None:
+    """Runs a command; a `UserError` ends it with one message and status 2."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger().setLevel(logging.ERROR)
+    try:
+        command()
+    except UserError as error:
+        print(f"\nError: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Parses arguments; --config.name=value and --config.name value come as {name: value}."""
+    known, rest = parser.parse_known_args()
+    overrides, words = {}, iter(rest)
+    options = [option for action in parser._actions for option in action.option_strings]
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name.startswith("--config."):
+            raise errors.unknown("argument", word, [*options, "--config.NAME=VALUE"])
+        value = value if equals else next(words, None)
+        if value is None:
+            raise UserError(f"{name} needs a value: {name}=VALUE.")
+        overrides[name.removeprefix("--config.")] = value
+    return known, overrides
+
+
+def cache_compilations() -> None:
+    """Lets JAX keep compiled programs in a private directory, so that a second start is quick."""
+    import jax
+
+    base = os.environ.get("PMJAX_CACHE") or os.path.expanduser("~/.cache/pmjax")
+    path = os.path.join(base, "jax")
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", path)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

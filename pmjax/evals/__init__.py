@@ -1,0 +1,194 @@
+"""Metrics: one file each, found by name, all given the same `Context`.
+
+A metric called NAME is the file `pmjax/evals/NAME.py` (files that start with an underscore are
+parts of metrics) with one function that returns finite numbers under keys such as 'recon/mse':
+
+    def evaluate(ctx: Context, **args) -> dict[str, float]
+
+A metric that the data does not fit raises a `UserError`; nothing is left out in silence.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import sys
+import time
+import zlib
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pmjax import plugins
+from pmjax.datasets import Dataset, to_uint8
+from pmjax.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from pmjax.model import Model
+
+CHUNK = 1000  # examples a call of the model: bounds what is held as float
+
+
+@dataclasses.dataclass
+class Context:
+    """A model, its data, and everything that several metrics need, computed once.
+
+    Args:
+        model: encodes, decodes, reconstructs and samples.
+        train: the training set.
+        test: the test set.
+        priors: the run's own prior first, then those that it is compared with.
+        seed: of every random choice that a metric makes.
+        num_samples: how many examples `samples` and `subset` give.
+        fresh: (num, seed) -> float32 [num, D], new real points, where a data set can make them.
+    """
+
+    model: "Model"
+    train: Dataset
+    test: Dataset
+    priors: tuple[str, ...]
+    seed: int = 0
+    num_samples: int = 4000
+    fresh: Callable[[int, int], np.ndarray] | None = None
+    _cache: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
+
+    def cached(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """Returns what `make` returned when it was first called for this key."""
+        if key not in self._cache:
+            self._cache[key] = make()
+        return self._cache[key]
+
+    def derived_seed(self, *words: str | int) -> int:
+        """Returns a seed in [0, 2³¹) that depends on the context's seed and on the words."""
+        return zlib.crc32(repr((self.seed, *words)).encode()) >> 1
+
+    def subset(self, split: str, num: int | None = None) -> np.ndarray:
+        """Returns min(num, N) random, sorted indices of a split; num=None: `num_samples`."""
+        size = len(self._data(split))
+        rng = np.random.default_rng(self.derived_seed("subset", split))
+        return np.sort(rng.permutation(size)[: self.num_samples if num is None else num])
+
+    def samples(self, prior: str | None = None) -> np.ndarray:
+        """Returns `num_samples` samples of a prior (None: the run's own), like `test.data`."""
+        prior = self.own_prior if prior is None else prior
+        return self.cached(("samples", prior), lambda: self.draw(prior, self.num_samples, 0))
+
+    def draw(self, prior: str, num: int, index: int) -> np.ndarray:
+        """Returns the index-th independent draw of `num` samples, like `test.data`."""
+        parts = []
+        for start in range(0, num, CHUNK):
+            seed = self.derived_seed("samples", index, start)
+            part = self.model.sample(min(CHUNK, num - start), seed=seed, prior=prior)
+            part = _finite(f"samples of prior '{prior}'", part)
+            parts.append(to_uint8(part) if self.has_images else part)
+        return np.concatenate(parts)
+
+    def reconstructions(self, split: str, num: int | None = None) -> np.ndarray:
+        """Returns float32 reconstructions, in [-1, 1] for images, of a split or its `subset`."""
+
+        def make():
+            data = self._data(split)
+            data = data if num is None else data[self.subset(split, num)]
+            return self._apply(self.model.reconstruct, "reconstructions", data)
+
+        return self.cached(("reconstructions", split, num), make)
+
+    def embeddings(self, split: str) -> np.ndarray:
+        """Returns the float32 embeddings [N, d] of a split, in inference mode."""
+        return self.cached(
+            ("embeddings", split),
+            lambda: self._apply(self.model.encode, "embeddings", self._data(split)),
+        )
+
+    @property
+    def own_prior(self) -> str:
+        """The prior that the run was made for."""
+        if not self.priors:
+            raise UserError("The evaluation was given no prior: name the run's own one first.")
+        return self.priors[0]
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the data are images and not points."""
+        return self.test.data.ndim == 4
+
+    def require_images(self, metric: str) -> None:
+        """Refuses data that are not images."""
+        if not self.has_images:
+            raise UserError(f"Metric '{metric}' needs images, and these data are points. {_LEAVE}")
+
+    def require_points(self, metric: str) -> None:
+        """Refuses data that are not points."""
+        if self.has_images:
+            raise UserError(f"Metric '{metric}' needs points, and these data are images. {_LEAVE}")
+
+    def _data(self, split):
+        return {"train": self.train, "test": self.test}[split].data
+
+    @staticmethod
+    def _apply(function, what, data):
+        chunks = (data[i : i + CHUNK] for i in range(0, len(data), CHUNK))
+        return np.concatenate([_finite(what, function(chunk)) for chunk in chunks])
+
+
+_LEAVE = "Leave it out of --config.eval.metrics."
+
+
+def _finite(what, values):
+    values = np.asarray(values, np.float32)
+    if not np.isfinite(values).all():
+        raise UserError(
+            f"The model's {what} hold NaN or infinite values: it has diverged. "
+            "Train it again, with a lower learning rate or with gradient clipping."
+        )
+    return values
+
+
+def fresh_points(dataset: str) -> Callable[[int, int], np.ndarray] | None:
+    """Returns (num, seed) -> points of a data set that has `points(num, seed)`, else None."""
+    module = importlib.import_module(f"pmjax.datasets.{dataset}")
+    points = getattr(module, "points", None)
+    return points and (lambda num, seed: points(num, seed)[0])
+
+
+def run(
+    metrics: Sequence[str],
+    ctx: Context,
+    *,
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+    **args: dict[str, Any],
+) -> dict[str, float]:
+    """Returns the values of several metrics, evaluated in order, with a line for each.
+
+    Args:
+        metrics: names of files of this package.
+        ctx: what to evaluate.
+        say: shows one line of progress.
+        **args: a metric's name = a dictionary of its arguments; also for metrics not asked for.
+
+    Raises:
+        UserError: for unknown names and arguments (before anything is computed), data that a
+            metric does not fit, and values that are not finite.
+    """
+    functions = {
+        name: plugins.load("evals", name, provides="evaluate").evaluate
+        for name in (*metrics, *args)
+    }
+    for name, given in args.items():
+        valid = list(inspect.signature(functions[name]).parameters)[1:]
+        for argument in given:
+            if argument not in valid:
+                raise unknown(f"argument of metric '{name}'", argument, valid)
+    values = {}
+    for name in metrics:
+        start = time.perf_counter()
+        new = {key: float(x) for key, x in functions[name](ctx, **args.get(name, {})).items()}
+        for key, value in new.items():
+            if not np.isfinite(value):
+                raise UserError(
+                    f"Metric '{name}' gave {key} = {value}: the model or the data are degenerate."
+                )
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in new.items())
+        say(f"eval {name} ({time.perf_counter() - start:.1f} s): {shown}")
+        values |= new
+    return values

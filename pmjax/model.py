@@ -1,0 +1,178 @@
+"""What a user loads: encode, decode, reconstruct, sample, interpolate."""
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pmjax import build, checkpoint, config, nets, priors
+from pmjax.datasets import to_float
+from pmjax.errors import UserError
+from pmjax.workdir import AUTOENCODER, CONFIG, prior_path, read_embeddings
+
+_BATCH = 256
+
+
+class Model:
+    """A trained autoencoder with priors over its embedding.
+
+    Examples are images [N, H, W, C], uint8 or float within [-1, 1], or points [N, D]. What comes
+    back is float32 NumPy, images within [-1, 1]; `pmjax.to_uint8` makes pictures of them.
+
+    Attributes:
+      shape: of one example.
+      latent_dim: of its embedding.
+      prior: name of the prior that `sample` uses unless told otherwise.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: Any,
+        decoder: Any,
+        arrays: dict[str, Any],
+        shape: tuple[int, ...],
+        latent_dim: int,
+        prior: str,
+        workdir: Path | None = None,
+        prior_args: dict[str, Any] | None = None,
+        seed: int = 0,
+    ):
+        """Takes the nets E and G, and arrays {'params': {'E', 'G'}, 'stats': {'E', 'G'}}."""
+        self.shape, self.latent_dim, self.prior = tuple(shape), latent_dim, prior
+        self._workdir, self._seed, self._arrays = workdir, seed, arrays
+        self._prior_args = {prior: prior_args or {}}
+        self._priors: dict[str, tuple[Any, Any]] = {}
+        self._encode = jax.jit(lambda a, x: self._call(encoder, "E", a, to_float(x)))
+        self._decode = jax.jit(lambda a, z: self._call(decoder, "G", a, z))
+
+    @staticmethod
+    def _call(net, name, arrays, x):
+        return nets.apply(net, arrays["params"][name], arrays["stats"].get(name, {}), x)
+
+    def encode(self, x: np.ndarray) -> np.ndarray:
+        """Returns the embeddings [N, latent_dim] of examples [N, …], in inference mode."""
+        x = np.asarray(x)
+        if x.ndim != len(self.shape) + 1 or x.shape[1:] != self.shape:
+            raise UserError(f"encode takes examples of shape [N, {', '.join(map(str, self.shape))}]"
+                            f", not {list(x.shape)}.")
+        if x.dtype != np.uint8:
+            x = x.astype(np.float32)
+            if len(self.shape) == 3 and np.abs(x).max(initial=0) > 1.5:
+                raise UserError("encode takes float images within [-1, 1], or uint8.")
+        return _batched(partial(self._encode, self._arrays), x)
+
+    def decode(self, z: np.ndarray) -> np.ndarray:
+        """Returns the examples [N, …] of embeddings [N, latent_dim]."""
+        z = np.asarray(z, np.float32)
+        if z.ndim != 2 or z.shape[1] != self.latent_dim:
+            raise UserError(f"decode takes [N, {self.latent_dim}], not {list(z.shape)}.")
+        return _batched(partial(self._decode, self._arrays), z)
+
+    def reconstruct(self, x: np.ndarray) -> np.ndarray:
+        """Returns G(E(x)) for examples [N, …]."""
+        return self.decode(self.encode(x))
+
+    def interpolate(self, a: np.ndarray, b: np.ndarray, *, steps: int = 9) -> np.ndarray:
+        """Returns [N, steps, …]: from each example of `a` to its partner in `b`, ends included."""
+        if len(a) != len(b):
+            raise UserError(f"interpolate takes as many a as b, not {len(a)} and {len(b)}.")
+        if steps < 2:
+            raise UserError(f"interpolate takes at least 2 steps, not {steps}.")
+        share = np.linspace(0, 1, steps, dtype=np.float32)[None, :, None]
+        z = (1 - share) * self.encode(a)[:, None] + share * self.encode(b)[:, None]
+        return self.decode(z.reshape(-1, self.latent_dim)).reshape(len(a), steps, *self.shape)
+
+    def sample(self, num: int, *, seed: int = 0, prior: str | None = None) -> np.ndarray:
+        """Returns `num` new examples G(z); the same for the same seed.
+
+        Args:
+          num: how many.
+          seed: of the draw.
+          prior: name of another prior than the run's own; it is fitted to the run's embeddings
+            where the workdir does not have it yet.
+        """
+        return self.decode(self.sample_latent(num, seed=seed, prior=prior))
+
+    def sample_latent(self, num: int, *, seed: int = 0, prior: str | None = None) -> np.ndarray:
+        """Returns draws [num, latent_dim] of a prior over the embedding."""
+        if num < 1:
+            raise UserError(f"sample takes at least 1, not {num}.")
+        fitted, arrays = self.fitted_prior(prior or self.prior)
+        return np.asarray(jax.jit(fitted.sample, static_argnums=2)(arrays, jax.random.key(seed), num))
+
+    def sample_base(
+        self, num: int, *, seed: int = 0, prior: str | None = None
+    ) -> np.ndarray | None:
+        """Returns the draws z' [num, p] that `sample` with this seed maps; None if there are none."""
+        fitted, arrays = self.fitted_prior(prior or self.prior)
+        if not hasattr(fitted, "base"):
+            return None
+        return np.asarray(fitted.base(arrays, jax.random.key(seed), num))
+
+    def fitted_prior(self, name: str) -> tuple[Any, Any]:
+        """Returns a prior and its arrays: the run's own, or one fitted to the run's embeddings."""
+        if name not in self._priors:
+            prior = priors.make(name, self._prior_args.get(name))
+            path = self._workdir and prior_path(self._workdir, name)
+            if path and path.is_file():
+                arrays = checkpoint.read_arrays(path)
+            elif priors.is_trained(prior):
+                raise UserError(f"{self._workdir} has no trained prior '{name}'"
+                                f"{'; training has not come to it yet' if name == self.prior else ''}.")
+            else:
+                arrays = prior.fit(self.embeddings(), seed=self._seed)
+                checkpoint.write_arrays(path, arrays)
+            self._priors[name] = prior, jax.tree.map(jnp.asarray, arrays)
+        return self._priors[name]
+
+    def embeddings(self) -> np.ndarray:
+        """Returns the training set's embeddings [N, latent_dim], which the workdir keeps."""
+        return read_embeddings(self._workdir)
+
+
+def load(workdir: str | os.PathLike) -> Model:
+    """Loads the model that `pmjax.main` trained in a workdir.
+
+    Raises:
+      UserError: if there is none, or a file of it is damaged.
+    """
+    workdir = Path(workdir)
+    if not (workdir / CONFIG).is_file():
+        raise UserError(f"{workdir} is not a workdir of pmjax: it has no {CONFIG}.")
+    settings = config.read(workdir / CONFIG)
+    path = workdir / AUTOENCODER
+    if not path.is_file():
+        raise UserError(f"{workdir} has no trained autoencoder yet. Go on with the training "
+                        f"command: python -m pmjax.main --workdir={workdir} --config=…")
+    arrays = checkpoint.read_arrays(path)
+    shape = tuple(int(size) for size in arrays["shape"])
+    game = build.stage1_game(settings, shape)
+    return Model(
+        encoder=game.nets["E"][0],
+        decoder=game.nets["G"][0],
+        arrays={"params": arrays["params"], "stats": arrays["stats"]},
+        shape=shape,
+        latent_dim=settings.latent_dim,
+        prior=settings.prior,
+        workdir=workdir,
+        prior_args=settings.prior_args.to_dict(),
+        seed=settings.seed,
+    )
+
+
+def _batched(fn, x: np.ndarray) -> np.ndarray:
+    """Applies `fn` to batches of one size, so that it is compiled once; the last is padded."""
+    size = min(_BATCH, 1 << max(0, len(x) - 1).bit_length())
+    parts = []
+    for start in range(0, len(x), size):
+        part = x[start : start + size]
+        padded = np.pad(part, [(0, size - len(part))] + [(0, 0)] * (x.ndim - 1))
+        parts.append(np.asarray(fn(padded))[: len(part)])
+    if not parts:
+        raise UserError("There are no examples: the first size is 0.")
+    return np.concatenate(parts)

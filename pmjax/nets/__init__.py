@@ -1,0 +1,42 @@
+"""Neural nets: a family is one file that defines `Encoder`, `Decoder` and `Critic`.
+
+    Encoder(latent_dim=…, **args)(x) -> [N, latent_dim]
+    Decoder(shape=…, **args)(z)      -> [N, *shape], images within [-1, 1]
+    Critic(**args)(x)                -> [N]
+
+`args` are the family's own (`config.net_args`); all three take the same ones. A net calls its
+modules with `train`, and may keep mutable collections, which the training state carries.
+"""
+
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from pmjax import plugins
+
+Params = dict[str, Any]
+Stats = dict[str, Any]
+
+
+def family(name: str):
+    """Returns the module `pmjax.nets.NAME`; an unknown name is a `UserError`."""
+    return plugins.load("nets", name, provides="Encoder")
+
+
+def init(net: nn.Module, key: jax.Array, *inputs: jax.Array) -> tuple[Params, Stats]:
+    """Initialises one net: its parameters, and its mutable collections."""
+    stats = net.init(key, *inputs, train=True)
+    return stats.pop("params", {}), stats
+
+
+def apply(net: nn.Module, params: Params, stats: Stats, *inputs, train: bool = False):
+    """Calls a net and leaves its mutable collections as they are."""
+    output, _ = update(net, params, stats, *inputs, train=train)
+    return output
+
+
+def update(net: nn.Module, params: Params, stats: Stats, *inputs, train: bool = True):
+    """Calls a net; returns its output and its mutable collections after the call."""
+    variables = {"params": params, **stats}
+    return net.apply(variables, *inputs, train=train, mutable=list(stats))

@@ -1,0 +1,103 @@
+"""Multi-layer perceptrons: for points, and for the latent space's g and D."""
+
+from math import prod
+
+import jax
+from flax import linen as nn
+
+Array = jax.Array
+
+
+class MLP(nn.Module):
+    """`layers` hidden layers of `width` with ReLU, and a linear one."""
+
+    features: int
+    width: int
+    layers: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [N, …] to [N, features]."""
+        x = x.reshape(x.shape[0], -1)
+        for _ in range(self.layers):
+            x = nn.relu(nn.Dense(self.width, kernel_init=nn.initializers.he_normal())(x))
+        return nn.Dense(self.features)(x)
+
+
+class Encoder(nn.Module):
+    """E before its BatchNorm: [N, …] to [N, latent_dim]."""
+
+    latent_dim: int
+    width: int = 400
+    layers: int = 2
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Applies the perceptron."""
+        return MLP(self.latent_dim, self.width, self.layers)(x)
+
+
+class Decoder(nn.Module):
+    """G: [N, latent_dim] to [N, *shape], unbounded (points may lie anywhere)."""
+
+    shape: tuple[int, ...]
+    width: int = 400
+    layers: int = 2
+
+    @nn.compact
+    def __call__(self, z: Array, *, train: bool) -> Array:
+        """Applies the perceptron."""
+        return MLP(prod(self.shape), self.width, self.layers)(z).reshape(-1, *self.shape)
+
+
+class Critic(nn.Module):
+    """d: [N, …] to one number an example [N]."""
+
+    width: int = 400
+    layers: int = 2
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Applies the perceptron."""
+        return MLP(1, self.width, self.layers)(x)[:, 0]
+
+
+class LatentGenerator(nn.Module):
+    """g: base draws z' [N, p] to embeddings [N, latent_dim], through residual blocks."""
+
+    latent_dim: int
+    width: int
+    blocks: int
+
+    @nn.compact
+    def __call__(self, z: Array, *, train: bool) -> Array:
+        """Applies dense, `blocks` × (x + dense(relu(dense(relu(x))))), relu, dense."""
+        x = nn.Dense(self.width, name="enter")(z)
+        for _ in range(self.blocks):
+            h = nn.Dense(self.width, kernel_init=nn.initializers.he_normal())(nn.relu(x))
+            x = x + nn.Dense(self.width)(nn.relu(h))
+        return nn.Dense(self.latent_dim, name="leave")(nn.relu(x))
+
+
+class LatentCritic(nn.Module):
+    """D: embeddings [N, d] to one number each [N]; spectral norm on every layer by option."""
+
+    width: int
+    blocks: int
+    spectral_norm: bool
+
+    @nn.compact
+    def __call__(self, z: Array, *, train: bool) -> Array:
+        """Applies dense, residual blocks as in g, relu, dense."""
+
+        def dense(features, x, init=nn.initializers.lecun_normal()):
+            layer = nn.Dense(features, kernel_init=init)
+            if self.spectral_norm:
+                return nn.SpectralNorm(layer, collection_name="spectral")(x, update_stats=train)
+            return layer(x)
+
+        x = dense(self.width, z)
+        for _ in range(self.blocks):
+            h = dense(self.width, nn.relu(x), nn.initializers.he_normal())
+            x = x + dense(self.width, nn.relu(h))
+        return dense(1, nn.relu(x))[:, 0]

@@ -1,0 +1,50 @@
+"""Optimizers and learning-rate schedules, all of them Optax's."""
+
+import functools
+from collections.abc import Callable
+
+import optax
+
+from pmjax import errors
+
+_SCHEDULES = {
+    "constant": lambda lr, updates: optax.constant_schedule(lr),
+    "linear": lambda lr, updates: optax.linear_schedule(lr, 0.0, updates),
+    "cosine": lambda lr, updates: optax.cosine_decay_schedule(lr, updates),
+}
+
+
+def make_optimizer(
+    *,
+    steps: int,
+    learning_rate: float = 2e-4,
+    b1: float = 0.0,
+    b2: float = 0.9,
+    schedule: str = "linear",
+    warmup: int = 0,
+    clip: float = 0.0,
+) -> Callable[[int], optax.GradientTransformation]:
+    """Returns a function from a player's repeats in a step to its Adam.
+
+    Args:
+      steps: training steps, after which 'linear' and 'cosine' reach zero.
+      learning_rate: after the warm-up.
+      b1: Adam's decay of the gradients' average.
+      b2: Adam's decay of the squared gradients' average.
+      schedule: 'constant', 'linear' or 'cosine'.
+      warmup: steps over which the rate grows linearly from zero.
+      clip: largest global norm of a gradient (0: any).
+    """
+    if schedule not in _SCHEDULES:
+        raise errors.unknown("schedule", schedule, _SCHEDULES)
+
+    @functools.cache
+    def optimizer(repeats: int) -> optax.GradientTransformation:
+        rate = _SCHEDULES[schedule](learning_rate, max(1, (steps - warmup) * repeats))
+        if warmup:
+            rising = optax.linear_schedule(0.0, learning_rate, warmup * repeats)
+            rate = optax.join_schedules([rising, rate], [warmup * repeats])
+        adam = optax.adam(rate, b1=b1, b2=b2)
+        return optax.chain(optax.clip_by_global_norm(clip), adam) if clip else adam
+
+    return optimizer

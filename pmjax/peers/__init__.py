@@ -1,0 +1,11 @@
+"""Peers of `pmjax.bench`, one file each: the same training step in another framework.
+
+A file `pmjax/peers/NAME.py`, called as the package that it needs, defines `Side`, which
+`pmjax.bench` makes in a process of its own:
+
+    Side(settings, stage=…, cores=…, gpu=…, start=…)
+                        `start` has the first weights, the first random draws and the embeddings
+    first               {metric: value} of the first step, on the same batch and draws as ours
+    threads, device, versions
+    block(seconds) -> (steps, seconds)
+"""

@@ -1,0 +1,273 @@
+"""The nets of `pmjax.nets` as PyTorch modules.
+
+Images are NCHW. Submodules have the names that Flax gives theirs, so that arrays find each other
+by path. Where a layer reads or writes flattened pixels, its `inputs` or `outputs` say which Flax
+position each of its own corresponds to: the weights are reordered once, not the activations.
+"""
+
+from math import prod
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pmjax.errors import UserError
+
+def _channels_first(height: int, width: int, channels: int) -> np.ndarray:
+    """Returns where in flattened [H, W, C] the entries of flattened [C, H, W] are."""
+    return np.arange(height * width * channels).reshape(height, width, channels).transpose(
+        2, 0, 1
+    ).ravel()
+
+
+def _reordered(layer: nn.Module, *, inputs=slice(None), outputs=slice(None)) -> nn.Module:
+    layer.inputs, layer.outputs = inputs, outputs
+    return layer
+
+
+def _conv(channels: int, features: int, kernel: int = 3) -> nn.Conv2d:
+    return nn.Conv2d(channels, features, kernel, padding=kernel // 2)
+
+
+class DBlock(nn.Module):
+    """Discriminator block of `pmjax.nets.resnet`."""
+
+    def __init__(self, channels: int, features: int, down: bool = False):
+        super().__init__()
+        self.Conv_0 = _conv(channels, channels)
+        self.Conv_1 = _conv(channels, features)
+        self.Conv_2 = _conv(channels, features, 1) if down or channels != features else None
+        self.down = down
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [N, C, H, W] to [N, features, H, W], or half of H and W."""
+        h = self.Conv_1(F.relu(self.Conv_0(F.relu(x))))
+        h = h + (x if self.Conv_2 is None else self.Conv_2(x))
+        return F.avg_pool2d(h, 2) if self.down else h
+
+
+class GBlock(nn.Module):
+    """Generator block of `pmjax.nets.resnet`."""
+
+    def __init__(self, channels: int, features: int, up: bool = False):
+        super().__init__()
+        self.Conv_0 = _conv(channels, features)
+        self.Conv_1 = _conv(features, features)
+        self.Conv_2 = _conv(channels, features, 1) if up or channels != features else None
+        self.up = up
+
+    def _grow(self, x: Tensor) -> Tensor:
+        if not self.up:
+            return x
+        return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [N, C, H, W] to [N, features, H, W], or twice H and W."""
+        h = self.Conv_1(F.relu(self.Conv_0(self._grow(F.relu(x)))))
+        return h + (x if self.Conv_2 is None else self._grow(self.Conv_2(x)))
+
+
+class Trunk(nn.Module):
+    """Image to features at half of its height and width over `patch`."""
+
+    def __init__(self, channels: int, width: int, blocks: int, patch: int):
+        super().__init__()
+        self.patch, self.depth = patch, 1 + blocks
+        self.Conv_0 = _reordered(
+            _conv(channels * patch**2, width), inputs=_channels_first(patch, patch, channels)
+        )
+        self.DBlock_0 = DBlock(width, 2 * width, down=True)
+        for index in range(1, self.depth):
+            self.add_module(f"DBlock_{index}", DBlock(2 * width, 2 * width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [N, C, H, W] to [N, 2·width, H / 2·patch, W / 2·patch]."""
+        x = self.Conv_0(F.pixel_unshuffle(x, self.patch))
+        for index in range(self.depth):
+            x = getattr(self, f"DBlock_{index}")(x)
+        return F.relu(x)
+
+
+class ConvNet(nn.Module):
+    """E before its BatchNorm, and d: a trunk and a linear layer."""
+
+    def __init__(self, shape, features: int, *, width: int, blocks: int, patch: int):
+        super().__init__()
+        height, wide, channels = shape
+        size = (height // (2 * patch), wide // (2 * patch), 2 * width)
+        self._Trunk_0 = Trunk(channels, width, blocks, patch)
+        self.Dense_0 = _reordered(nn.Linear(prod(size), features), inputs=_channels_first(*size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [N, C, H, W] to [N, features]."""
+        return self.Dense_0(self._Trunk_0(x).flatten(1))
+
+
+class ConvDecoder(nn.Module):
+    """G of `pmjax.nets.resnet`."""
+
+    def __init__(self, shape, latent_dim: int, *, width: int, blocks: int, patch: int):
+        super().__init__()
+        height, wide, channels = shape
+        self.size = (2 * width, height // (2 * patch), wide // (2 * patch))
+        self.patch, self.depth = patch, blocks + 1
+        order = _channels_first(*self.size[1:], self.size[0])
+        self.Dense_0 = _reordered(nn.Linear(latent_dim, prod(self.size)), outputs=order)
+        for index in range(blocks):
+            self.add_module(f"GBlock_{index}", GBlock(2 * width, 2 * width))
+        self.add_module(f"GBlock_{blocks}", GBlock(2 * width, width, up=True))
+        self.Conv_0 = _reordered(
+            _conv(width, patch**2 * channels), outputs=_channels_first(patch, patch, channels)
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Maps [N, latent_dim] to [N, C, H, W]."""
+        x = self.Dense_0(z).unflatten(1, self.size)
+        for index in range(self.depth):
+            x = getattr(self, f"GBlock_{index}")(x)
+        return torch.tanh(F.pixel_shuffle(self.Conv_0(F.relu(x)), self.patch))
+
+
+class MLP(nn.Module):
+    """E before its BatchNorm, G and d of `pmjax.nets.mlp`: a perceptron between two shapes."""
+
+    def __init__(self, shape, features, *, width: int, layers: int):
+        super().__init__()
+        self.features, self.depth = features, layers
+        sizes = [prod(shape), *[width] * layers, prod(features)]
+        orders = [_flat_order(shape), *[slice(None)] * layers, _flat_order(features)]
+        self.MLP_0 = nn.ModuleDict({
+            f"Dense_{index}": _reordered(
+                nn.Linear(sizes[index], sizes[index + 1]),
+                inputs=orders[index] if index == 0 else slice(None),
+                outputs=orders[index + 1] if index == layers else slice(None),
+            )
+            for index in range(layers + 1)
+        })
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [N, …] to [N, features], images as NCHW."""
+        x = x.flatten(1)
+        for index in range(self.depth):
+            x = F.relu(self.MLP_0[f"Dense_{index}"](x))
+        x = self.MLP_0[f"Dense_{self.depth}"](x)
+        if len(self.features) == 3:
+            height, width, channels = self.features
+            return x.unflatten(1, (channels, height, width))
+        return x
+
+
+def _flat_order(shape) -> np.ndarray | slice:
+    return _channels_first(*shape) if len(shape) == 3 else slice(None)
+
+
+class LatentBatchNorm(nn.Module):
+    """Equation (11), with the biased variance in the running statistics, as Flax keeps them."""
+
+    def __init__(self, features: int, *, affine: bool, momentum: float):
+        super().__init__()
+        self.BatchNorm_0 = nn.BatchNorm1d(features, momentum=1 - momentum, affine=affine)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Maps [N, d] to [N, d] by the batch's statistics, and moves the running ones."""
+        norm = self.BatchNorm_0
+        with torch.no_grad():
+            var, mean = torch.var_mean(z, 0, correction=0)
+            norm.running_mean.lerp_(mean, norm.momentum)
+            norm.running_var.lerp_(var, norm.momentum)
+        return F.batch_norm(z, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
+
+
+class Embedding(nn.Module):
+    """E and its BatchNorm."""
+
+    def __init__(self, trunk: nn.Module, norm: nn.Module | None):
+        super().__init__()
+        self.trunk, self.norm = trunk, norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps examples to z [N, d]."""
+        z = self.trunk(x)
+        return z if self.norm is None else self.norm(z)
+
+
+class LatentGenerator(nn.Module):
+    """Maps z' [N, p] to embeddings [N, latent_dim]: g."""
+
+    def __init__(self, base_dim: int, latent_dim: int, width: int, blocks: int):
+        super().__init__()
+        self.blocks = blocks
+        self.enter, self.leave = nn.Linear(base_dim, width), nn.Linear(width, latent_dim)
+        for index in range(2 * blocks):
+            self.add_module(f"Dense_{index}", nn.Linear(width, width))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Applies dense, residual blocks, relu, dense."""
+        x = self.enter(z)
+        for index in range(0, 2 * self.blocks, 2):
+            h = getattr(self, f"Dense_{index}")(F.relu(x))
+            x = x + getattr(self, f"Dense_{index + 1}")(F.relu(h))
+        return self.leave(F.relu(x))
+
+
+class SpectralLinear(nn.Linear):
+    """Linear layer over its largest singular value, by one power iteration a call.
+
+    `u` is kept in training mode only. PyTorch's own spectral norm starts the iteration at the
+    other side, so that its numbers differ from Flax's.
+    """
+
+    def __init__(self, inputs: int, features: int):
+        super().__init__(inputs, features)
+        self.register_buffer("u", torch.ones(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [N, inputs] to [N, features]."""
+        with torch.no_grad():
+            v = F.normalize(torch.mv(self.weight.t(), self.u), dim=0, eps=1e-12)
+            u = F.normalize(torch.mv(self.weight, v), dim=0, eps=1e-12)
+            if self.training:
+                self.u.copy_(u)
+        sigma = torch.dot(u, torch.mv(self.weight, v))
+        return F.linear(x, self.weight / sigma, self.bias)
+
+
+class LatentCritic(nn.Module):
+    """Maps embeddings [N, d] to one number each: D."""
+
+    def __init__(self, latent_dim: int, width: int, blocks: int, spectral_norm: bool):
+        super().__init__()
+        self.blocks = blocks
+        layer = SpectralLinear if spectral_norm else nn.Linear
+        sizes = [latent_dim, *[width] * (2 * blocks + 1), 1]
+        for index in range(2 * blocks + 2):
+            self.add_module(f"Dense_{index}", layer(sizes[index], sizes[index + 1]))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Applies dense, residual blocks, relu, dense."""
+        x = self.Dense_0(z)
+        for index in range(1, 2 * self.blocks + 1, 2):
+            h = getattr(self, f"Dense_{index}")(F.relu(x))
+            x = x + getattr(self, f"Dense_{index + 1}")(F.relu(h))
+        return getattr(self, f"Dense_{2 * self.blocks + 1}")(F.relu(x))[:, 0]
+
+
+def make_nets(
+    *, family: str, net_args: dict, shape, latent_dim: int, batch_norm: dict | None
+) -> dict[str, nn.Module]:
+    """Returns E, G and d of a family for examples of a shape (NHWC)."""
+    if family == "resnet":
+        args = {name: net_args[name] for name in ("width", "blocks", "patch")}
+        trunk = ConvNet(shape, latent_dim, **args)
+        decoder = ConvDecoder(shape, latent_dim, **args)
+        critic = ConvNet(shape, 1, **args | {"width": net_args["critic_width"]})
+    elif family == "mlp":
+        trunk = MLP(shape, (latent_dim,), **net_args)
+        decoder = MLP((latent_dim,), shape, **net_args)
+        critic = MLP(shape, (1,), **net_args)
+    else:
+        raise UserError(f"The PyTorch peer has the nets 'resnet' and 'mlp', not '{family}': "
+                        f"leave --peer out.")
+    norm = LatentBatchNorm(latent_dim, **batch_norm) if batch_norm else None
+    return {"E": Embedding(trunk, norm), "G": decoder, "d": critic}

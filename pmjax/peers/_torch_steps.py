@@ -1,0 +1,195 @@
+"""The training steps of both stages in PyTorch, on the nets of `_torch_nets`.
+
+As in `pmjax.step`, the pass through E and G is computed once a step: detached for the critic,
+with its graph for the autoencoder. A player's turn switches off the gradients of nets that it
+does not move.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+Metrics = dict[str, Tensor]
+Optimizer = Callable[[list[nn.Parameter], int], "Updates"]
+
+
+class Updates:
+    """Adam with the learning-rate schedule and the clipping of `pmjax.optimizers`."""
+
+    def __init__(
+        self, parameters, repeats: int, *, steps: int, learning_rate: float, b1: float, b2: float,
+        schedule: str, warmup: int, clip: float,
+    ):  # fmt: skip
+        self.parameters, self.clip = parameters, clip
+        self.optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=(b1, b2))
+        rising, falling = warmup * repeats, max(1, (steps - warmup) * repeats)
+
+        def factor(count: int) -> float:
+            if count < rising:
+                return count / rising
+            done = min(1.0, (count - rising) / falling)
+            return {
+                "constant": 1.0,
+                "linear": 1 - done,
+                "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+            }[schedule]
+
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+
+    def __call__(self, loss: Tensor) -> None:
+        """Moves the parameters down the gradient of the loss."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        if self.clip:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        self.optimizer.step()
+        self.schedule.step()
+
+
+class Autoencoder:
+    """Stage 1: equations (9), (10) and (11)."""
+
+    def __init__(
+        self, nets: dict[str, nn.Module], optimizer: Optimizer, *, omega1: float, omega2: float,
+        lambda_: float, gamma: float, reconstruction: str, batch_norm: bool, regularizer: bool,
+        critic_repeats: int, autoencoder_repeats: int,
+    ):  # fmt: skip
+        self.E, self.G, self.d = nets["E"], nets["G"], nets["d"]
+        self.omega1, self.omega2, self.lambda_, self.gamma = omega1, omega2, lambda_, gamma
+        self.norm = {"squared": F.mse_loss, "absolute": F.l1_loss}[reconstruction]
+        self.regularizer = regularizer
+        self.critic_repeats = critic_repeats if regularizer else 0
+        self.autoencoder_repeats = autoencoder_repeats
+        moved = [*self.E.parameters(), *self.G.parameters()]
+        self.update_autoencoder = optimizer(moved, autoencoder_repeats)
+        self.update_critic = optimizer(list(self.d.parameters()), critic_repeats)
+
+    def step(self, x: Tensor, mu: Tensor | None = None) -> tuple[Metrics, Tensor]:
+        """Makes a step on the batch x [B, …]; returns its metrics and the embeddings z.
+
+        `mu` [B] is drawn unless given.
+        """
+        metrics: Metrics = {}
+        if mu is None:
+            mu = torch.rand(len(x), device=x.device) / 2
+        z, x_hat, x_mu = self.forward(x, mu)
+        for _ in range(self.critic_repeats):
+            loss, extra = self.critic_loss(x, x_hat.detach(), x_mu.detach(), mu)
+            self.update_critic(loss)
+            metrics |= {"loss/critic": loss.detach(), **extra}
+        with _fixed(self.d):
+            for repeat in range(self.autoencoder_repeats):
+                if repeat:
+                    z, x_hat, x_mu = self.forward(x, mu)
+                loss, extra = self.autoencoder_loss(x, x_hat, x_mu)
+                self.update_autoencoder(loss)
+                metrics |= {"loss/autoencoder": loss.detach(), **extra}
+        return metrics, z.detach()
+
+    def forward(self, x: Tensor, mu: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Returns z, x̂ and x_μ."""
+        z = self.E(x)
+        if not self.regularizer:
+            return z, self.G(z), None
+        z_mu = torch.lerp(z.roll(-1, 0), z, mu[:, None])
+        x_hat, x_mu = self.G(torch.cat([z, z_mu])).chunk(2)
+        return z, x_hat, x_mu
+
+    def critic_loss(self, x: Tensor, x_hat: Tensor, x_mu: Tensor, mu: Tensor):
+        """Equation (9)."""
+        blend = torch.lerp(x_hat, x, self.gamma)
+        d_x, d_blend, d_mu = self.d(torch.cat([x, blend, x_mu])).squeeze(1).chunk(3)
+        real = d_x.square().mean()
+        blended = (d_blend - self.lambda_).square().mean()
+        mixed = F.mse_loss(d_mu, mu + self.lambda_)
+        metrics = {"d/real": real, "d/blend": blended, "d/mix": mixed}
+        return real + blended + mixed, _detached(metrics)
+
+    def autoencoder_loss(self, x: Tensor, x_hat: Tensor, x_mu: Tensor | None):
+        """Equation (10)."""
+        loss = recon = self.norm(x_hat, x)
+        metrics = {"recon": recon}
+        if self.regularizer:
+            d_mu, d_hat = self.d(torch.cat([x_mu, x_hat])).squeeze(1).chunk(2)
+            fool_mix, fool_recon = d_mu.square().mean(), d_hat.square().mean()
+            loss = loss + self.omega1 * fool_mix + self.omega2 * fool_recon
+            metrics |= {"fool/mix": fool_mix, "fool/recon": fool_recon}
+        return loss, _detached(metrics)
+
+
+class LatentGAN:
+    """Stage 2: equations (12) and (13)."""
+
+    def __init__(
+        self, nets: dict[str, nn.Module], optimizer: Optimizer, *, base_prior: str, base_dim: int,
+        critic_repeats: int, generator_repeats: int,
+    ):  # fmt: skip
+        self.g, self.D = nets["g"], nets["D"]
+        self.base_prior, self.base_dim = base_prior, base_dim
+        self.critic_repeats, self.generator_repeats = critic_repeats, generator_repeats
+        self.update_D = optimizer(list(self.D.parameters()), critic_repeats)
+        self.update_g = optimizer(list(self.g.parameters()), generator_repeats)
+
+    def step(self, z: Tensor, bases: Tensor | None = None) -> Metrics:
+        """Makes a step on the embeddings z [B, d]; `bases` [turns, B, p] are drawn unless given."""
+        metrics: Metrics = {}
+        draws = self._draws(z) if bases is None else iter(bases)
+        for _ in range(self.critic_repeats):
+            loss, extra = self.critic_loss(z, next(draws))
+            self.update_D(loss)
+            metrics |= {"loss/latent_critic": loss.detach(), **extra}
+        self.D.eval()  # its u moves in D's own turns only
+        with _fixed(self.D):
+            for _ in range(self.generator_repeats):
+                loss = -self.D(self.g(next(draws))).mean()
+                self.update_g(loss)
+                metrics["loss/latent_generator"] = loss.detach()
+        self.D.train()
+        return metrics
+
+    def critic_loss(self, z: Tensor, base: Tensor):
+        """Equation (12)."""
+        with torch.no_grad():
+            z_fake = self.g(base)
+        real, fake = self.D(torch.cat([z, z_fake])).chunk(2)
+        loss = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+        return loss, _detached({"D/real": real.mean(), "D/fake": fake.mean()})
+
+    def _draws(self, z: Tensor) -> Iterator[Tensor]:
+        while True:
+            base = torch.randn(len(z), self.base_dim, device=z.device)
+            yield F.normalize(base) if self.base_prior == "sphere" else base
+
+
+class Average:
+    """Exponential moving average of nets' parameters, with the warm-up of `pmjax.step`."""
+
+    def __init__(self, nets: list[nn.Module], decay: float):
+        self.parameters = [p for net in nets for p in net.parameters()]
+        self.values = [p.detach().clone() for p in self.parameters]
+        self.decay, self.steps = decay, 0
+
+    def update(self) -> None:
+        """Moves the average after a step."""
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        get_ema_multi_avg_fn(decay)(self.values, [p.detach() for p in self.parameters], self.steps)
+        self.steps += 1
+
+
+@contextmanager
+def _fixed(net: nn.Module):
+    """Switches the gradients of a net's parameters off."""
+    net.requires_grad_(False)
+    try:
+        yield
+    finally:
+        net.requires_grad_(True)
+
+
+def _detached(metrics: Metrics) -> Metrics:
+    return {name: value.detach() for name, value in metrics.items()}

@@ -1,0 +1,69 @@
+"""A mixture of Gaussians on the embeddings: the baseline that any learned prior must beat.
+
+Ghosh et al., From Variational to Deterministic Autoencoders (2020), fit ten full-covariance
+components to the codes of a plain autoencoder.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.mixture import GaussianMixture
+
+from pmjax import errors
+
+Array = jax.Array
+
+
+# scikit-learn's covariances of each type, as full matrices.
+_AS_FULL = {
+    "full": lambda c, eye: c,
+    "tied": lambda c, eye: c[None],
+    "diag": lambda c, eye: c[:, :, None] * eye,
+    "spherical": lambda c, eye: c[:, None, None] * eye,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Prior:
+    """`components` Gaussians with covariances of scikit-learn's type `covariance`."""
+
+    components: int = 10
+    covariance: str = "full"
+    regularization: float = 1e-4  # added to the covariances' diagonals
+    max_iter: int = 100
+
+    def __post_init__(self):
+        if self.covariance not in _AS_FULL:
+            raise errors.unknown("covariance", self.covariance, _AS_FULL)
+
+    def fit(self, z: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
+        """Fits embeddings z [N, d] by expectation-maximisation from a seeded k-means."""
+        mixture = GaussianMixture(
+            min(self.components, len(z)),
+            covariance_type=self.covariance,
+            reg_covar=self.regularization,
+            max_iter=self.max_iter,
+            random_state=seed,
+        ).fit(z.astype(np.float64))
+        shape = (len(mixture.weights_), z.shape[1], z.shape[1])
+        covariances = _AS_FULL[self.covariance](mixture.covariances_, np.eye(z.shape[1]))
+        roots = np.linalg.cholesky(np.broadcast_to(covariances, shape))
+        return {
+            "weights": mixture.weights_.astype(np.float32),
+            "means": mixture.means_.astype(np.float32),
+            "roots": roots.astype(np.float32),
+        }
+
+    def sample(self, params: dict[str, Array], key: Array, num: int) -> Array:
+        """Draws [num, d]."""
+        which_key, noise_key = jax.random.split(key)
+        params = jax.tree.map(jnp.asarray, params)
+        which = jax.random.categorical(which_key, jnp.log(params["weights"]), shape=(num,))
+        noise = jax.random.normal(noise_key, (num, params["means"].shape[1]))
+        # One component at a time: gathering a root a sample would need num·d² numbers.
+        z = params["means"][which]
+        for index, root in enumerate(params["roots"]):
+            z += jnp.where((which == index)[:, None], noise @ root.T, 0)
+        return z

@@ -1,0 +1,416 @@
+"""What a run says: TensorBoard events, history.jsonl, the status line, image grids, report.html.
+
+The only import of tensorboardX.
+"""
+
+import base64
+import collections
+import dataclasses
+import html
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tensorboardX import SummaryWriter
+
+from pmjax.errors import UserError
+
+WINDOW = 30.0  # seconds over which the rate is taken
+LIVE_EVERY, PLAIN_EVERY = 0.1, 10.0  # seconds between status lines, on a terminal and elsewhere
+MARGIN = 2  # pixels around and between the images of a grid
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A picture of the report: its title, one sentence on what it shows, and the PNG's path."""
+
+    title: str
+    caption: str
+    path: Path
+
+
+class Report:
+    """The one writer of a workdir: events/STAGE/ for TensorBoard, history.jsonl, status on stderr.
+
+    It goes on where an earlier run ended; `resume` drops what that run wrote too much.
+    """
+
+    def __init__(self, workdir, *, stream=None, clock=time.monotonic):
+        self._workdir = Path(workdir)
+        self._resumed_at: dict[str, int] = {}
+        self._stream = sys.stderr if stream is None else stream
+        self._clock = clock
+        self._live = self._stream.isatty()
+        self._line = ""  # what stands on the terminal's last line
+        self._drawn = -math.inf
+        self._stage, self._marks = None, collections.deque()
+        self._writers: dict[str, SummaryWriter] = {}
+        try:
+            self._workdir.mkdir(parents=True, exist_ok=True)
+            self._history = _reopen(self._workdir / "history.jsonl", lambda row: True)
+        except OSError as error:
+            raise UserError(
+                f"Cannot write in workdir '{workdir}': {error.strerror}. "
+                "Choose another with --workdir, or change its permissions."
+            ) from error
+
+    def resume(self, stage: str, step: int) -> None:
+        """Drops what a killed run wrote of a stage beyond the step of its last checkpoint."""
+        self._resumed_at[stage] = step
+        self._history.close()
+        self._history = _reopen(
+            self._workdir / "history.jsonl",
+            lambda row: row["stage"] != stage or row["step"] <= step,
+        )
+
+    def scalars(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Appends one row to history.jsonl and to the stage's events (non-finite: null, as is)."""
+        values = {name: float(value) for name, value in values.items()}
+        finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
+        row = {"stage": stage, "step": int(step), "values": finite}
+        self._history.write(json.dumps(row) + "\n")
+        self._history.flush()
+        if stage not in self._writers:
+            self._writers[stage] = self._open_events(stage)
+        for name, value in values.items():
+            self._writers[stage].add_scalar(name, value, int(step))
+
+    def status(self, stage: str, step: int, steps: int, values: Mapping[str, float]) -> None:
+        """Shows step of steps, steps/s over the last 30 s, ETA and losses.
+
+        A stage's first call starts its clock, so call it when the first (compiling) dispatch is
+        over. On a terminal the line redraws itself; elsewhere a plain line comes every 10 s.
+        """
+        now = self._clock()
+        if stage != self._stage or step < self._marks[-1][1]:
+            self._stage = stage
+            self._marks.clear()
+        self._marks.append((now, step))
+        while len(self._marks) > 2 and now - self._marks[1][0] >= WINDOW:
+            self._marks.popleft()
+        if now - self._drawn < (LIVE_EVERY if self._live else PLAIN_EVERY) and not (
+            self._live and step >= steps
+        ):
+            return
+        self._drawn = now
+        parts = [stage, f"{step}/{steps}", f"{100 * step / max(steps, 1):.0f}%"]
+        (start, first), elapsed = self._marks[0], now - self._marks[0][0]
+        if step > first and elapsed > 0:
+            rate = (step - first) / (now - start)
+            parts += [f"{rate:.3g} steps/s" if rate < 100 else f"{rate:.0f} steps/s"]
+            parts += [f"ETA {_duration((steps - step) / rate)}"]
+        parts += [f"{name.removeprefix('train/')} {float(v):.4g}" for name, v in values.items()]
+        if self._live:
+            self._redraw(_fit(parts, _columns(self._stream) - 1))
+        else:
+            self._write("  ".join(parts) + "\n")
+
+    def say(self, message: str) -> None:
+        """Prints whole lines, and puts the status line back below them."""
+        line = self._line
+        self._redraw("")
+        self._write(f"{message}\n")
+        self._redraw(line)
+
+    def close(self) -> None:
+        """Ends the status line and the files; a second call does nothing."""
+        if self._line:
+            self._write("\n")
+            self._line = ""
+        self._history.close()
+        while self._writers:
+            self._writers.popitem()[1].close()
+
+    def _open_events(self, stage):
+        folder = self._workdir / "events" / stage
+        # tensorboardX names files by the second; the suffix keeps a quick restart from
+        # overwriting. TensorBoard itself drops what an older file holds from purge_step on.
+        older = len(list(folder.glob("*.tfevents.*")))
+        purge = self._resumed_at.get(stage, -1) + 1 if older else None
+        suffix = f".{older}"
+        return SummaryWriter(
+            str(folder), purge_step=purge, flush_secs=2, filename_suffix=suffix
+        )
+
+    def _redraw(self, line):
+        if line or self._line:
+            self._write("\r" + line.ljust(len(self._line)) + ("" if line else "\r"))
+        self._line = line
+
+    def _write(self, text):
+        self._stream.write(text)
+        self._stream.flush()
+
+
+def history(workdir) -> list[dict]:
+    """Returns the rows {stage, step, values} of history.jsonl, without a torn last line."""
+    path = Path(workdir) / "history.jsonl"
+    rows = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:  # a run killed while it wrote; half a UTF-8 character counts too
+            continue
+    return rows
+
+
+def _reopen(path, keep):
+    kept = [row for row in history(path.parent) if keep(row)]
+    if path.exists():
+        fresh = path.with_suffix(".tmp")
+        fresh.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        os.replace(fresh, path)
+    return path.open("a")
+
+
+def _columns(stream):
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
+def _fit(parts, width):
+    """Joins as many leading parts as fit, so that no number is cut in two."""
+    line = ""
+    for part in parts:
+        longer = f"{line}  {part}" if line else part
+        if len(longer) > width:
+            return line or longer[: max(width, 0)]
+        line = longer
+    return line
+
+
+def _duration(seconds):
+    minutes, seconds = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 24:
+        return f"{hours // 24}d{hours % 24:02d}h"
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
+
+
+def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
+    """Lays uint8 images [N,H,W,C], C in {1, 3}, row by row on white: uint8 [H',W',3].
+
+    Small images grow by whole factors to about 56 pixels of width, so each pixel stays a square;
+    `columns` defaults to the square root of N, rounded up.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise ValueError(f"grid needs uint8 [N,H,W,1 or 3], got {images.dtype} {images.shape}")
+    scale = max(1, round(56 / images.shape[2]))
+    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    num, height, width, _ = images.shape
+    columns = columns or max(1, math.ceil(math.sqrt(num)))
+    rows = -(-num // columns)
+    step_y, step_x = height + MARGIN, width + MARGIN
+    canvas = np.full((rows * step_y + MARGIN, columns * step_x + MARGIN, 3), 255, np.uint8)
+    for i, image in enumerate(images):
+        y, x = MARGIN + i // columns * step_y, MARGIN + i % columns * step_x
+        canvas[y : y + height, x : x + width] = image
+    return canvas
+
+
+def save_png(path, image: np.ndarray) -> None:
+    """Writes a uint8 image [H,W,3], making its folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path, format="PNG", optimize=True)
+
+
+# Groups of metrics by the part of the name before '/': heading and meaning; {} is that part.
+GROUPS = {
+    "recon": (
+        "Reconstruction",
+        "How close G(E(x)) comes to x, over the whole test set.",
+    ),
+    "latent": (
+        "Latent space",
+        "The embeddings' coordinates; the latent BatchNorm asks for mean 0 and variance 1 in each.",
+    ),
+    "fd": (
+        "Fréchet distance ({})",
+        "Distance between the features of generated and of test images; lower is better. Read it "
+        "between its two references: the floor, which real images reach against other real ones, "
+        "and the reconstructions, which no prior on this autoencoder should be expected to beat. "
+        "Not comparable with FID on Inception features.",
+    ),
+    "classes": (
+        "Classes among the samples",
+        "Share of the generated images that a classifier of real images puts in each class; "
+        "missing classes mean mode collapse.",
+    ),
+    "w2": (
+        "2-Wasserstein distance",
+        "How far generated points must be moved to become fresh real ones; lower is better, and "
+        "two sets of real points already differ by the floor.",
+    ),
+    "topology": (
+        "Topology of the embedding",
+        "Whether neighbours stay neighbours between data and latent space; 1 is perfect.",
+    ),
+}
+MEANINGS = {
+    "recon/mse": "mean squared error, values in [-1, 1]; lower is better",
+    "recon/mse01": "the same with values in [0, 1]: a quarter of it",
+    "recon/psnr": "peak signal-to-noise ratio in dB; higher is better",
+    "floor": "real against real: the best value that can be expected",
+    "recon": "test images after encoding and decoding",
+    "reconstruction": "test images after encoding and decoding",
+    "latent_gan": "samples by the latent GAN",
+    "gaussian": "samples by a Gaussian fitted to the embeddings",
+    "gmm": "samples by a Gaussian mixture fitted to the embeddings",
+    "ratio": "generated over floor; 1 is as good as real",
+    "topology/trustworthiness": "neighbours in latent space that are neighbours in the data",
+    "topology/continuity": "neighbours in the data that are neighbours in latent space",
+}
+STYLE = """
+:root { color-scheme: light dark; --back: #fbfbfa; --card: #fff; --ink: #1f2328; --soft: #667;
+  --line: #e3e4e6; --mark: #3f6fd8; }
+@media (prefers-color-scheme: dark) { :root { --back: #14161a; --card: #1c1f24; --ink: #e4e6ea;
+  --soft: #99a; --line: #31353c; --mark: #7aa2ff; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2.5rem 1.5rem 4rem; max-width: 76rem; background: var(--back);
+  color: var(--ink); font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
+h1 { margin: 0 0 1rem; font-size: 1.9rem; line-height: 1.2; overflow-wrap: anywhere; }
+h2 { margin: 2.8rem 0 1rem; font-size: 1.3rem; }
+h3 { margin: 0 0 .15rem; font-size: 1rem; overflow-wrap: anywhere; }
+p { margin: 0 0 .7rem; color: var(--soft); font-size: .9rem; max-width: 60rem; }
+dl { display: flex; flex-wrap: wrap; gap: .6rem 2.2rem; margin: 0; }
+dt { color: var(--soft); font-size: .8rem; }
+dd { margin: 0; font-weight: 600; overflow-wrap: anywhere; }
+section, figure, details { background: var(--card); border: 1px solid var(--line);
+  border-radius: .6rem; padding: 1rem 1.2rem; margin: 0; min-width: 0; }
+.tables { columns: 2 30rem; column-gap: 1rem; }
+.tables section { break-inside: avoid; margin-bottom: 1rem; }
+.figures { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
+figure { max-width: 100%; width: min-content; }
+figure img { display: block; max-width: calc(min(100vw, 76rem) - 5.6rem); height: auto;
+  border-radius: .3rem; }
+figcaption p { margin: 0 0 .8rem; }
+table { width: 100%; border-collapse: collapse; font-size: .92rem; }
+td { padding: .3rem .8rem .3rem 0; border-top: 1px solid var(--line); vertical-align: top;
+  overflow-wrap: anywhere; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; font-weight: 600;
+  white-space: nowrap; }
+td.bar { width: 34%; vertical-align: middle; }
+td.bar i { display: block; height: .6rem; border-radius: .2rem; background: var(--mark); }
+td small { display: block; color: var(--soft); line-height: 1.3; }
+section svg { display: block; width: 100%; height: auto; }
+.curves section { margin-bottom: 1rem; }
+summary { cursor: pointer; }
+details table { margin-top: .8rem; font-family: ui-monospace, monospace; font-size: .82rem; }
+"""
+
+
+def write_html(
+    workdir, *, title: str, config: Mapping, metrics: Mapping[str, float], figures: Sequence[Figure]
+) -> Path:
+    """Writes workdir/report.html, one file without scripts or outside resources; returns its path.
+
+    The loss curves come from history.jsonl; all that is given is escaped.
+    """
+    from pmjax.figures import curves  # matplotlib costs half a second that other commands save
+
+    rows = history(workdir)
+    parts = [_summary(config, rows)]
+    if metrics:
+        parts += ["<h2>Metrics</h2>", _tables(metrics)]
+    if figures:
+        parts += ["<h2>Pictures</h2><div class='figures'>", *map(_figure, figures), "</div>"]
+    if rows:
+        parts += ["<h2>Training</h2><div class='curves'>"]
+        parts += [
+            f"<section><h3>{_text(stage)}</h3>{svg}</section>" for stage, svg in curves(rows)
+        ]
+        parts += ["</div>"]
+    if config:
+        parts += ["<h2>Config</h2><details><summary>every knob of this run</summary><table>"]
+        parts += [
+            f"<tr><td>{_text(name)}</td><td>{_text(json.dumps(value, default=str))}</td></tr>"
+            for name, value in _flat(config)
+        ]
+        parts += ["</table></details>"]
+    page = (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; "
+        "img-src data:; style-src 'unsafe-inline'\">"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>{_text(title)}</title><style>{STYLE}</style></head>"
+        f"<body><h1>{_text(title)}</h1>{''.join(parts)}</body></html>\n"
+    )
+    path = Path(workdir) / "report.html"
+    fresh = path.with_suffix(".tmp")
+    fresh.write_text(page, encoding="utf-8")
+    os.replace(fresh, path)
+    return path
+
+
+def _text(value):
+    return html.escape(str(value))
+
+
+def _flat(config, prefix=""):
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _summary(config, rows):
+    flat = dict(_flat(config))
+    facts = [
+        (name, flat[key])
+        for key, name in (
+            ("data.name", "data"),
+            ("method", "method"),
+            ("prior", "prior"),
+            ("data.batch_size", "batch size"),
+            ("seed", "seed"),
+        )
+        if key in flat
+    ]
+    last = {row["stage"]: row["step"] for row in rows}
+    facts += [(stage, f"{step:,} steps") for stage, step in last.items()]
+    return f"<dl>{''.join(f'<div><dt>{_text(k)}</dt><dd>{_text(v)}</dd></div>' for k, v in facts)}</dl>"
+
+
+def _tables(metrics):
+    groups: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        group, _, rest = name.rpartition("/")
+        groups.setdefault(group, {})[rest] = float(value)
+    return f"<div class='tables'>{''.join(_table(*item) for item in groups.items())}</div>"
+
+
+def _table(group, values):
+    kind = "fd" if group.startswith("fd_") else group
+    heading, meaning = GROUPS.get(kind, ("{}", ""))
+    heading = heading.format(group.removeprefix("fd_") or "Other")
+    top = max(values.values()) if kind in ("fd", "classes") else 0
+    lines = []
+    for name, value in values.items():
+        note = MEANINGS.get(f"{group}/{name}", MEANINGS.get(name, ""))
+        bar = f"<td class='bar'><i style='width:{100 * value / top:.1f}%'></i></td>" if top > 0 else ""
+        lines.append(
+            f"<tr><td>{_text(name)}{f'<small>{note}</small>' if note else ''}</td>{bar}"
+            f"<td class='number'>{value:.4g}</td></tr>"
+        )
+    note = f"<p>{_text(meaning)}</p>" if meaning else ""
+    return f"<section><h3>{_text(heading)}</h3>{note}<table>{''.join(lines)}</table></section>"
+
+
+def _figure(figure):
+    image = base64.b64encode(Path(figure.path).read_bytes()).decode()
+    return (
+        f"<figure><figcaption><h3>{_text(figure.title)}</h3><p>{_text(figure.caption)}</p>"
+        f"</figcaption><img alt='{_text(figure.title)}' src='data:image/png;base64,{image}'></figure>"
+    )

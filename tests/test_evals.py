@@ -1,0 +1,393 @@
+"""Every metric on small models with known answers, against independent references."""
+
+import importlib
+import types
+
+import numpy as np
+import ot
+import pytest
+import scipy.linalg
+from sklearn.datasets import load_digits
+
+from pmjax import evals, plugins
+from pmjax.datasets import swiss_roll, to_float
+from pmjax.errors import UserError
+from pmjax.evals import _features, wasserstein
+from pmjax.evals._features import efficientnet_lite0
+
+METRICS = plugins.names("evals")
+IMAGE_METRICS = {"fd_efficientnet_lite0", "classes"}
+POINT_METRICS = {"wasserstein"}
+
+
+def split(data, labels=None):
+    return types.SimpleNamespace(data=data, labels=labels, fingerprint="", skipped=())
+
+
+class Model:
+    """The identity, with priors that draw from given data or functions of (num, seed)."""
+
+    def __init__(self, shape, **priors):
+        self.shape, self.priors = shape, priors
+
+    def encode(self, x):
+        return np.asarray(to_float(np.asarray(x)), np.float32).reshape(len(x), -1)
+
+    def decode(self, z):
+        return z.reshape(-1, *self.shape)
+
+    def reconstruct(self, x):
+        return self.decode(self.encode(x))
+
+    def sample(self, num, *, seed, prior=None):
+        source = self.priors[prior]
+        if callable(source):
+            return source(num, seed)
+        chosen = np.random.default_rng(seed).integers(len(source), size=num)
+        return np.asarray(to_float(source[chosen]), np.float32)
+
+
+def context(train, test, *, labels=(None, None), model=None, priors=None, **args):
+    model = model or Model(test.shape[1:], own=train)
+    return evals.Context(
+        model=model,
+        train=split(train, labels[0]),
+        test=split(test, labels[1]),
+        priors=tuple(model.priors) if priors is None else priors,
+        **args,
+    )
+
+
+def normal_points(num, seed, dim=3):
+    return np.random.default_rng(seed).normal(size=(num, dim)).astype(np.float32)
+
+
+def point_context(**args):
+    return context(normal_points(60, 0), normal_points(60, 1), **args)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    images, labels = load_digits(return_X_y=True)
+    images = (images * 15.9).astype(np.uint8).reshape(-1, 8, 8, 1)
+    return images[:1000], labels[:1000], images[1000:], labels[1000:]
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_is_a_documented_function_of_a_context(name):
+    function = plugins.load("evals", name, provides="evaluate").evaluate
+    assert function.__doc__
+    assert next(iter(function.__annotations__.values())) is evals.Context
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_gives_finite_numbers_or_says_that_the_data_do_not_fit(name, digits):
+    train, train_labels, test, test_labels = digits
+    labels = (train_labels[:200], test_labels[:200])
+    images = context(train[:200], test[:200], labels=labels, num_samples=100)
+    for ctx, refused in ((images, POINT_METRICS), (point_context(num_samples=50), IMAGE_METRICS)):
+        if name in refused:
+            with pytest.raises(UserError, match=f"Metric '{name}' needs"):
+                evals.run([name], ctx)
+        else:
+            values = evals.run([name], ctx)
+            assert values and all(isinstance(value, float) for value in values.values())
+
+
+def test_metrics_run_in_order_with_a_line_each():
+    lines = []
+    values = evals.run(["topology", "latent", "reconstruction"], point_context(), say=lines.append)
+    assert [line.split()[1] for line in lines] == ["topology", "latent", "reconstruction"]
+    assert list(values)[0].startswith("topology/") and list(values)[-1] == "recon/mse"
+
+
+def test_an_unknown_metric_is_refused_with_the_nearest():
+    with pytest.raises(UserError, match="Did you mean 'topology'"):
+        evals.run(["latent", "topolgy"], point_context())
+
+
+def test_an_unknown_argument_is_refused_with_the_nearest_before_anything_is_computed():
+    lines = []
+    with pytest.raises(UserError, match="Did you mean 'neighbours'"):
+        evals.run(
+            ["latent", "topology"], point_context(), say=lines.append, topology={"neighbors": 3}
+        )
+    assert not lines
+
+
+def test_arguments_reach_their_metric():
+    with pytest.raises(UserError, match="40 neighbours"):
+        evals.run(["topology"], point_context(), topology={"neighbours": 40})
+
+
+def test_a_value_that_is_not_finite_is_an_error_that_names_the_metric(monkeypatch):
+    module = importlib.import_module("pmjax.evals.latent")
+    monkeypatch.setattr(module, "evaluate", lambda ctx: {"latent/var_min": float("nan")})
+    with pytest.raises(UserError, match="Metric 'latent' gave latent/var_min = nan"):
+        evals.run(["latent"], point_context())
+
+
+def test_samples_are_like_the_test_data():
+    images = np.zeros((7, 4, 4, 1), np.uint8)
+    model = Model((4, 4, 1), own=lambda num, seed: np.full((num, 4, 4, 1), 2.0, np.float32))
+    samples = context(images, images, model=model, num_samples=5).samples()
+    assert samples.shape == (5, 4, 4, 1) and samples.dtype == np.uint8 and (samples == 255).all()
+    points = point_context(num_samples=5).samples()
+    assert points.shape == (5, 3) and points.dtype == np.float32
+
+
+def test_draws_are_repeatable_independent_and_differ_by_seed():
+    model = Model((3,), own=normal_points)
+    draws = [
+        point_context(model=model, seed=seed).draw("own", evals.CHUNK + 500, index)
+        for seed, index in ((0, 0), (0, 0), (0, 1), (1, 0))
+    ]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert len(np.unique(np.concatenate(draws[1:])[:, 0])) == 3 * (evals.CHUNK + 500)
+
+
+def test_a_model_is_called_in_chunks_that_cover_the_data():
+    x = normal_points(2 * evals.CHUNK + 5, 0)
+    sizes = []
+    model = Model((3,), own=x)
+    encode = model.encode
+    model.encode = lambda chunk: sizes.append(len(chunk)) or encode(chunk)
+    np.testing.assert_array_equal(context(x, x[:9], model=model).embeddings("train"), x)
+    assert sizes == [evals.CHUNK, evals.CHUNK, 5]
+
+
+def test_results_are_computed_once():
+    ctx = point_context()
+    assert ctx.samples() is ctx.samples("own")
+    assert ctx.reconstructions("test") is ctx.reconstructions("test")
+    assert ctx.embeddings("train") is ctx.embeddings("train")
+
+
+def test_a_subset_is_distinct_indices_and_at_most_all():
+    ctx = point_context(num_samples=20)
+    assert len(np.unique(ctx.subset("train"))) == 20
+    np.testing.assert_array_equal(ctx.subset("test", 1000), np.arange(60))
+
+
+def test_reconstructions_of_a_subset_are_of_that_subset():
+    ctx = point_context()
+    expected = ctx.train.data[ctx.subset("train", 10)]
+    np.testing.assert_array_equal(ctx.reconstructions("train", 10), expected)
+
+
+def test_a_diverged_model_is_told():
+    model = Model((3,), own=lambda num, seed: np.full((num, 3), np.nan, np.float32))
+    with pytest.raises(UserError, match="samples of prior 'own' hold NaN"):
+        point_context(model=model).samples()
+
+
+def test_an_own_prior_is_needed_only_where_samples_are():
+    ctx = point_context(priors=())
+    evals.run(["reconstruction"], ctx)
+    with pytest.raises(UserError, match="no prior"):
+        evals.run(["wasserstein"], ctx)
+
+
+def test_reconstruction_has_the_closed_form_of_constant_errors():
+    images = np.full((2, 4, 4, 1), 128, np.uint8)
+    model = Model((4, 4, 1), own=images)
+    offsets = np.float32([0.1, 0.2]).reshape(2, 1, 1, 1)
+    model.reconstruct = lambda x: to_float(x) + offsets
+    values = evals.run(["reconstruction"], context(images, images, model=model))
+    assert values["recon/mse"] == pytest.approx((0.01 + 0.04) / 2, rel=1e-5)
+    assert values["recon/mse01"] == pytest.approx((0.05**2 + 0.1**2) / 2, rel=1e-5)
+    psnr = np.mean([20 * np.log10(1 / 0.05), 20 * np.log10(1 / 0.1)])
+    assert values["recon/psnr"] == pytest.approx(psnr, rel=1e-5)
+
+
+def test_a_perfect_reconstruction_counts_as_100_decibels():
+    images = np.zeros((2, 4, 4, 1), np.uint8)
+    assert evals.run(["reconstruction"], context(images, images))["recon/psnr"] == 100
+
+
+def test_points_have_only_the_plain_error():
+    model = Model((3,), own=normal_points)
+    model.reconstruct = lambda x: x - np.float32([0, 0, 3])
+    values = evals.run(["reconstruction"], point_context(model=model))
+    assert values == {"recon/mse": pytest.approx(3, rel=1e-5)}
+
+
+def test_latent_moments_agree_with_numpy():
+    rng = np.random.default_rng(0)
+    z = (rng.normal(size=(500, 4)) @ rng.normal(size=(4, 4)) + [0, 1, -3, 0]).astype(np.float32)
+    values = evals.run(["latent"], context(z, z[:9]))
+    assert values["latent/mean_abs_max"] == pytest.approx(np.abs(z.mean(0)).max(), rel=1e-4)
+    assert values["latent/var_min"] == pytest.approx(z.var(0).min(), rel=1e-4)
+    assert values["latent/var_max"] == pytest.approx(z.var(0).max(), rel=1e-4)
+    correlation = np.abs(np.corrcoef(z.T)[np.triu_indices(4, 1)]).mean()
+    assert values["latent/corr_abs_mean"] == pytest.approx(correlation, rel=1e-4)
+
+
+@pytest.mark.parametrize("dim", [1, 3])
+def test_a_constant_coordinate_is_reported_and_not_divided_by(dim):
+    values = evals.run(["latent"], context(np.ones((9, dim), np.float32), normal_points(9, 0, dim)))
+    assert values["latent/var_min"] == 0 and values["latent/corr_abs_mean"] == 0
+
+
+def test_fd_agrees_with_scipy_on_the_features(digits):
+    train, _, test, _ = digits
+    test = test[:150]
+    noise = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 1), np.uint8)
+    model = Model((8, 8, 1), own=noise)
+    model.reconstruct = lambda x: to_float(x) * np.float32(0.5)
+    ctx = context(train, test, model=model, num_samples=200)
+    values = evals.run(["fd_efficientnet_lite0"], ctx)
+
+    def moments(images):
+        features = efficientnet_lite0.features(images).astype(np.float64)
+        return features.mean(0), (features - features.mean(0)) / np.sqrt(len(features) - 1)
+
+    halved = np.rint((test / 127.5 - 1) * 0.5 * 127.5 + 127.5).astype(np.uint8)
+    mean2, factor2 = moments(test)
+    for what, images in {
+        "own": ctx.samples(), "floor": train[ctx.subset("train")], "recon": halved
+    }.items():  # fmt: skip
+        mean1, factor1 = moments(images)
+        gram = factor1 @ factor2.T
+        root = np.trace(np.real(scipy.linalg.sqrtm(gram.T @ gram)))
+        squares = np.sum(factor1**2) + np.sum(factor2**2)
+        expected = np.sum((mean1 - mean2) ** 2) + squares - 2 * root
+        assert values[f"fd_efficientnet_lite0/{what}"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_fd_grows_with_noise_and_with_lost_classes(digits):
+    train, labels, test, _ = digits
+    test = test[:400]
+
+    def noisy(level):
+        noise = np.random.default_rng(0).normal(0, level, train.shape)
+        return np.clip(train + noise, 0, 255).astype(np.uint8)
+
+    sources = {"clean": train, "noisy": noisy(20), "noisier": noisy(60)}
+    sources["five_classes"] = train[labels < 5]
+    ctx = context(train, test, model=Model((8, 8, 1), **sources), num_samples=250)
+    values = evals.run(["fd_efficientnet_lite0"], ctx)
+    fd = {key.split("/")[1]: value for key, value in values.items()}
+    assert fd["recon"] == pytest.approx(0, abs=1e-6)
+    assert fd["recon_train"] == pytest.approx(fd["floor"])
+    assert fd["clean"] == pytest.approx(fd["floor"], rel=0.1)
+    assert 1.3 * fd["clean"] < fd["noisy"] < fd["noisier"] / 1.3
+    assert 1.3 * fd["clean"] < fd["five_classes"]
+
+
+def test_features_are_computed_once_for_all_metrics(digits, monkeypatch):
+    train, train_labels, test, test_labels = digits
+    calls = []
+
+    def features(images, **_):
+        calls.append(len(images))
+        return images.reshape(len(images), -1).astype(np.float32)
+
+    monkeypatch.setattr(efficientnet_lite0, "features", features)
+    ctx = context(train, test, labels=(train_labels, test_labels), num_samples=300)
+    evals.run(["fd_efficientnet_lite0", "classes"], ctx)
+    assert sorted(calls) == sorted([len(test), 300, 300, len(test), 300])
+
+
+def test_a_feature_set_is_made_for_each_resolution(digits):
+    ctx = context(digits[0], digits[2][:3])
+    small, large = (
+        _features.features_of(ctx, "efficientnet_lite0", "test", resolution=r) for r in (32, 64)
+    )
+    assert not np.allclose(small, large)
+
+
+def test_wasserstein_agrees_with_sorting_in_one_dimension():
+    a, b = normal_points(300, 0, 1), 2 * normal_points(300, 1, 1)
+    expected = np.sqrt(ot.wasserstein_1d(a[:, 0], b[:, 0], p=2))
+    assert wasserstein.wasserstein2(a, b) == pytest.approx(expected, rel=1e-6)
+
+
+def test_wasserstein_of_a_translation_is_its_length():
+    a = normal_points(200, 0)
+    assert wasserstein.wasserstein2(a, a + np.float32([2, 3, 6])) == pytest.approx(7, rel=1e-6)
+
+
+def test_wasserstein_ratio_is_about_one_for_the_truth_and_larger_for_a_shift():
+    model = Model((3,), own=normal_points, shifted=lambda n, seed: normal_points(n, seed) + 1)
+    ctx = point_context(model=model, fresh=normal_points)
+    values = evals.run(["wasserstein"], ctx, wasserstein={"draws": 3, "num": 400})
+    assert values["w2/ratio"] == pytest.approx(1, abs=0.1)
+    assert values["w2/ratio"] == values["w2/own"] / values["w2/floor"]
+    assert values["w2/shifted"] == pytest.approx(np.sqrt(3), abs=0.15)
+
+
+def test_wasserstein_draws_fresh_points_every_time():
+    seeds = []
+    ctx = point_context(fresh=lambda num, seed: seeds.append(seed) or normal_points(num, seed))
+    evals.run(["wasserstein"], ctx, wasserstein={"draws": 3, "num": 10})
+    assert len(set(seeds)) == 6
+
+
+def test_wasserstein_without_fresh_points_compares_halves_of_the_test_set():
+    test = np.r_[np.zeros((50, 1)), np.full((50, 1), 2.0)].astype(np.float32)
+    model = Model((1,), own=np.full((5, 1), 1, np.float32))
+    ctx = context(test, test, model=model)
+    values = evals.run(["wasserstein"], ctx, wasserstein={"draws": 20})
+    assert values["w2/own"] == pytest.approx(1)  # every real point is 1 away from every sample
+    assert 0 < values["w2/floor"] < 1
+
+
+def test_fresh_points_come_from_the_data_set():
+    fresh = evals.fresh_points("swiss_roll")
+    np.testing.assert_array_equal(fresh(10, 3), swiss_roll.points(10, 3)[0])
+    assert evals.fresh_points("digits") is None
+
+
+def venna_kaski(x, z, k):
+    """1 - 2 / (nk(2n - 3k - 1)) Σ_i Σ_{j a neighbour in z, none in x} (rank of j in x - k)."""
+    n = len(x)
+    ranks, near = (
+        np.argsort(np.argsort(np.linalg.norm(a[:, None] - a, axis=-1), 1), 1) for a in (x, z)
+    )
+    intruders = np.where((near >= 1) & (near <= k) & (ranks > k), ranks - k, 0)
+    return 1 - 2 / (n * k * (2 * n - 3 * k - 1)) * intruders.sum()
+
+
+def test_topology_agrees_with_its_definition():
+    x = normal_points(60, 1)
+    model = Model((3,), own=x)
+    model.encode = lambda x: np.sin(3 * x[:, :2])
+    values = evals.run(["topology"], point_context(model=model))
+    z = np.sin(3 * x[:, :2])
+    assert values["topology/trustworthiness"] == pytest.approx(venna_kaski(x, z, 12), rel=1e-6)
+    assert values["topology/continuity"] == pytest.approx(venna_kaski(z, x, 12), rel=1e-6)
+
+
+def test_topology_tells_collapsing_from_tearing():
+    x = np.random.default_rng(0).uniform(size=(400, 2)).astype(np.float32)
+    model = Model((2,), own=x)
+    model.encode = lambda x: x[:, :1]
+    collapsed = evals.run(["topology"], context(x, x, model=model))
+    assert collapsed["topology/trustworthiness"] < 0.9 < collapsed["topology/continuity"]
+    model.encode = lambda x: x + np.float32(5) * (np.floor(x * 8).sum(1, keepdims=True) % 2)
+    torn = evals.run(["topology"], context(x, x, model=model))
+    assert torn["topology/continuity"] < torn["topology/trustworthiness"]
+
+
+def test_class_shares_are_those_of_the_samples(digits):
+    train, train_labels, test, test_labels = digits
+    drawn = np.r_[np.flatnonzero(test_labels == 3)[:60], np.flatnonzero(test_labels == 4)[:20]]
+    ctx = context(
+        train,
+        test,
+        labels=(train_labels, test_labels),
+        model=Model((8, 8, 1), own=test[drawn]),
+        num_samples=800,
+    )
+    values = evals.run(["classes"], ctx)
+    assert values["classes/share_max"] == pytest.approx(0.75, abs=0.1)
+    assert values["classes/share_min"] == 0
+    assert values["classes/accuracy"] > 0.7
+
+
+@pytest.mark.parametrize("labels", [None, np.zeros(20, np.float32)], ids=["none", "coordinates"])
+def test_classes_need_class_labels(digits, labels):
+    ctx = context(digits[0][:20], digits[2][:20], labels=(labels, labels))
+    with pytest.raises(UserError, match="needs a class for every image"):
+        evals.run(["classes"], ctx)
