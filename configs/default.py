@@ -28,6 +28,14 @@ PRESETS = {
     },
 }
 
+# A smoke run of under a minute on two cores, for configs of images.
+RUNLOCAL = {
+    "steps": 20,
+    "stage2.steps": 200,
+    "eval.num_samples": 64,
+    "eval.metrics": ("reconstruction", "latent", "fd_efficientnet_lite0"),
+}
+
 
 def get_config(variant: str = "", overrides: dict | None = None, variants: dict | None = None):
     """Returns the defaults with `overrides`, then with the named variants on top."""
@@ -72,10 +80,13 @@ def get_config(variant: str = "", overrides: dict | None = None, variants: dict 
 
     # Stage 2: a prior that is trained on the table of embeddings.
     config.stage2 = ConfigDict()
+    config.stage2.devices = 1  # small nets: dividing their batch costs more than it saves
     config.stage2.steps = 10_000
-    config.stage2.batch_size = 256
+    config.stage2.batch_size = 64
     config.stage2.steps_per_dispatch = 100
     config.stage2.optimizer = ConfigDict(config.optimizer.to_dict())
+    config.stage2.optimizer.learning_rate = 5e-4
+    config.stage2.optimizer.b2 = 0.99
 
     # Devices.
     config.parallel = "jit"  # sharded over a mesh; or 'pmap'

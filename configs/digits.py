@@ -18,9 +18,7 @@ def get_config(variant: str = ""):
             "optimizer.b1": 0.5,
             "optimizer.b2": 0.99,
             "stage2.steps": 6000,
-            "stage2.optimizer.learning_rate": 5e-4,
-            "stage2.optimizer.b1": 0.5,
             "eval.metrics": ("reconstruction", "latent", "fd_efficientnet_lite0", "classes"),
         },
-        {"runlocal": {"steps": 20, "stage2.steps": 200, "eval.num_samples": 64}},
+        {"runlocal": default.RUNLOCAL},
     )

@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import NullFormatter
 from scipy.spatial import cKDTree
 
 from pmjax.datasets import to_uint8
@@ -37,11 +38,13 @@ def draw(ctx, workdir) -> list[Figure]:
 def _image_figures(ctx, folder):
     rng = np.random.default_rng(ctx.seed)
     for prior in ctx.priors:
+        own = prior == ctx.priors[0]
+        whose = "the run's own prior" if own else f"prior {prior}, fitted to the same embeddings"
         yield _save(
             grid(ctx.samples(prior)[:SAMPLES]),
             folder / f"samples_{prior}.png",
             f"Samples, prior {prior}",
-            f"New images: G of {SAMPLES} latents drawn from {_whose(ctx, prior)}; not selected.",
+            f"New images: G of latents drawn from {whose}; the first {SAMPLES}, not selected.",
         )
     data = ctx.test.data
     chosen = np.sort(rng.choice(len(data), min(PAIRS, len(data)), replace=False))
@@ -66,17 +69,20 @@ def _image_figures(ctx, folder):
 
 def _point_figures(ctx, folder):
     data, colour, codes, show = _shown(ctx)
+    solid = (lambda x: x) if data.shape[1] == 3 else _plane(data)
     tree = cKDTree(data)
-    made = {p: np.asarray(ctx.samples(p))[:POINTS] for p in ctx.priors}
-    own = ctx.priors[0]
-    # A new point has no roll coordinate of its own: it takes that of the nearest real one.
-    panels = [
-        ("input", data, colour),
-        ("reconstruction", np.asarray(ctx.reconstructions("test"))[show], colour),
-        ("generation", made[own], colour[tree.query(made[own])[1]]),
-    ]
+
+    def new_points(name, prior):
+        # They have no coordinate along the data of their own: each takes its nearest test point's.
+        made = ctx.samples(prior)[:POINTS]
+        return name, solid(made), colour[tree.query(made)[1]]
+
     yield _scatters(
-        panels,
+        [
+            ("input", solid(data), colour),
+            ("reconstruction", solid(ctx.reconstructions("test")[show]), colour),
+            new_points("generation", ctx.priors[0]),
+        ],
         folder / "manifolds.png",
         "Manifolds",
         "Test points, their reconstructions and new points from the run's own prior, coloured "
@@ -84,7 +90,7 @@ def _point_figures(ctx, folder):
     )
     if len(ctx.priors) > 1:
         yield _scatters(
-            [(p, made[p], colour[tree.query(made[p])[1]]) for p in ctx.priors[1:]],
+            [new_points(prior, prior) for prior in ctx.priors[1:]],
             folder / "manifolds_other_priors.png",
             "Generation with other priors",
             "New points from priors fitted to the same embeddings.",
@@ -92,19 +98,17 @@ def _point_figures(ctx, folder):
     latent = ctx.model.sample_latent(len(codes), seed=ctx.seed)
     base = ctx.model.sample_base(len(codes), seed=ctx.seed)
     flat = _plane(codes)
-    panels = [("embedding", flat(codes), colour)]
-    if base is not None:
-        panels += [("base prior", _plane(base)(base), BLUE)]
-    panels += [("generated latent", flat(latent), colour[cKDTree(codes).query(latent)[1]])]
+    reached = colour[cKDTree(codes).query(latent)[1]]
+    between = [] if base is None else [("base prior", _plane(base)(base), reached)]
     yield _scatters(
-        panels,
+        [("embedding", flat(codes), colour), *between, ("generated latent", flat(latent), reached)],
         folder / "latents.png",
         "Latents",
-        "Embeddings of the test points, draws of the base prior, and the latents made of them, "
-        "coloured along the data; the paper's Figure 5."
-        if base is not None
-        else "Embeddings of the test points, and latents drawn from the prior, coloured along "
-        "the data; the paper's Figure 5.",
+        "Embeddings of the test points, draws of the base prior coloured by where they go, and "
+        "the latents made of them; the paper's Figure 5."
+        if between
+        else "Embeddings of the test points and draws of the prior; the paper's Figure 5.",
+        apart="base prior",
     )
 
 
@@ -112,8 +116,12 @@ def _latent_scatter(ctx, folder):
     _, labels, codes, _ = _shown(ctx)
     flat = _plane(codes)
     codes = flat(codes)
-    canvas = Canvas(figsize=(3.6 * (1 + len(ctx.priors)), 3.9), layout="constrained")
-    axes = canvas.subplots(1, 1 + len(ctx.priors), sharex=True, sharey=True, squeeze=False)[0]
+    columns = max(3, 1 + len(ctx.priors))
+    canvas = Canvas(figsize=(11.7, 11.7 / columns + 0.3), layout="constrained")
+    axes = canvas.subplots(1, columns, sharex=True, sharey=True)
+    for axis in axes[1 + len(ctx.priors) :]:
+        axis.remove()
+    axes = axes[: 1 + len(ctx.priors)]
     names = np.unique(labels)
     if len(names) <= 20:
         colours = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20"].colors
@@ -121,8 +129,13 @@ def _latent_scatter(ctx, folder):
             axes[0].scatter(*codes[labels == name].T, s=4, color=one, lw=0, label=f"{name:g}")
         if len(names) > 1:
             axes[0].legend(
-                markerscale=3, handletextpad=0, borderpad=0.2, labelspacing=0.2, fontsize=8,
-                loc="upper right", framealpha=0.85,
+                markerscale=3,
+                handletextpad=0,
+                borderpad=0.2,
+                labelspacing=0.2,
+                fontsize=8,
+                loc="upper right",
+                framealpha=0.85,
             )
     else:
         axes[0].scatter(*codes.T, s=4, c=labels, cmap="viridis", lw=0)
@@ -138,8 +151,8 @@ def _latent_scatter(ctx, folder):
         canvas,
         folder / "latents.png",
         "Latents",
-        "The two directions in which the embeddings of test images vary most (PCA): by class, and "
-        "in grey under latents drawn from each prior.",
+        "The two directions in which embeddings of test images vary most (PCA): coloured by class, "
+        "then in grey under latents drawn from each prior.",
     )
 
 
@@ -163,27 +176,36 @@ def _plane(codes):
     return lambda x: (x - mean) @ directions.T
 
 
-def _scatters(panels, path, title, caption):
-    """Draws panels (name, points [N,D], colours) side by side, in 3-D for D = 3."""
-    solid = panels[0][1].shape[1] == 3
-    canvas = Canvas(figsize=(3.9 * len(panels), 4.0), layout="constrained")
+def _scatters(panels, path, title, caption, apart=None):
+    """Draws panels (name, points [N, 2 or 3], values) side by side, on the same axes.
+
+    The panel called `apart` lies in another space and has axes of its own.
+    """
+    common = np.concatenate([points for name, points, _ in panels if name != apart])
+    solid = common.shape[1] == 3
+    columns = max(3, len(panels))
+    canvas = Canvas(figsize=(3.9 * columns, 3.6 if solid else 4.1), layout="constrained")
     for i, (name, points, colour) in enumerate(panels):
-        axis = canvas.add_subplot(1, len(panels), i + 1, projection="3d" if solid else None)
-        paint = {"color": colour} if isinstance(colour, str) else {"c": colour, "cmap": "Spectral"}
-        points = points if solid else _plane(points)(points)
-        axis.scatter(*points.T, s=5, lw=0, **paint)
+        axis = canvas.add_subplot(1, columns, i + 1, projection="3d" if solid else None)
+        axis.scatter(*points.T, s=5, lw=0, c=colour, cmap="turbo")
+        limits = _cube(points if name == apart else common)
+        axis.set(**dict(zip(("xlim", "ylim", "zlim"), limits, strict=False)))
         axis.set_title(name, fontsize=11, parse_math=False)
         axis.tick_params(labelsize=7)
+        axis.locator_params(nbins=5)
         if solid:
-            axis.view_init(elev=10, azim=-75)
-            axis.set_box_aspect((1, 1, 1))
+            axis.view_init(elev=12, azim=-72)
+            axis.set_box_aspect((1, 1, 1), zoom=1.1)
         else:
-            axis.set_aspect("equal", adjustable="datalim")
+            axis.set_box_aspect(1)
     return _png(canvas, path, title, caption)
 
 
-def _whose(ctx, prior):
-    return "the run's own prior" if prior == ctx.priors[0] else f"a {prior} fitted to the embeddings"
+def _cube(points):
+    """Returns limits [D, 2] of the same length in all dimensions."""
+    low, high = points.min(0), points.max(0)
+    half = 0.53 * (high - low).max() + 1e-6
+    return np.stack([(low + high) / 2 - half, (low + high) / 2 + half], axis=1)
 
 
 def _save(image, path, title, caption):
@@ -193,7 +215,7 @@ def _save(image, path, title, caption):
 
 def _png(canvas, path, title, caption):
     FigureCanvasAgg(canvas)
-    canvas.savefig(path, dpi=100, facecolor="white", metadata={"Software": None})
+    canvas.savefig(path, dpi=130, facecolor="white", metadata={"Software": None})
     return Figure(title, caption, path)
 
 
@@ -203,26 +225,36 @@ def curves(rows: list[dict]) -> list[tuple[str, str]]:
     Each shows the range (pale) and the moving average; positive values that span more than a
     factor 20 get a logarithmic axis.
     """
-    series: dict[str, dict[str, list]] = {}
+    stages: dict[str, dict[str, list]] = {}
     for row in rows:
+        values = stages.setdefault(row["stage"], {})
         for name, value in row["values"].items():
             if value is not None:
-                series.setdefault(row["stage"], {}).setdefault(name, []).append((row["step"], value))
-    return [(stage, _curves_svg(values)) for stage, values in series.items()]
+                values.setdefault(name, []).append((row["step"], value))
+    return [(stage, _curves_svg(values)) for stage, values in stages.items() if values]
 
 
 def _curves_svg(values):
     height = -(-len(values) // 3)
     style = {
-        "svg.fonttype": "none", "svg.hashsalt": "pmjax", "text.color": INK,
-        "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK, "font.size": 8,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.5,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "pmjax",
+        "text.color": INK,
+        "axes.edgecolor": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "font.size": 8,
+        "font.family": "DejaVu Sans",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.5,
     }
     with matplotlib.rc_context(style):
         canvas = Canvas(figsize=(10.5, 2.1 * height), layout="constrained")
         axes = canvas.subplots(height, 3, squeeze=False).ravel()
-        for axis, (name, points) in zip(axes, values.items(), strict=False):
-            _curve(axis, name, *np.asarray(points, float).T)
+        losses_first = sorted(values, key=lambda name: not name.startswith("loss/"))
+        for axis, name in zip(axes, losses_first, strict=False):
+            _curve(axis, name, *np.asarray(values[name], float).T)
         for axis in axes[len(values) :]:
             axis.remove()
         out = io.StringIO()
@@ -233,7 +265,7 @@ def _curves_svg(values):
 
 
 def _curve(axis, name, steps, values):
-    bins = np.array_split(np.arange(len(steps)), min(len(steps), 300))
+    bins = np.array_split(np.arange(len(steps)), min(len(steps), 200))
     middle = np.array([steps[b].mean() for b in bins])
     low, mean, high = (np.array([f(values[b]) for b in bins]) for f in (np.min, np.mean, np.max))
     width = max(1, len(bins) // 25)
@@ -245,6 +277,7 @@ def _curve(axis, name, steps, values):
     axis.plot(middle, smooth, color=BLUE, lw=1.4)
     if values.min() > 0 and values.max() > 20 * values.min():
         axis.set_yscale("log")
+        axis.yaxis.set_minor_formatter(NullFormatter())
     axis.set_title(name, fontsize=9, loc="left", parse_math=False)
     axis.margins(x=0.01)
     axis.grid(color=INK, alpha=0.12, lw=0.5)

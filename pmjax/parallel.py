@@ -7,7 +7,6 @@ functions below give both the same numbers. No other module knows which of the t
 
 import os
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -24,17 +23,22 @@ BATCH = "batch"
 MODES = ("jit", "pmap")
 
 
-def use_all_cores(batch_size: int, most: int = 0) -> None:
+def use_all_cores(batch_size: int, devices: int = 0) -> None:
     """Gives the CPU backend one device a core; call it before JAX is first used.
 
     XLA:CPU hardly divides a small convolution over threads, but two devices of one thread each
-    take two halves of the batch at full speed. Devices: the largest power of two that the cores,
-    `most` (0: no limit) and 16 examples a device allow.
+    take two halves of the batch at full speed.
+
+    Args:
+      batch_size: of the global batch; by itself it gets no more devices than divide it, and at
+        least 16 examples on each.
+      devices: how many to make instead (0: by the cores).
     """
-    limit = min(os.cpu_count() or 1, most or 64, max(1, batch_size // 16))
-    count = 2 ** int(np.log2(limit))
-    while batch_size % count:
-        count //= 2
+    count = devices
+    if not devices:
+        count = 2 ** int(np.log2(min(os.cpu_count() or 1, max(1, batch_size // 16))))
+        while batch_size % count:
+            count //= 2
     jax.config.update("jax_num_cpu_devices", count)
 
 

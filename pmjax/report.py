@@ -7,6 +7,7 @@ import base64
 import collections
 import dataclasses
 import html
+import io
 import json
 import math
 import os
@@ -100,12 +101,12 @@ class Report:
             return
         self._drawn = now
         parts = [stage, f"{step}/{steps}", f"{100 * step / max(steps, 1):.0f}%"]
-        (start, first), elapsed = self._marks[0], now - self._marks[0][0]
-        if step > first and elapsed > 0:
+        start, first = self._marks[0]
+        if step > first and now > start:
             rate = (step - first) / (now - start)
             parts += [f"{rate:.3g} steps/s" if rate < 100 else f"{rate:.0f} steps/s"]
             parts += [f"ETA {_duration((steps - step) / rate)}"]
-        parts += [f"{name.removeprefix('train/')} {float(v):.4g}" for name, v in values.items()]
+        parts += [f"{name.removeprefix('loss/')} {float(v):.4g}" for name, v in values.items()]
         if self._live:
             self._redraw(_fit(parts, _columns(self._stream) - 1))
         else:
@@ -133,9 +134,8 @@ class Report:
         # overwriting. TensorBoard itself drops what an older file holds from purge_step on.
         older = len(list(folder.glob("*.tfevents.*")))
         purge = self._resumed_at.get(stage, -1) + 1 if older else None
-        suffix = f".{older}"
         return SummaryWriter(
-            str(folder), purge_step=purge, flush_secs=2, filename_suffix=suffix
+            str(folder), purge_step=purge, flush_secs=2, filename_suffix=f".{older}"
         )
 
     def _redraw(self, line):
@@ -163,10 +163,14 @@ def history(workdir) -> list[dict]:
 def _reopen(path, keep):
     kept = [row for row in history(path.parent) if keep(row)]
     if path.exists():
-        fresh = path.with_suffix(".tmp")
-        fresh.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(fresh, path)
-    return path.open("a")
+        _replace(path, "".join(json.dumps(row) + "\n" for row in kept))
+    return path.open("a", encoding="utf-8")
+
+
+def _replace(path, text):
+    fresh = path.with_suffix(".tmp")
+    fresh.write_text(text, encoding="utf-8")
+    os.replace(fresh, path)
 
 
 def _columns(stream):
@@ -227,86 +231,79 @@ def save_png(path, image: np.ndarray) -> None:
 
 # Groups of metrics by the part of the name before '/': heading and meaning; {} is that part.
 GROUPS = {
-    "recon": (
-        "Reconstruction",
-        "How close G(E(x)) comes to x, over the whole test set.",
-    ),
-    "latent": (
-        "Latent space",
-        "The embeddings' coordinates; the latent BatchNorm asks for mean 0 and variance 1 in each.",
-    ),
-    "fd": (
-        "Fréchet distance ({})",
-        "Distance between the features of generated and of test images; lower is better. Read it "
-        "between its two references: the floor, which real images reach against other real ones, "
-        "and the reconstructions, which no prior on this autoencoder should be expected to beat. "
-        "Not comparable with FID on Inception features.",
-    ),
-    "classes": (
-        "Classes among the samples",
-        "Share of the generated images that a classifier of real images puts in each class; "
-        "missing classes mean mode collapse.",
-    ),
-    "w2": (
-        "2-Wasserstein distance",
-        "How far generated points must be moved to become fresh real ones; lower is better, and "
-        "two sets of real points already differ by the floor.",
-    ),
-    "topology": (
-        "Topology of the embedding",
-        "Whether neighbours stay neighbours between data and latent space; 1 is perfect.",
-    ),
-}
+    "recon": ("Reconstruction", "How close G(E(x)) comes to x, over the whole test set."),
+    "latent": ("Latent space", "The coordinates of the training set's embeddings, in inference "
+               "mode; the latent BatchNorm asks for mean 0 and variance 1 in each."),
+    "fd": ("Fréchet distance ({})", "Squared distance between the features of generated and of "
+           "test images; lower is better. Read it against the floor, which real images reach, and "
+           "recon_train, what a perfect prior would reach. Comparable neither with FID on "
+           "Inception features nor across numbers of samples."),
+    "classes": ("Classes among the samples", "Shares of the samples that a classifier fitted on "
+                "real images puts in a class; near 0 means that the class is missing."),
+    "w2": ("2-Wasserstein distance", "How far generated points have to move to become fresh real "
+           "ones; lower is better, and two sets of real points already differ by the floor."),
+    "topology": ("Topology of the embedding", "Whether neighbours stay neighbours between data "
+                 "and latent space; 1 is perfect."),
+}  # fmt: skip
 MEANINGS = {
-    "recon/mse": "mean squared error, values in [-1, 1]; lower is better",
-    "recon/mse01": "the same with values in [0, 1]: a quarter of it",
+    "recon/mse": "mean squared error in the data's own units, [-1, 1] for images; lower is better",
+    "recon/mse01": "the same for values in [0, 1]: a quarter of it",
     "recon/psnr": "peak signal-to-noise ratio in dB; higher is better",
-    "floor": "real against real: the best value that can be expected",
-    "recon": "test images after encoding and decoding",
-    "reconstruction": "test images after encoding and decoding",
+    "latent/mean_abs_max": "largest mean of a coordinate, without its sign",
+    "latent/var_min": "smallest variance of a coordinate",
+    "latent/var_max": "largest variance of a coordinate",
+    "latent/corr_abs_mean": "mean correlation of two coordinates, without its sign",
+    "classes/share_min": "of the rarest class",
+    "classes/share_max": "of the most frequent class",
+    "classes/accuracy": "of the classifier on the test set: how far to trust it",
+    "topology/trustworthiness": "falls when latent neighbours are none in the data",
+    "topology/continuity": "falls when neighbours in the data are torn apart",
+    "floor": "real against real: what perfect samples would reach",
+    "recon": "reconstructions of the test set against itself",
+    "recon_train": "reconstructed training images: a perfect prior through this decoder",
     "latent_gan": "samples by the latent GAN",
-    "gaussian": "samples by a Gaussian fitted to the embeddings",
+    "gaussian": "samples by one Gaussian fitted to the embeddings",
     "gmm": "samples by a Gaussian mixture fitted to the embeddings",
-    "ratio": "generated over floor; 1 is as good as real",
-    "topology/trustworthiness": "neighbours in latent space that are neighbours in the data",
-    "topology/continuity": "neighbours in the data that are neighbours in latent space",
+    "ratio": "the run's own prior over the floor; 1 is perfect",
 }
 STYLE = """
 :root { color-scheme: light dark; --back: #fbfbfa; --card: #fff; --ink: #1f2328; --soft: #667;
   --line: #e3e4e6; --mark: #3f6fd8; }
 @media (prefers-color-scheme: dark) { :root { --back: #14161a; --card: #1c1f24; --ink: #e4e6ea;
   --soft: #99a; --line: #31353c; --mark: #7aa2ff; } }
-* { box-sizing: border-box; }
+* { box-sizing: border-box; overflow-wrap: anywhere; }
 body { margin: 0 auto; padding: 2.5rem 1.5rem 4rem; max-width: 76rem; background: var(--back);
   color: var(--ink); font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
-h1 { margin: 0 0 1rem; font-size: 1.9rem; line-height: 1.2; overflow-wrap: anywhere; }
-h2 { margin: 2.8rem 0 1rem; font-size: 1.3rem; }
-h3 { margin: 0 0 .15rem; font-size: 1rem; overflow-wrap: anywhere; }
-p { margin: 0 0 .7rem; color: var(--soft); font-size: .9rem; max-width: 60rem; }
+h1 { margin: 0 0 1rem; font-size: 1.9rem; line-height: 1.2; }
+h2 { margin: 2.8rem 0 1rem; font-size: 1.3rem; } h3 { margin: 0 0 .15rem; font-size: 1rem; }
+p { margin: 0 0 .8rem; max-width: 60rem; font-size: .9rem; } p, dt, small { color: var(--soft); }
 dl { display: flex; flex-wrap: wrap; gap: .6rem 2.2rem; margin: 0; }
-dt { color: var(--soft); font-size: .8rem; }
-dd { margin: 0; font-weight: 600; overflow-wrap: anywhere; }
-section, figure, details { background: var(--card); border: 1px solid var(--line);
-  border-radius: .6rem; padding: 1rem 1.2rem; margin: 0; min-width: 0; }
+dt { font-size: .8rem; } dd { margin: 0; font-weight: 600; }
+section, figure, details { margin: 0 0 1rem; padding: 1rem 1.2rem; background: var(--card);
+  border: 1px solid var(--line); border-radius: .6rem; min-width: 0; }
 .tables { columns: 2 30rem; column-gap: 1rem; }
-.tables section { break-inside: avoid; margin-bottom: 1rem; }
-.figures { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
-figure { max-width: 100%; width: min-content; }
-figure img { display: block; max-width: calc(min(100vw, 76rem) - 5.6rem); height: auto;
-  border-radius: .3rem; }
-figcaption p { margin: 0 0 .8rem; }
+.tables section { break-inside: avoid; }
+.figures { display: flex; flex-wrap: wrap; gap: 0 1rem; }
+figure { flex: 1 1 20rem; max-width: 34rem; } figure.wide { flex-basis: 100%; max-width: none; }
+img, svg { display: block; width: 100%; height: auto; border-radius: .3rem; }
+svg text { font-family: inherit !important; }
 table { width: 100%; border-collapse: collapse; font-size: .92rem; }
-td { padding: .3rem .8rem .3rem 0; border-top: 1px solid var(--line); vertical-align: top;
-  overflow-wrap: anywhere; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; font-weight: 600;
-  white-space: nowrap; }
+td { padding: .3rem .8rem .3rem 0; border-top: 1px solid var(--line); vertical-align: top; }
+td.number { text-align: right; font-weight: 600; font-variant-numeric: tabular-nums;
+  white-space: nowrap; overflow-wrap: normal; padding-right: 0; }
 td.bar { width: 34%; vertical-align: middle; }
 td.bar i { display: block; height: .6rem; border-radius: .2rem; background: var(--mark); }
-td small { display: block; color: var(--soft); line-height: 1.3; }
-section svg { display: block; width: 100%; height: auto; }
-.curves section { margin-bottom: 1rem; }
-summary { cursor: pointer; }
+small { display: block; line-height: 1.3; } summary { cursor: pointer; }
 details table { margin-top: .8rem; font-family: ui-monospace, monospace; font-size: .82rem; }
+"""
+# The policy lets a browser load nothing from anywhere, whatever the page holds.
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>{style}</style></head>
+<body><h1>{title}</h1>{body}</body></html>
 """
 
 
@@ -326,30 +323,18 @@ def write_html(
     if figures:
         parts += ["<h2>Pictures</h2><div class='figures'>", *map(_figure, figures), "</div>"]
     if rows:
-        parts += ["<h2>Training</h2><div class='curves'>"]
-        parts += [
-            f"<section><h3>{_text(stage)}</h3>{svg}</section>" for stage, svg in curves(rows)
-        ]
-        parts += ["</div>"]
+        parts += ["<h2>Training</h2>"]
+        parts += [f"<section><h3>{_text(name)}</h3>{svg}</section>" for name, svg in curves(rows)]
     if config:
-        parts += ["<h2>Config</h2><details><summary>every knob of this run</summary><table>"]
-        parts += [
+        knobs = (
             f"<tr><td>{_text(name)}</td><td>{_text(json.dumps(value, default=str))}</td></tr>"
             for name, value in _flat(config)
-        ]
-        parts += ["</table></details>"]
-    page = (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
-        "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; "
-        "img-src data:; style-src 'unsafe-inline'\">"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{_text(title)}</title><style>{STYLE}</style></head>"
-        f"<body><h1>{_text(title)}</h1>{''.join(parts)}</body></html>\n"
-    )
+        )
+        parts += ["<h2>Config</h2><details><summary>every knob of this run</summary><table>"]
+        parts += [*knobs, "</table></details>"]
+    page = PAGE.format(title=_text(title), style=STYLE, body="".join(parts))
     path = Path(workdir) / "report.html"
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text(page, encoding="utf-8")
-    os.replace(fresh, path)
+    _replace(path, page)
     return path
 
 
@@ -367,20 +352,12 @@ def _flat(config, prefix=""):
 
 def _summary(config, rows):
     flat = dict(_flat(config))
-    facts = [
-        (name, flat[key])
-        for key, name in (
-            ("data.name", "data"),
-            ("method", "method"),
-            ("prior", "prior"),
-            ("data.batch_size", "batch size"),
-            ("seed", "seed"),
-        )
-        if key in flat
-    ]
+    names = ("data.name", "method", "prior", "latent_dim", "data.batch_size", "seed")
+    facts = [(name.removesuffix(".name"), flat[name]) for name in names if name in flat]
     last = {row["stage"]: row["step"] for row in rows}
     facts += [(stage, f"{step:,} steps") for stage, step in last.items()]
-    return f"<dl>{''.join(f'<div><dt>{_text(k)}</dt><dd>{_text(v)}</dd></div>' for k, v in facts)}</dl>"
+    cells = (f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in facts)
+    return f"<dl>{''.join(cells)}</dl>"
 
 
 def _tables(metrics):
@@ -395,22 +372,28 @@ def _table(group, values):
     kind = "fd" if group.startswith("fd_") else group
     heading, meaning = GROUPS.get(kind, ("{}", ""))
     heading = heading.format(group.removeprefix("fd_") or "Other")
-    top = max(values.values()) if kind in ("fd", "classes") else 0
+    bars = kind in ("fd", "w2")  # distances of one kind, whose lengths say something together
+    top = max((value for name, value in values.items() if name != "ratio"), default=0)
     lines = []
     for name, value in values.items():
-        note = MEANINGS.get(f"{group}/{name}", MEANINGS.get(name, ""))
-        bar = f"<td class='bar'><i style='width:{100 * value / top:.1f}%'></i></td>" if top > 0 else ""
+        note = MEANINGS.get(f"{group}/{name}", MEANINGS.get(name, "") if bars else "")
+        small = f"<small>{note}</small>" if note else ""
+        length = 100 * value / top if top > 0 and name != "ratio" else 0
+        bar = f"<td class='bar'><i style='width:{length:.1f}%'></i></td>" if bars else ""
         lines.append(
-            f"<tr><td>{_text(name)}{f'<small>{note}</small>' if note else ''}</td>{bar}"
-            f"<td class='number'>{value:.4g}</td></tr>"
+            f"<tr><td>{_text(name)}{small}</td>{bar}<td class='number'>{value:.4g}</td></tr>"
         )
     note = f"<p>{_text(meaning)}</p>" if meaning else ""
     return f"<section><h3>{_text(heading)}</h3>{note}<table>{''.join(lines)}</table></section>"
 
 
 def _figure(figure):
-    image = base64.b64encode(Path(figure.path).read_bytes()).decode()
+    content = Path(figure.path).read_bytes()
+    width, height = Image.open(io.BytesIO(content)).size
+    kind = "wide" if width > 1.6 * height else "square"
+    source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+    title = _text(figure.title)
     return (
-        f"<figure><figcaption><h3>{_text(figure.title)}</h3><p>{_text(figure.caption)}</p>"
-        f"</figcaption><img alt='{_text(figure.title)}' src='data:image/png;base64,{image}'></figure>"
+        f"<figure class='{kind}'><figcaption><h3>{title}</h3><p>{_text(figure.caption)}</p>"
+        f"</figcaption><img alt='{title}' src='{source}'></figure>"
     )

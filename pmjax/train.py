@@ -27,6 +27,9 @@ def fit(settings: ConfigDict, workdir: Path, report: Report) -> None:
     """Trains what is not trained yet, and leaves the model in the workdir."""
     mesh = parallel.make_mesh(settings.devices)
     parallel.check_batch(settings.data.batch_size, mesh, "config.data.batch_size")
+    stage2 = settings.stage2
+    mesh2 = parallel.make_mesh(stage2.devices)
+    parallel.check_batch(stage2.batch_size, mesh2, "config.stage2.batch_size")
     data = build.dataset(settings, "train")
     for name in data.skipped:
         report.say(f"Left out, cannot be read: {name}")
@@ -36,36 +39,31 @@ def fit(settings: ConfigDict, workdir: Path, report: Report) -> None:
         seed=settings.seed,
         ema_decay=settings.ema_decay,
         mode=settings.parallel,
-        mesh=mesh,
         device_budget=settings.data.device_budget_gb * 1e9,
+        directory=workdir / "checkpoints",
         checkpoint_every=settings.checkpoint.every,
+        keep=settings.checkpoint.keep,
         log_every=settings.log_every,
         report=report,
     )
-    game = build.stage1_game(settings, data.data.shape[1:])
-    checkpoints = Checkpoints(workdir / "checkpoints" / "stage1", keep=settings.checkpoint.keep)
     state = train(
         stage="stage1",
-        game=game,
+        game=build.stage1_game(settings, data.data.shape[1:]),
         data=data.data,
         steps=settings.steps,
         batch_size=settings.data.batch_size,
         steps_per_dispatch=settings.steps_per_dispatch,
-        checkpoints=checkpoints,
+        mesh=mesh,
         info={"config": digest(settings), "data": data.fingerprint},
         **common,
     )
-    checkpoints.close()
     _keep_autoencoder(state, workdir, data.data.shape[1:])
     z = model.load(workdir).encode(data.data)
     write_embeddings(workdir, z)
     prior = build.prior(settings)
     if settings.schedule == "joint":
-        checkpoint.write_arrays(prior_path(workdir, settings.prior), prior.trained(state))
+        arrays = prior.trained(state)
     elif priors.is_trained(prior):
-        stage2 = settings.stage2
-        parallel.check_batch(stage2.batch_size, mesh, "config.stage2.batch_size")
-        checkpoints = Checkpoints(workdir / "checkpoints" / "stage2", keep=settings.checkpoint.keep)
         state = train(
             stage="stage2",
             game=build.stage2_game(settings),
@@ -73,16 +71,15 @@ def fit(settings: ConfigDict, workdir: Path, report: Report) -> None:
             steps=stage2.steps,
             batch_size=stage2.batch_size,
             steps_per_dispatch=stage2.steps_per_dispatch,
-            checkpoints=checkpoints,
+            mesh=mesh2,
             info={"config": digest(settings), "data": hashlib.sha256(z.tobytes()).hexdigest()},
             **common,
         )
-        checkpoints.close()
-        checkpoint.write_arrays(prior_path(workdir, settings.prior), prior.trained(state))
+        arrays = prior.trained(state)
     else:
         report.say(f"Fitting the prior '{settings.prior}' to {len(z)} embeddings.")
         arrays = prior.fit(z, seed=settings.seed)
-        checkpoint.write_arrays(prior_path(workdir, settings.prior), arrays)
+    checkpoint.write_arrays(prior_path(workdir, settings.prior), arrays)
 
 
 def train(
@@ -98,8 +95,9 @@ def train(
     mode: str,
     mesh: jax.sharding.Mesh,
     device_budget: float,
-    checkpoints: Checkpoints,
+    directory: Path,
     checkpoint_every: int,
+    keep: int,
     log_every: int,
     info: dict,
     report: Report,
@@ -118,8 +116,9 @@ def train(
       mode: 'jit' or 'pmap'.
       mesh: the devices.
       device_budget: bytes up to which the data is kept on each device; beyond it is streamed.
-      checkpoints: where the state is kept.
+      directory: where checkpoints are kept.
       checkpoint_every: steps.
+      keep: how many checkpoints.
       log_every: steps.
       info: is kept in each checkpoint; a checkpoint with another one is refused.
       report: where progress is shown.
@@ -131,6 +130,7 @@ def train(
       UserError: if a loss or a gradient is not finite; the last checkpoint stays good.
       Stopped: after SIGTERM or Ctrl-C, when the state is saved.
     """
+    checkpoints = Checkpoints(directory / stage, keep=keep)
     restored = checkpoints.restore(
         jax.eval_shape(partial(init_state, game), jax.random.key(seed)), say=report.say
     )
@@ -143,6 +143,7 @@ def train(
     report.resume(stage, start)
     if start >= steps:
         report.say(f"{stage}: finished before, at step {start}.")
+        checkpoints.close()
         return state
     if start:
         report.say(f"{stage}: going on from step {start}.")
@@ -176,9 +177,9 @@ def train(
                 pending = None
                 checkpoints.save(state, info)
             if stop and last < steps:
-                checkpoints.wait()
+                checkpoints.close()
                 raise Stopped(f"{stage}: stopped by {stop[0]} after step {last}; it is saved.")
-    checkpoints.wait()
+    checkpoints.close()
     return state
 
 

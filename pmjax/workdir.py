@@ -22,7 +22,7 @@ AUTOENCODER = "autoencoder.msgpack"
 EMBEDDINGS = "embeddings.npy"
 
 # Keys that may change between two runs of one workdir: they do not change what is trained.
-_FREE = ("eval.", "log_every", "checkpoint.", "parallel", "devices", "data.device_budget_gb",
+_FREE = ("eval.", "log_every", "checkpoint.", "parallel", "devices", "stage2.devices", "data.device_budget_gb",
          "data.path", "data.manual_dir", "data.cache_dir")
 
 

@@ -3,6 +3,7 @@
 from math import prod
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 Array = jax.Array
@@ -38,7 +39,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """G: [N, latent_dim] to [N, *shape], unbounded (points may lie anywhere)."""
+    """G: [N, latent_dim] to images [N, H, W, C] within [-1, 1], or to points [N, D] anywhere."""
 
     shape: tuple[int, ...]
     width: int = 400
@@ -47,7 +48,8 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, z: Array, *, train: bool) -> Array:
         """Applies the perceptron."""
-        return MLP(prod(self.shape), self.width, self.layers)(z).reshape(-1, *self.shape)
+        x = MLP(prod(self.shape), self.width, self.layers)(z).reshape(-1, *self.shape)
+        return jnp.tanh(x) if len(self.shape) == 3 else x
 
 
 class Critic(nn.Module):
@@ -90,14 +92,14 @@ class LatentCritic(nn.Module):
     def __call__(self, z: Array, *, train: bool) -> Array:
         """Applies dense, residual blocks as in g, relu, dense."""
 
-        def dense(features, x, init=nn.initializers.lecun_normal()):
-            layer = nn.Dense(features, kernel_init=init)
+        def dense(features, x):
+            layer = nn.Dense(features)
             if self.spectral_norm:
                 return nn.SpectralNorm(layer, collection_name="spectral")(x, update_stats=train)
             return layer(x)
 
         x = dense(self.width, z)
         for _ in range(self.blocks):
-            h = dense(self.width, nn.relu(x), nn.initializers.he_normal())
+            h = dense(self.width, nn.relu(x))
             x = x + dense(self.width, nn.relu(h))
         return dense(1, nn.relu(x))[:, 0]

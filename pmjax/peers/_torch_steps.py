@@ -5,6 +5,7 @@ with its graph for the autoencoder. A player's turn switches off the gradients o
 does not move.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -169,15 +170,16 @@ class LatentGAN:
 class Average:
     """Exponential moving average of nets' parameters, with the warm-up of `pmjax.step`."""
 
-    def __init__(self, nets: list[nn.Module], decay: float):
-        self.parameters = [p for net in nets for p in net.parameters()]
-        self.values = [p.detach().clone() for p in self.parameters]
+    def __init__(self, nets: dict[str, nn.Module], decay: float):
+        self.nets = copy.deepcopy(nets)
+        self.values = [p.detach() for net in self.nets.values() for p in net.parameters()]
+        self.moving = [p.detach() for net in nets.values() for p in net.parameters()]
         self.decay, self.steps = decay, 0
 
     def update(self) -> None:
         """Moves the average after a step."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        get_ema_multi_avg_fn(decay)(self.values, [p.detach() for p in self.parameters], self.steps)
+        get_ema_multi_avg_fn(decay)(self.values, self.moving, self.steps)
         self.steps += 1
 
 

@@ -1,0 +1,28 @@
+"""Fashion-MNIST, 28×28: 60000 + 10000 articles, by TensorFlow Datasets or from IDX files.
+
+    python -m pmjax.main --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
+
+TensorFlow Datasets prepares it once, with pip install ".[prepare]" and a network. With the four
+official files already on disk, neither is needed, for instance those of
+Debian's package dataset-fashion-mnist: --config.data.manual_dir=/usr/share/datasets/fashion-mnist
+"""
+
+import default
+
+
+def get_config(variant: str = ""):
+    """Returns the config; variants: paper, author, runlocal."""
+    return default.get_config(
+        variant,
+        {
+            "data.name": "fashion_mnist",
+            "latent_dim": 64,
+            "steps": 10_000,
+            "optimizer.learning_rate": 1e-3,
+            "optimizer.b1": 0.5,
+            "optimizer.b2": 0.99,
+            "stage2.steps": 20_000,
+            "eval.metrics": ("reconstruction", "latent", "fd_efficientnet_lite0", "classes"),
+        },
+        {"runlocal": default.RUNLOCAL},
+    )

@@ -1,0 +1,28 @@
+"""A directory of your own images, of any size, mode and format; here at 32×32.
+
+    python -m pmjax.main --config=configs/image_folder.py --config.data.path=DIRECTORY \
+        --workdir=runs/images
+
+With the subfolders train and test, these are the splits; else a tenth is kept for the test.
+"""
+
+import default
+
+
+def get_config(variant: str = ""):
+    """Returns the config; variants: paper, author, runlocal."""
+    return default.get_config(
+        variant,
+        {
+            "data.name": "image_folder",
+            "data.size": 32,
+            "latent_dim": 128,
+            "nets_args.width": 48,
+            "steps": 10_000,
+            "optimizer.learning_rate": 1e-3,
+            "optimizer.b1": 0.5,
+            "optimizer.b2": 0.99,
+            "stage2.steps": 20_000,
+        },
+        {"runlocal": default.RUNLOCAL},
+    )

@@ -1,0 +1,27 @@
+"""MNIST, 28×28: 60000 + 10000 digits, by TensorFlow Datasets or from IDX files.
+
+    python -m pmjax.main --config=configs/mnist.py --workdir=runs/mnist
+
+TensorFlow Datasets prepares it once, with pip install ".[prepare]" and a network. With the four
+official files already on disk, neither is needed: --config.data.manual_dir=DIRECTORY.
+"""
+
+import default
+
+
+def get_config(variant: str = ""):
+    """Returns the config; variants: paper, author, runlocal."""
+    return default.get_config(
+        variant,
+        {
+            "data.name": "mnist",
+            "latent_dim": 64,
+            "steps": 10_000,
+            "optimizer.learning_rate": 1e-3,
+            "optimizer.b1": 0.5,
+            "optimizer.b2": 0.99,
+            "stage2.steps": 20_000,
+            "eval.metrics": ("reconstruction", "latent", "fd_efficientnet_lite0", "classes"),
+        },
+        {"runlocal": default.RUNLOCAL},
+    )

@@ -1,0 +1,170 @@
+"""The training step in PyTorch, eager, as one would write it there: python -m pmjax.bench."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from ml_collections import ConfigDict
+from torch import Tensor
+
+from pmjax import build, datasets
+from pmjax.errors import UserError
+from pmjax.peers import _torch_arrays
+from pmjax.peers._torch_nets import LatentCritic, LatentGenerator, make_nets
+from pmjax.peers._torch_steps import Autoencoder, Average, LatentGAN, Updates
+
+Tree = dict[str, Any]
+
+
+class Twin:
+    """The step of one stage of a config; with joint schedule, stage 1 is both.
+
+    Attributes:
+      nets: the modules by name, as in the state of `pmjax.step`.
+    """
+
+    def __init__(
+        self,
+        settings: ConfigDict,
+        *,
+        stage: int,
+        shape: tuple[int, ...],
+        params: Tree,
+        stats: Tree,
+        device: str = "cpu",
+        optimizer: Callable | None = None,
+    ):
+        """Builds the nets with the given arrays.
+
+        Args:
+          settings: the config.
+          stage: 1 or 2.
+          shape: of one example, as JAX has it ([H, W, C] or [D]).
+          params: of the nets, by name, as the training state has them.
+          stats: the statistics likewise.
+          device: where to run.
+          optimizer: (parameters, repeats) -> function of a loss; the config's Adam by default.
+
+        Raises:
+          UserError: for a method, a prior or nets that have no twin.
+        """
+        joint = settings.schedule == "joint"
+        chosen = settings if stage == 1 else settings.stage2
+        optimizer = optimizer or (
+            lambda moved, repeats: Updates(
+                moved, repeats, steps=chosen.steps, **chosen.optimizer.to_dict()
+            )
+        )
+        self.nets = {}
+        self.autoencoder = self.gan = self.average = None
+        if stage == 1:
+            args = settings.method_args.to_dict()
+            _only("method", settings.method, "pm")
+            self.nets |= make_nets(
+                family=settings.nets,
+                net_args=settings.nets_args.to_dict(),
+                shape=shape,
+                latent_dim=settings.latent_dim,
+                batch_norm=settings.batch_norm.to_dict() if args["batch_norm"] else None,
+            )
+        if stage == 2 or joint:
+            prior = settings.prior_args.to_dict()
+            _only("prior", settings.prior, "latent_gan")
+            size = {name: prior.pop(name) for name in ("width", "blocks")}
+            spectral = prior.pop("spectral_norm")
+            prior["base_dim"] = prior["base_dim"] or settings.latent_dim
+            g = LatentGenerator(prior["base_dim"], settings.latent_dim, **size)
+            D = LatentCritic(settings.latent_dim, **size, spectral_norm=spectral)
+            self.nets |= {"g": g, "D": D}
+        for name in params:
+            _torch_arrays.load(self.nets[name], params[name], stats[name])
+            self.nets[name].to(device)
+        if stage == 1:
+            self.autoencoder = Autoencoder(self.nets, optimizer, **args)
+        if stage == 2 or joint:
+            self.gan = LatentGAN(self.nets, optimizer, **prior)
+            averaged = ("G", "g") if joint else ("g",)
+            self.average = Average({name: self.nets[name] for name in averaged}, settings.ema_decay)
+
+    def step(self, batch: Tensor, draws: Tree | None = None) -> dict[str, Tensor]:
+        """Makes a step; returns the metrics, as `pmjax.step.train_step` names them.
+
+        Args:
+          batch: uint8 images [B, C, H, W] or float examples [B, …].
+          draws: 'mu' [B] and 'bases' [turns, B, p], which are drawn unless given.
+        """
+        draws, metrics = draws or {}, {}
+        x = batch
+        if x.dtype == torch.uint8:
+            x = x.float().sub_(127.5).mul_(1 / 127.5)
+        if self.autoencoder:
+            metrics, x = self.autoencoder.step(x, draws.get("mu"))
+        if self.gan:
+            metrics |= self.gan.step(x, draws.get("bases"))
+            self.average.update()
+        return metrics
+
+
+class Side:
+    """The peer's side of `pmjax.bench`."""
+
+    def __init__(self, settings: ConfigDict, *, stage: int, cores: int, gpu: bool, start: Tree):
+        """Builds the twin from the arrays in `start`, and makes the first step."""
+        torch.manual_seed(settings.seed)
+        torch.set_num_threads(cores)
+        torch.set_flush_denormal(True)  # as XLA does
+        if gpu and not torch.cuda.is_available():
+            raise UserError("JAX runs on a GPU that PyTorch does not see: install PyTorch for "
+                            "CUDA, or compare on the CPU with JAX_PLATFORMS=cpu.")
+        self._gpu, self._where = gpu, "cuda" if gpu else "cpu"
+        self.threads = torch.get_num_threads()
+        self.device = torch.cuda.get_device_name() if gpu else "cpu"
+        self.versions = {"torch": torch.__version__}
+        data = build.dataset(settings, "train").data
+        shape = data.shape[1:]
+        chosen = settings.data if stage == 1 else settings.stage2
+        data = start["table"] if stage == 2 else data
+        self._table = channels_first(data)
+        if datasets.fits(data, settings.data.device_budget_gb * 1e9):
+            self._table = self._table.to(self._where)
+        self._batch_size, self._seed, self._next = chosen.batch_size, settings.seed, 0
+        self._twin = Twin(
+            settings,
+            stage=stage,
+            shape=shape,
+            params=start["params"],
+            stats=start["stats"],
+            device=self._where,
+        )
+        draws = {name: torch.tensor(value).to(self._where) for name, value in start["draws"].items()}
+        self.first = {name: float(value) for name, value in self._step(draws).items()}
+
+    def _step(self, draws: Tree | None = None) -> dict[str, Tensor]:
+        rows = datasets.batch_indices(
+            len(self._table), self._batch_size, self._next, seed=self._seed
+        )
+        self._next += 1
+        rows = torch.from_numpy(rows.astype(np.int64)).to(self._table.device)
+        return self._twin.step(self._table[rows].to(self._where), draws)
+
+    def block(self, seconds: float) -> tuple[int, float]:
+        """Makes steps for about so long; returns how many, and the seconds that they took."""
+        started, count = time.perf_counter(), 0
+        while not count or time.perf_counter() - started < seconds:
+            self._step()
+            count += 1
+        if self._gpu:
+            torch.cuda.synchronize()
+        return count, time.perf_counter() - started
+
+
+def channels_first(data: np.ndarray) -> Tensor:
+    """Copies images [N, H, W, C] into a tensor [N, C, H, W], and other arrays as they are."""
+    return torch.from_numpy(np.array(np.moveaxis(data, -1, 1) if data.ndim == 4 else data, order="C"))
+
+
+def _only(key: str, name: str, known: str) -> None:
+    if name != known:
+        raise UserError(f"The PyTorch peer has the {key} '{known}', not '{name}': leave --peer out.")
