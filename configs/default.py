@@ -23,6 +23,8 @@ PRESETS = {
         "method_args.critic_repeats": 2,
         "prior_args.base_prior": "sphere",
         "prior_args.critic_repeats": 5,
+        "optimizer.learning_rate": 2e-4,
+        "optimizer.b1": 0.0,
         "optimizer.b2": 0.999,
         "optimizer.schedule": "constant",
     },
@@ -50,7 +52,7 @@ def get_config(variant: str = "", overrides: dict | None = None, variants: dict 
     config.schedule = "two_stage"  # or 'joint': method and prior take turns in every step
     config.nets = "resnet"  # a file in pmjax/nets
     config.nets_args = ConfigDict()  # the fields of its Encoder, Decoder and Critic
-    config.latent_dim = 256
+    config.latent_dim = 64
     config.batch_norm = ConfigDict()  # of the embedding, equation (11)
     config.batch_norm.affine = False
     config.batch_norm.momentum = 0.99  # of the running statistics
@@ -70,9 +72,9 @@ def get_config(variant: str = "", overrides: dict | None = None, variants: dict 
     config.steps = 10_000
     config.steps_per_dispatch = 1  # accelerators: more; on CPU, convolutions in loops are slow
     config.optimizer = ConfigDict()  # Adam
-    config.optimizer.learning_rate = 2e-4
-    config.optimizer.b1 = 0.0
-    config.optimizer.b2 = 0.9
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.b1 = 0.5
+    config.optimizer.b2 = 0.99
     config.optimizer.schedule = "linear"  # to zero; or 'constant', 'cosine'
     config.optimizer.warmup = 0  # steps
     config.optimizer.clip = 0.0  # largest global norm of a gradient (0: any)
@@ -86,7 +88,7 @@ def get_config(variant: str = "", overrides: dict | None = None, variants: dict 
     config.stage2.steps_per_dispatch = 100
     config.stage2.optimizer = ConfigDict(config.optimizer.to_dict())
     config.stage2.optimizer.learning_rate = 5e-4
-    config.stage2.optimizer.b2 = 0.99
+    config.stage2.optimizer.b1 = 0.0  # with momentum, the latent GAN circles and collapses
 
     # Devices.
     config.parallel = "jit"  # sharded over a mesh; or 'pmap'

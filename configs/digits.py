@@ -1,6 +1,6 @@
 """5000 real MNIST digits, 28×28.
 
-    python -m pmjax.main --config=configs/digits.py --workdir=runs/digits
+python -m pmjax.main --config=configs/digits.py --workdir=runs/digits
 """
 
 import default
@@ -12,11 +12,7 @@ def get_config(variant: str = ""):
         variant,
         {
             "data.name": "digits",
-            "latent_dim": 64,
             "steps": 3000,
-            "optimizer.learning_rate": 1e-3,
-            "optimizer.b1": 0.5,
-            "optimizer.b2": 0.99,
             "stage2.steps": 6000,
             "eval.metrics": ("reconstruction", "latent", "fd_efficientnet_lite0", "classes"),
         },

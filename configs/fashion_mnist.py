@@ -16,11 +16,7 @@ def get_config(variant: str = ""):
         variant,
         {
             "data.name": "fashion_mnist",
-            "latent_dim": 64,
             "steps": 10_000,
-            "optimizer.learning_rate": 1e-3,
-            "optimizer.b1": 0.5,
-            "optimizer.b2": 0.99,
             "stage2.steps": 20_000,
             "eval.metrics": ("reconstruction", "latent", "fd_efficientnet_lite0", "classes"),
         },

@@ -1,6 +1,6 @@
 """The swiss roll: 5000 points in three dimensions, two latent coordinates (Figures 4 and 5).
 
-    python -m pmjax.main --config=configs/swiss_roll.py --workdir=runs/swiss_roll
+python -m pmjax.main --config=configs/swiss_roll.py --workdir=runs/swiss_roll
 """
 
 import default
@@ -23,8 +23,6 @@ def get_config(variant: str = ""):
             "steps": 10_000,
             "steps_per_dispatch": 100,
             "optimizer.learning_rate": 2e-3,
-            "optimizer.b1": 0.5,
-            "optimizer.b2": 0.99,
             "prior_args.width": 128,
             "prior_args.critic_repeats": 3,
             "stage2.steps": 10_000,

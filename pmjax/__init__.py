@@ -1,13 +1,18 @@
 """pmjax: generative autoencoders whose prior is fitted to the embedding, in JAX.
 
-    model = pmjax.load("runs/digits")
-    images = pmjax.to_uint8(model.sample(64, seed=0))
+model = pmjax.load("runs/digits")
+images = pmjax.to_uint8(model.sample(64, seed=0))
 """
 
 __version__ = "0.1.0"
 
-_EXPORTS = {"load": "pmjax.model", "Model": "pmjax.model", "to_float": "pmjax.datasets",
-            "to_uint8": "pmjax.datasets", "UserError": "pmjax.errors"}
+_EXPORTS = {
+    "load": "pmjax.model",
+    "Model": "pmjax.model",
+    "to_float": "pmjax.datasets",
+    "to_uint8": "pmjax.datasets",
+    "UserError": "pmjax.errors",
+}
 __all__ = sorted(_EXPORTS)
 
 

@@ -14,12 +14,20 @@ import platform
 import statistics
 import sys
 import time
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pmjax import cli, errors, plugins
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from pmjax import build, cli, config, datasets, errors, nets, parallel, plugins, priors
 from pmjax.errors import UserError
+from pmjax.priors.latent_gan import BASES
+from pmjax.step import Game, init_state, train_step
 
 BLOCKS = 8  # in which a side's seconds are spent
 _PAUSE = 0.2  # seconds after a block: idle threads spin for a while
@@ -35,45 +43,47 @@ class Ours:
       compile_s: seconds of the first dispatch less a later one's: tracing and compilation.
     """
 
-    def __init__(self, settings, *, stage: int):
+    def __init__(self, settings: ConfigDict, *, stage: int):
         """Builds a stage's game, compiles its step and makes the first dispatch."""
-        import jax
-
-        from pmjax import build, datasets, parallel
-        from pmjax.step import init_state, train_step
-
-        mesh = parallel.make_mesh(settings.devices)
+        chosen = settings if stage == 1 else settings.stage2
+        self._batch_size = settings.data.batch_size if stage == 1 else chosen.batch_size
+        self._per_dispatch, self._seed, self._next = chosen.steps_per_dispatch, settings.seed, 0
+        mesh = parallel.make_mesh(chosen.devices)
+        where = "config.data.batch_size" if stage == 1 else "config.stage2.batch_size"
+        parallel.check_batch(self._batch_size, mesh, where)
         data = build.dataset(settings, "train").data
         game = build.stage1_game(settings, data.shape[1:])
-        chosen, where = settings, "config.data.batch_size"
-        self._batch_size = settings.data.batch_size
         self.start = {}
         if stage == 2:
-            data = self.start["table"] = _embeddings(settings, game, data)
+            data = self.start["table"] = _embeddings(game, data, settings.seed)
             game = build.stage2_game(settings)
-            chosen, where = settings.stage2, "config.stage2.batch_size"
-            self._batch_size = chosen.batch_size
-        parallel.check_batch(self._batch_size, mesh, where)
-        self._per_dispatch = chosen.steps_per_dispatch
-        state = jax.jit(lambda key: init_state(game, key))(jax.random.key(settings.seed))
-        params, stats = jax.device_get((state.params, state.stats))
+        state = jax.jit(partial(init_state, game))(jax.random.key(settings.seed))
         drawn = draws(settings, stage, state.key, 0)
-        self.start |= {"params": params, "stats": stats, "draws": jax.device_get(drawn)}
+        params, stats, drawn = jax.device_get((state.params, state.stats, drawn))
+        self.start |= {"params": params, "stats": stats, "draws": drawn}
 
-        self._on_device = datasets.fits(data, settings.data.device_budget_gb * 1e9)
-        self._data, self._seed, self._next = data, settings.seed, 0
-        self._table = parallel.replicate(data, mesh) if self._on_device else None
-        self._stream = None if self._on_device else datasets.stream(
-            data, batch_size=self._batch_size, seed=settings.seed, start=0, stop=2**40
+        on_device = datasets.fits(data, settings.data.device_budget_gb * 1e9)
+        self._table = parallel.replicate(np.asarray(data), mesh) if on_device else None
+        self._rows = partial(
+            datasets.batch_indices, len(data), self._batch_size, seed=settings.seed
         )
-        axis = parallel.axis_of(settings.parallel)
+        self._stream = (
+            None
+            if on_device
+            else datasets.stream(
+                data, batch_size=self._batch_size, seed=settings.seed, start=0, stop=2**40
+            )
+        )
         self._run = parallel.compile_step(
-            lambda state, batch: train_step(
-                state, batch, game=game, ema_decay=settings.ema_decay, axis=axis
+            partial(
+                train_step,
+                game=game,
+                ema_decay=settings.ema_decay,
+                axis=parallel.axis_of(settings.parallel),
             ),
             mode=settings.parallel,
             mesh=mesh,
-            gather=self._on_device,
+            gather=on_device,
         )
         self._state = parallel.replicate(state, mesh)
         began = time.perf_counter()
@@ -81,32 +91,24 @@ class Ours:
         self.first = {name: float(values[0]) for name, values in _read(metrics).items()}
         first_s = time.perf_counter() - began
         self.block(0)
-        count, seconds = self.block(0)
-        self.compile_s = first_s - seconds
-        kind = mesh.devices.flat[0]
-        self.gpu = kind.platform in ("gpu", "cuda", "rocm")
-        self.device = f"{mesh.size} × {kind.device_kind}"
-        self.threads = mesh.size if kind.platform == "cpu" and mesh.size > 1 else os.cpu_count()
+        self.compile_s = max(0.0, first_s - self.block(0)[1])
+
+        device = mesh.devices.flat[0]
+        self.gpu = device.platform in ("gpu", "cuda", "rocm")
+        self.device = f"{mesh.size} × {device.device_kind}"
+        one_thread_each = device.platform == "cpu" and mesh.size > 1
+        self.threads = mesh.size if one_thread_each else os.cpu_count()
         self.versions = {name: metadata.version(name) for name in _PACKAGES}
 
-    def _batches(self):
-        import numpy as np
-
-        from pmjax import datasets
-
+    def _batches(self) -> np.ndarray:
         steps = range(self._next, self._next + self._per_dispatch)
         self._next = steps.stop
         if self._stream is not None:
             return np.stack([next(self._stream) for _ in steps])
-        size, seed = self._batch_size, self._seed
-        return np.stack(
-            [datasets.batch_indices(len(self._data), size, step, seed=seed) for step in steps]
-        )
+        return np.stack([self._rows(step=step) for step in steps])
 
     def block(self, seconds: float) -> tuple[int, float]:
         """Makes steps for about so long; returns how many, and the seconds that they took."""
-        import jax
-
         began, count, pending = time.perf_counter(), 0, None
         with jax.transfer_guard("disallow"):
             while not count or time.perf_counter() - began < seconds:
@@ -119,7 +121,7 @@ class Ours:
         return count, time.perf_counter() - began
 
 
-def draws(settings, stage: int, key, step: int) -> dict[str, Any]:
+def draws(settings: ConfigDict, stage: int, key: jax.Array, step: int) -> dict[str, jax.Array]:
     """Returns the random numbers of a step of `pmjax.step.train_step`, for the peer's.
 
     Args:
@@ -129,14 +131,9 @@ def draws(settings, stage: int, key, step: int) -> dict[str, Any]:
       step: its number.
 
     Returns:
-      'mu' [B] (stage 1) and 'bases' [turns, B, p], the draws z' of the players of the latent GAN
-      (stage 2, or joint schedule).
+      'mu' [B] (method pm, stage 1), and 'bases' [turns, B, p], the draws z' of the latent GAN's
+      players (stage 2, or joint schedule).
     """
-    import jax
-    import jax.numpy as jnp
-
-    from pmjax.priors.latent_gan import BASES
-
     key, drawn, turn = jax.random.fold_in(key, step), {}, 1
     size = settings.data.batch_size if stage == 1 else settings.stage2.batch_size
     if stage == 1 and settings.method == "pm":
@@ -152,32 +149,23 @@ def draws(settings, stage: int, key, step: int) -> dict[str, Any]:
     return drawn
 
 
-def _embeddings(settings, game, data):
-    """Encodes the data with the first weights, which take as long as any, in batches."""
-    import jax
-    import numpy as np
-
-    from pmjax import nets
-    from pmjax.datasets import to_float
-    from pmjax.step import init_state
-
-    state = jax.jit(lambda key: init_state(game, key))(jax.random.key(settings.seed))
-    E, _ = game.nets["E"]
-    encode = jax.jit(
-        lambda x: nets.apply(E, state.params["E"], state.stats["E"], to_float(x), train=True)
-    )
+def _embeddings(game: Game, data: np.ndarray, seed: int) -> np.ndarray:
+    """Encodes the data by the first weights; a step takes the same time on any embeddings."""
+    state = jax.jit(partial(init_state, game))(jax.random.key(seed))
+    params, stats, (E, _) = state.params["E"], state.stats["E"], game.nets["E"]
+    encode = jax.jit(lambda x: nets.apply(E, params, stats, datasets.to_float(x), train=True))
     return np.concatenate([np.asarray(encode(data[i : i + 256])) for i in range(0, len(data), 256)])
 
 
-def _read(metrics) -> dict[str, Any]:
-    """Fetches a dispatch's metrics, and stops at one that is not finite, as the training does."""
-    import jax
-    import numpy as np
-
+def _read(metrics) -> dict[str, np.ndarray]:
+    """Fetches a dispatch's metrics and stops at one that is not finite, as the training does."""
     metrics = jax.device_get(metrics)
     for name, values in metrics.items():
         if not np.isfinite(values).all():
-            raise UserError(f"{name} is not finite: such steps are not worth measuring.")
+            raise UserError(
+                f"{name} is not finite: such steps are not worth measuring. Lower "
+                f"the learning rate."
+            )
     return metrics
 
 
@@ -206,8 +194,10 @@ class _Process:
             kind, value = self._pipe.recv()
         except EOFError:
             self._process.join()
-            raise UserError(f"A measuring process ended with status {self._process.exitcode}; "
-                            f"its message is above.") from None
+            raise UserError(
+                f"A measuring process ended with status {self._process.exitcode}; "
+                f"its message is above."
+            ) from None
         if kind == "error":
             raise UserError(value)
         return value
@@ -219,15 +209,13 @@ class _Process:
 
 
 def _serve(pipe, side: str, settings: dict, stage: int, args: dict) -> None:
-    """Is the process of a side ('ours', or a file of `pmjax/peers`)."""
-    cli.run(lambda: None)
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave the peer some memory
+    """Is the process of a side: 'ours', or a file of `pmjax/peers`."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves the peer some memory
+    cli.run(partial(_work, pipe, side, ConfigDict(settings).lock(), stage, args))
+
+
+def _work(pipe, side: str, settings: ConfigDict, stage: int, args: dict) -> None:
     try:
-        from ml_collections import ConfigDict
-
-        from pmjax import parallel
-
-        settings = ConfigDict(settings).lock()
         if side == "ours":
             parallel.use_all_cores(settings.data.batch_size, settings.devices)
             made = Ours(settings, stage=stage)
@@ -240,10 +228,12 @@ def _serve(pipe, side: str, settings: dict, stage: int, args: dict) -> None:
     except UserError as error:
         pipe.send(("error", str(error)))
     except (EOFError, KeyboardInterrupt):
-        return
+        return  # the parent is gone
 
 
-def measure(settings, *, stage: int, peer: str | None, seconds: float) -> dict[str, Any]:
+def measure(
+    settings: ConfigDict, *, stage: int, peer: str | None, seconds: float
+) -> dict[str, Any]:
     """Measures the step of a stage, ours and the peer's in turn.
 
     Args:
@@ -269,11 +259,9 @@ def measure(settings, *, stage: int, peer: str | None, seconds: float) -> dict[s
             blocks[name].append(side.block(seconds / BLOCKS))
     for side in sides.values():
         side.close()
-    chosen = settings.data if stage == 1 else settings.stage2
-    result = {
-        "batch_size": chosen.batch_size,
-        "steps_per_dispatch": (settings if stage == 1 else settings.stage2).steps_per_dispatch,
-    }
+    chosen = settings if stage == 1 else settings.stage2
+    batch_size = settings.data.batch_size if stage == 1 else chosen.batch_size
+    result = {"batch_size": batch_size, "steps_per_dispatch": chosen.steps_per_dispatch}
     for name, side in sides.items():
         step_ms = [1e3 * spent / count for count, spent in blocks[name]]
         about = side.about
@@ -281,7 +269,7 @@ def measure(settings, *, stage: int, peer: str | None, seconds: float) -> dict[s
             "step_ms": statistics.median(step_ms),
             "step_ms_low": min(step_ms),
             "step_ms_high": max(step_ms),
-            "images_per_s": 1e3 * chosen.batch_size / statistics.median(step_ms),
+            "images_per_s": 1e3 * batch_size / statistics.median(step_ms),
             "steps": sum(count for count, _ in blocks[name]),
             "blocks_ms": step_ms,
             "compile_s": about["compile_s"],
@@ -294,7 +282,9 @@ def measure(settings, *, stage: int, peer: str | None, seconds: float) -> dict[s
         pairs = zip(result[peer]["blocks_ms"], result["pmjax"]["blocks_ms"], strict=True)
         ratios = [theirs / ours for theirs, ours in pairs]
         result["ratio"] = {
-            "median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)
+            "median": statistics.median(ratios),
+            "low": min(ratios),
+            "high": max(ratios),
         }
         found, expected = result[peer]["first"], result["pmjax"]["first"]
         result["first_differs"] = max(abs(found[name] - expected[name]) for name in found)
@@ -306,37 +296,51 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
 def table(stage: int, result: dict[str, Any], peer: str | None) -> str:
     """Returns a stage's results as text."""
     lines = [
-        f"stage {stage}: batch {result['batch_size']}, "
-        f"{result['steps_per_dispatch']} step(s) a dispatch",
+        f"stage {stage}: batch {result['batch_size']}, steps a dispatch "
+        f"{result['steps_per_dispatch']}, on {result['pmjax']['device']}",
         f"  {'':8}{'ms a step':>10}  {'lowest-highest':>16}{'examples/s':>12}{'compile s':>11}",
     ]
     for name in ("pmjax", peer) if peer else ("pmjax",):
         side = result[name]
         spread = f"{side['step_ms_low']:.3g}-{side['step_ms_high']:.3g}"
         compiled = "" if side["compile_s"] is None else f"{side['compile_s']:.1f}"
-        lines.append(f"  {name:8}{side['step_ms']:10.3f}  {spread:>16}"
-                     f"{side['images_per_s']:12.0f}{compiled:>11}")
+        lines.append(
+            f"  {name:8}{side['step_ms']:10.3f}  {spread:>16}"
+            f"{side['images_per_s']:12.0f}{compiled:>11}"
+        )
     if peer:
         ratio = result["ratio"]
-        lines.append(f"  pmjax is {ratio['median']:.2f} times as fast as {peer} "
-                     f"(pairs of blocks: {ratio['low']:.2f}-{ratio['high']:.2f}); "
-                     f"the first step's losses differ by {result['first_differs']:.1g}")
+        lines.append(
+            f"  pmjax is {ratio['median']:.2f} times as fast as {peer} "
+            f"(pairs of blocks: {ratio['low']:.2f}-{ratio['high']:.2f}); "
+            f"the first step's losses differ by {result['first_differs']:.1g}"
+        )
     return "\n".join(lines)
 
 
-def _stages(wanted: str, settings) -> list[int]:
-    """Returns the stages to measure that the config has."""
-    from pmjax import priors
-
-    joint = settings.schedule == "joint"
-    trained = hasattr(priors.make(settings.prior, settings.prior_args.to_dict()), "game")
-    if wanted == "2" and (joint or not trained):
-        why = "its schedule is 'joint'" if joint else f"its prior '{settings.prior}' is fitted"
-        raise UserError(f"The config has no stage 2 to measure: {why}. Take --stage=1.")
-    return [1] if wanted == "1" else [2] if wanted == "2" else [1, 2] if trained and not joint else [1]
+def _stages(wanted: str, settings: ConfigDict) -> list[int]:
+    """Returns which stages to measure."""
+    if wanted == "1":
+        return [1]
+    if settings.schedule == "joint":
+        why = "with config.schedule='joint', stage 1 trains the prior, too"
+    elif not priors.is_trained(build.prior(settings)):
+        why = f"the prior '{settings.prior}' is fitted at once"
+    else:
+        return [2] if wanted == "2" else [1, 2]
+    if wanted == "2":
+        raise UserError(f"There is no stage 2 to measure: {why}. Take --stage=1.")
+    return [1]
 
 
 def _check_peer(peer: str | None) -> None:
@@ -345,7 +349,7 @@ def _check_peer(peer: str | None) -> None:
     if peer not in plugins.names("peers"):
         raise errors.unknown("peer", peer, plugins.names("peers"))
     if importlib.util.find_spec(peer) is None:
-        raise UserError(f"--peer={peer} needs the package {peer}: pip install \"pmjax[bench]\".")
+        raise UserError(f'--peer={peer} needs the package {peer}: pip install "pmjax[bench]".')
 
 
 def main() -> None:
@@ -362,16 +366,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the results")
     flags, overrides = cli.parse(parser)
     _check_peer(flags.peer)
-
-    from pmjax import config
-
+    if flags.json and not flags.json.absolute().parent.is_dir():
+        raise UserError(f"--json={flags.json}: there is no directory {flags.json.parent}.")
     settings = config.load(flags.config, overrides)
     report = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(sys.argv),
+        "arguments": sys.argv[1:],
         "config": settings.to_dict(),
         "python": platform.python_version(),
-        "machine": platform.machine(),
+        "cpu": _cpu(),
         "cores": cores(),
         "stages": {},
     }

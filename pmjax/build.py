@@ -42,8 +42,10 @@ def stage1_game(settings: ConfigDict, shape: tuple[int, ...]) -> Game:
         return game
     prior = priors.make(settings.prior, settings.prior_args.to_dict())
     if not priors.is_trained(prior):
-        raise UserError(f"config.schedule='joint' needs a prior that is trained, "
-                        f"such as 'latent_gan'; '{settings.prior}' is fitted.")
+        raise UserError(
+            f"config.schedule='joint' needs a prior that is trained, "
+            f"such as 'latent_gan'; '{settings.prior}' is fitted."
+        )
     return joint(game, prior.game(settings.latent_dim, optimizer, axis), averaged=("G", "g"))
 
 

@@ -62,9 +62,7 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps(), reverse=True)
         like = jax.eval_shape(lambda s: s.replace(key=jax.random.key_data(s.key)), like)
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        like = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), like
-        )
+        like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), like)
         damaged = []
         for step in steps:
             try:
@@ -131,7 +129,9 @@ def read_arrays(path: Path) -> Any:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from error
     digest, content = content[:32], content[32:]
     if hashlib.sha256(content).digest() != digest:
-        raise UserError(f"{path} is damaged: its contents have changed since it was written. "
-                        f"Delete it and run the training command again; it goes on from the "
-                        f"checkpoints.")
+        raise UserError(
+            f"{path} is damaged: its contents have changed since it was written. "
+            f"Delete it and run the training command again; it goes on from the "
+            f"checkpoints."
+        )
     return serialization.msgpack_restore(content)

@@ -62,8 +62,10 @@ def override(config: ConfigDict, overrides: dict[str, str], prefix: str) -> Conf
     config = ConfigDict(config.to_dict()).lock()
     for name, text in overrides.items():
         if not name.startswith(prefix):
-            raise UserError(f"--config.{name} belongs to training; here only keys under "
-                            f"--config.{prefix} can be given.")
+            raise UserError(
+                f"--config.{name} belongs to training; here only keys under "
+                f"--config.{prefix} can be given."
+            )
         _override(config, name, text)
     return complete(config)
 
@@ -164,8 +166,10 @@ def _override(config: ConfigDict, name: str, text: str) -> None:
     if last not in part and not free:
         raise errors.unknown("config key", f"{seen}.{last}", (f"{seen}.{key}" for key in part))
     if isinstance(part.get(last), ConfigDict):
-        raise UserError(f"--config.{name} is a group; give one of its keys: "
-                        f"{', '.join(f'--config.{name}.{key}' for key in part[last])}.")
+        raise UserError(
+            f"--config.{name} is a group; give one of its keys: "
+            f"{', '.join(f'--config.{name}.{key}' for key in part[last])}."
+        )
     with part.unlocked():
         part[last] = _parse(text) if free else _checked(f"config.{name}", _parse(text), part[last])
 
@@ -193,8 +197,10 @@ def _checked(name: str, value: Any, like: Any) -> Any:
             return tuple(value)
     if type(value) is type(like):
         return value
-    raise UserError(f"{name}={value!r} is of type {type(value).__name__}; "
-                    f"it must be of type {type(like).__name__}, such as {like!r}.")
+    raise UserError(
+        f"{name}={value!r} is of type {type(value).__name__}; "
+        f"it must be of type {type(like).__name__}, such as {like!r}."
+    )
 
 
 def _fields(cls: type) -> dict[str, Any]:

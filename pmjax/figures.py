@@ -259,7 +259,7 @@ def _curves_svg(values):
             axis.remove()
         out = io.StringIO()
         canvas.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", out.getvalue(), flags=re.S)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", out.getvalue(), flags=re.S)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg[svg.index("<svg") :], count=2)
     return svg.replace(INK, "currentColor")
 

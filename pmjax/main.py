@@ -34,8 +34,10 @@ def main() -> None:
         train.fit(settings, flags.workdir, report)
         evaluate.evaluate(flags.workdir, say=report.say)
     except train.Stopped as stopped:
-        report.say(f"{stopped} To go on, run the same command:\n  python -m pmjax.main "
-                   + " ".join(sys.argv[1:]))
+        report.say(
+            f"{stopped} To go on, run the same command:\n  python -m pmjax.main "
+            + " ".join(sys.argv[1:])
+        )
     finally:
         report.close()
 

@@ -58,8 +58,10 @@ class Model:
         """Returns the embeddings [N, latent_dim] of examples [N, …], in inference mode."""
         x = np.asarray(x)
         if x.ndim != len(self.shape) + 1 or x.shape[1:] != self.shape:
-            raise UserError(f"encode takes examples of shape [N, {', '.join(map(str, self.shape))}]"
-                            f", not {list(x.shape)}.")
+            raise UserError(
+                f"encode takes examples of shape [N, {', '.join(map(str, self.shape))}]"
+                f", not {list(x.shape)}."
+            )
         if x.dtype != np.uint8:
             x = x.astype(np.float32)
             if len(self.shape) == 3 and np.abs(x).max(initial=0) > 1.5:
@@ -103,7 +105,9 @@ class Model:
         if num < 1:
             raise UserError(f"sample takes at least 1, not {num}.")
         fitted, arrays = self.fitted_prior(prior or self.prior)
-        return np.asarray(jax.jit(fitted.sample, static_argnums=2)(arrays, jax.random.key(seed), num))
+        return np.asarray(
+            jax.jit(fitted.sample, static_argnums=2)(arrays, jax.random.key(seed), num)
+        )
 
     def sample_base(
         self, num: int, *, seed: int = 0, prior: str | None = None
@@ -122,8 +126,10 @@ class Model:
             if path and path.is_file():
                 arrays = checkpoint.read_arrays(path)
             elif priors.is_trained(prior):
-                raise UserError(f"{self._workdir} has no trained prior '{name}'"
-                                f"{'; training has not come to it yet' if name == self.prior else ''}.")
+                raise UserError(
+                    f"{self._workdir} has no trained prior '{name}'"
+                    f"{'; training has not come to it yet' if name == self.prior else ''}."
+                )
             else:
                 arrays = prior.fit(self.embeddings(), seed=self._seed)
                 checkpoint.write_arrays(path, arrays)
@@ -147,8 +153,10 @@ def load(workdir: str | os.PathLike) -> Model:
     settings = config.read(workdir / CONFIG)
     path = workdir / AUTOENCODER
     if not path.is_file():
-        raise UserError(f"{workdir} has no trained autoencoder yet. Go on with the training "
-                        f"command: python -m pmjax.main --workdir={workdir} --config=…")
+        raise UserError(
+            f"{workdir} has no trained autoencoder yet. Go on with the training "
+            f"command: python -m pmjax.main --workdir={workdir} --config=…"
+        )
     arrays = checkpoint.read_arrays(path)
     shape = tuple(int(size) for size in arrays["shape"])
     game = build.stage1_game(settings, shape)

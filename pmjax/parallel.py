@@ -46,7 +46,9 @@ def make_mesh(devices: int = 0) -> jax.sharding.Mesh:
     """Returns the one-axis mesh over the first `devices` devices (0: all of them)."""
     found = jax.devices()
     if devices > len(found):
-        raise UserError(f"config.devices={devices}, but JAX sees {len(found)} ({found[0].platform}).")
+        raise UserError(
+            f"config.devices={devices}, but JAX sees {len(found)} ({found[0].platform})."
+        )
     chosen = found[: devices or len(found)]
     return jax.make_mesh((len(chosen),), (BATCH,), axis_types=(AxisType.Auto,), devices=chosen)
 
@@ -182,5 +184,3 @@ def _compiler_options(mesh: jax.sharding.Mesh) -> dict[str, bool]:
 def replicate(tree: Any, mesh: jax.sharding.Mesh) -> Any:
     """Puts a copy of every array on every device of the mesh."""
     return jax.device_put(tree, NamedSharding(mesh, P()))
-
-

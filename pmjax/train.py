@@ -33,8 +33,10 @@ def fit(settings: ConfigDict, workdir: Path, report: Report) -> None:
     data = build.dataset(settings, "train")
     for name in data.skipped:
         report.say(f"Left out, cannot be read: {name}")
-    report.say(f"{settings.data.name}: {len(data.data)} examples of shape {data.data.shape[1:]}, "
-               f"{mesh.size} × {jax.devices()[0].device_kind}, {settings.parallel}.")
+    report.say(
+        f"{settings.data.name}: {len(data.data)} examples of shape {data.data.shape[1:]}, "
+        f"{mesh.size} × {jax.devices()[0].device_kind}, {settings.parallel}."
+    )
     common = dict(
         seed=settings.seed,
         ema_decay=settings.ema_decay,
@@ -151,8 +153,10 @@ def train(
 
     on_device = datasets.fits(data, device_budget)
     if not on_device:
-        report.say(f"{stage}: {data.nbytes / 1e9:.2f} GB of data are more than the devices' budget "
-                   f"of {device_budget / 1e9:.2f} GB; streaming.")
+        report.say(
+            f"{stage}: {data.nbytes / 1e9:.2f} GB of data are more than the devices' budget "
+            f"of {device_budget / 1e9:.2f} GB; streaming."
+        )
     table = parallel.replicate(np.asarray(data), mesh) if on_device else None
     dispatches = _dispatches(start, steps, steps_per_dispatch)
     batches = _batches(data, dispatches, batch_size=batch_size, seed=seed, rows_only=on_device)

@@ -1,11 +1,11 @@
 """A run's directory: what lies where, and whose it is.
 
-    config.json            the complete config
-    checkpoints/STAGE/     training states, from which the same command goes on
-    autoencoder.msgpack    E and G as trained
-    embeddings.npy         E(x) of the training set, [N, d]
-    priors/NAME.msgpack    what is fitted to the embeddings
-    metrics.json, report.html, figures/, history.jsonl, events.*
+config.json            the complete config
+checkpoints/STAGE/     training states, from which the same command goes on
+autoencoder.msgpack    E and G as trained
+embeddings.npy         E(x) of the training set, [N, d]
+priors/NAME.msgpack    what is fitted to the embeddings
+metrics.json, report.html, figures/, history.jsonl, events.*
 """
 
 import hashlib
@@ -22,8 +22,18 @@ AUTOENCODER = "autoencoder.msgpack"
 EMBEDDINGS = "embeddings.npy"
 
 # Keys that may change between two runs of one workdir: they do not change what is trained.
-_FREE = ("eval.", "log_every", "checkpoint.", "parallel", "devices", "stage2.devices", "data.device_budget_gb",
-         "data.path", "data.manual_dir", "data.cache_dir")
+_FREE = (
+    "eval.",
+    "log_every",
+    "checkpoint.",
+    "parallel",
+    "devices",
+    "stage2.devices",
+    "data.device_budget_gb",
+    "data.path",
+    "data.manual_dir",
+    "data.cache_dir",
+)
 
 
 def prior_path(workdir: Path, name: str) -> Path:
@@ -36,8 +46,10 @@ def read_embeddings(workdir: Path) -> np.ndarray:
     try:
         return np.load(workdir / EMBEDDINGS, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{workdir / EMBEDDINGS} cannot be read ({error}). Run the training "
-                        f"command again: it writes what is missing.") from error
+        raise UserError(
+            f"{workdir / EMBEDDINGS} cannot be read ({error}). Run the training "
+            f"command again: it writes what is missing."
+        ) from error
 
 
 def write_embeddings(workdir: Path, z: np.ndarray) -> None:
@@ -70,14 +82,15 @@ def claim(settings: ConfigDict, workdir: Path) -> None:
         old, new = _binding(configs.read(path)), _binding(settings)
         differing = [name for name in sorted(old | new) if old.get(name) != new.get(name)]
         if differing:
-            listed = "\n".join(f"  config.{n}: {old.get(n)!r} there, {new.get(n)!r} now"
-                               for n in differing)
-            raise UserError(f"The workdir {workdir} belongs to another config:\n{listed}\n"
-                            f"Take another --workdir, or the values that are there.")
+            listed = "\n".join(
+                f"  config.{n}: {old.get(n)!r} there, {new.get(n)!r} now" for n in differing
+            )
+            raise UserError(
+                f"The workdir {workdir} belongs to another config:\n{listed}\n"
+                f"Take another --workdir, or the values that are there."
+            )
     configs.save(settings, path)
 
 
 def _binding(settings: ConfigDict) -> dict:
     return {n: v for n, v in configs.flat(settings).items() if not n.startswith(_FREE)}
-
-

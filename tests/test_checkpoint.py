@@ -19,7 +19,9 @@ def state():
 
 
 def at(state, step):
-    return state.replace(step=jnp.int32(step), params=jax.tree.map(lambda p: p + step, state.params))
+    return state.replace(
+        step=jnp.int32(step), params=jax.tree.map(lambda p: p + step, state.params)
+    )
 
 
 def plain(state):

@@ -65,9 +65,7 @@ def test_mixture_has_the_likelihood_of_scikit_learns_own_samples(covariance):
     # Entropy of a mixture by its own density: of ours, and of another fit's on fresh samples.
     refitted = GaussianMixture(2, covariance_type=covariance, random_state=0).fit(samples)
     assert abs(reference.score(samples) - refitted.score(samples)) < 0.02
-    np.testing.assert_allclose(
-        np.sort(refitted.means_, 0), np.sort(reference.means_, 0), atol=0.03
-    )
+    np.testing.assert_allclose(np.sort(refitted.means_, 0), np.sort(reference.means_, 0), atol=0.03)
 
 
 def test_latent_gan_finds_both_modes(tmp_path):

@@ -201,7 +201,7 @@ def test_the_rate_of_a_stage_starts_with_it(tmp_path):
     assert "  2 steps/s  ETA 8m05s" in stream.getvalue().splitlines()[-1]
 
 
-@pytest.mark.parametrize("columns", [8, 30, 60, 80])
+@pytest.mark.parametrize("columns", [6, 8, 30, 60, 80])
 def test_a_live_line_is_narrower_than_the_terminal_and_cuts_no_number(tmp_path, columns):
     terminal, clock = Terminal(columns), Clock()
     writer = report.Report(tmp_path, stream=terminal.stream, clock=clock)
@@ -212,7 +212,7 @@ def test_a_live_line_is_narrower_than_the_terminal_and_cuts_no_number(tmp_path, 
     writer.close()
     shown, drawn = terminal.rows()
     assert max(map(len, drawn)) < columns
-    assert shown[0].startswith("stage1") and shown[1:] == [""]
+    assert shown[0].startswith("stage1"[: columns - 1]) and shown[1:] == [""]
     assert all(word == "0.1235" for word in re.findall(r"number\d (\S+)", shown[0]))
 
 
@@ -224,6 +224,15 @@ def test_a_live_line_is_drawn_over_the_one_before(tmp_path):
     writer.status("stage1", 2, 9, {})
     writer.close()
     assert terminal.rows()[0] == ["stage1  2/9  22%  1 steps/s  ETA 7s", ""]
+
+
+def test_a_terminal_is_not_flooded_but_shows_the_last_step(tmp_path):
+    terminal = Terminal(80)
+    writer = report.Report(tmp_path, stream=terminal.stream, clock=Clock())
+    for step in range(1, 10):
+        writer.status("stage1", step, 9, {})
+    writer.close()
+    assert re.findall(r"(\d)/9", " ".join(terminal.rows()[1])) == ["1", "9"]
 
 
 def test_a_message_does_not_tear_the_status_line(tmp_path):
@@ -312,7 +321,7 @@ def page_with(tmp_path, text):
         report.write_html(
             tmp_path,
             title=text,
-            config={text: {"inner": text}, "method": text},
+            config={text: {"inner": text}, "method": text, "folder": tmp_path},
             metrics={text: 1.5, f"fd_{text}/{text}": 2.5, "recon/mse": 0.25},
             figures=[report.Figure(text, text, tmp_path / "a.png")],
         )
@@ -331,8 +340,9 @@ def test_hostile_names_are_shown_and_not_run(tmp_path):
 def test_the_page_needs_nothing_but_itself(tmp_path):
     page = page_with(tmp_path, "plain")
     assert "://" not in page.source and "@import" not in page.source
-    assert all(value.startswith("data:image/png;base64,") for n, value in page.attributes
-               if n == "src")
+    assert all(
+        value.startswith("data:image/png;base64,") for n, value in page.attributes if n == "src"
+    )
     assert all(value.startswith("#") for n, value in page.attributes if n.endswith("href"))
     assert set(re.findall(r"url\((.)", page.source)) <= {"#"}
     policy = [value for name, value in page.attributes if name == "content"][0]
@@ -502,7 +512,6 @@ def test_figures_are_the_same_for_the_same_run(tmp_path):
     data = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3)).astype(np.uint8)
     ctx = context(data, np.arange(20) % 3, Mirror((8, 8, 3)), ("gmm",))
     first, second = (
-        [figure.path.read_bytes() for figure in figures.draw(ctx, tmp_path / name)]
-        for name in "ab"
+        [figure.path.read_bytes() for figure in figures.draw(ctx, tmp_path / name)] for name in "ab"
     )
     assert first == second

@@ -103,9 +103,7 @@ def test_division_over_devices_changes_nothing(name, mode, devices, batches, und
     many, metrics_of_many = run(GAMES[name](axis), batches[name], mode=mode, devices=devices)
     chex.assert_trees_all_close(metrics_of_many, metrics, rtol=2e-4, atol=2e-5)
     for part in ("params", "stats", "ema"):
-        chex.assert_trees_all_close(
-            getattr(many, part), getattr(one, part), rtol=2e-4, atol=2e-6
-        )
+        chex.assert_trees_all_close(getattr(many, part), getattr(one, part), rtol=2e-4, atol=2e-6)
 
 
 def test_several_steps_in_one_dispatch_equal_single_ones(batches):
@@ -131,7 +129,9 @@ def test_gradient_through_the_shared_pass_is_the_whole_gradient(batches):
 
     grads = jax.grad(loss)({net: state.params[net] for net in player.nets})
     moved = jax.tree.map(
-        lambda a, b: (a - b) / 0.05, {n: state.params[n] for n in grads}, {n: after.params[n] for n in grads}
+        lambda a, b: (a - b) / 0.05,
+        {n: state.params[n] for n in grads},
+        {n: after.params[n] for n in grads},
     )
     chex.assert_trees_all_close(moved, grads, rtol=1e-3, atol=1e-5)
 
@@ -145,8 +145,15 @@ def test_repeats_make_that_many_updates():
         {"w": (linear, (1,))},
         lambda params, stats, batch, key: ({"z": batch}, stats),
         (),
-        (Player("p", ("w",), lambda p, s, sh, k: loss({"w": p["w"]["MLP_0"]["Dense_0"]}, s, sh, k),
-                sgd, repeats=3),),
+        (
+            Player(
+                "p",
+                ("w",),
+                lambda p, s, sh, k: loss({"w": p["w"]["MLP_0"]["Dense_0"]}, s, sh, k),
+                sgd,
+                repeats=3,
+            ),
+        ),
     )
     state = init_state(game, jax.random.key(0))
     after, _ = train_step(state, jnp.ones((2, 1)), game=game, ema_decay=0.9)

@@ -40,9 +40,15 @@ CASES = {
     "no batch norm": {"method_args.batch_norm": False},
     "no regularizer": {"nets": "mlp", "method_args.regularizer": False},
     "perceptrons": {"nets": "mlp", "batch_norm.affine": True},
-    "repeats": {"nets": "mlp", "method_args.critic_repeats": 2, "method_args.omega1": 1.0,
-                "method_args.autoencoder_repeats": 2, "prior_args.critic_repeats": 3,
-                "prior_args.generator_repeats": 2, "prior_args.base_prior": "sphere"},
+    "repeats": {
+        "nets": "mlp",
+        "method_args.critic_repeats": 2,
+        "method_args.omega1": 1.0,
+        "method_args.autoencoder_repeats": 2,
+        "prior_args.critic_repeats": 3,
+        "prior_args.generator_repeats": 2,
+        "prior_args.base_prior": "sphere",
+    },
     "no spectral norm": {"prior_args.spectral_norm": False, "prior_args.base_dim": 5},
 }
 COLOURED = ("no batch norm", "perceptrons")  # channels have an order only if there are several
@@ -88,8 +94,10 @@ class Pair:
             step=jnp.zeros((), jnp.int32),
             params=params,
             stats=stats,
-            opt={p.name: p.optimizer(p.repeats).init({n: params[n] for n in p.nets})
-                 for p in game.players},
+            opt={
+                p.name: p.optimizer(p.repeats).init({n: params[n] for n in p.nets})
+                for p in game.players
+            },
             ema={name: params[name] for name in game.averaged},
             key=key,
         )
@@ -152,8 +160,10 @@ class _Sgd:
 
 
 def flat(tree):
-    return {jax.tree_util.keystr(path): np.asarray(leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def assert_gradients_agree(found, expected, *, rtol, vanishing=()):
@@ -235,7 +245,8 @@ def test_losses_gradients_statistics_and_updates_agree(case, stage, double, digi
 
 
 @pytest.mark.parametrize("case, stage, optimizer", [
-    ("author", 1, {"nets": "mlp", "optimizer.schedule": "cosine", "optimizer.warmup": 2, "steps": 6}),
+    ("author", 1, {"nets": "mlp", "optimizer.schedule": "cosine", "optimizer.warmup": 2,
+                   "steps": 6}),
     ("repeats", 2, {"stage2.optimizer.schedule": "linear", "stage2.optimizer.clip": 0.5,
                     "stage2.steps": 6}),
 ])  # fmt: skip

@@ -17,7 +17,9 @@ _FILTER_GRADIENT_CHUNK = 8
 
 
 def _conv(x: Array, w: Array) -> Array:
-    return lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return lax.conv_general_dilated(
+        x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 @jax.custom_vjp

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pmjax.errors import UserError
 
+
 def _channels_first(height: int, width: int, channels: int) -> np.ndarray:
     """Returns where in flattened [H, W, C] the entries of flattened [C, H, W] are."""
     return np.arange(height * width * channels).reshape(height, width, channels).transpose(
@@ -267,7 +268,7 @@ def make_nets(
         decoder = MLP((latent_dim,), shape, **net_args)
         critic = MLP(shape, (1,), **net_args)
     else:
-        raise UserError(f"The PyTorch peer has the nets 'resnet' and 'mlp', not '{family}': "
+        raise UserError(f"PyTorch's side has the nets 'resnet' and 'mlp', not '{family}'; "
                         f"leave --peer out.")
     norm = LatentBatchNorm(latent_dim, **batch_norm) if batch_norm else None
     return {"E": Embedding(trunk, norm), "G": decoder, "d": critic}

@@ -119,13 +119,10 @@ class Side:
             raise UserError("JAX runs on a GPU that PyTorch does not see: install PyTorch for "
                             "CUDA, or compare on the CPU with JAX_PLATFORMS=cpu.")
         self._gpu, self._where = gpu, "cuda" if gpu else "cpu"
-        self.threads = torch.get_num_threads()
         self.device = torch.cuda.get_device_name() if gpu else "cpu"
         self.versions = {"torch": torch.__version__}
-        data = build.dataset(settings, "train").data
-        shape = data.shape[1:]
         chosen = settings.data if stage == 1 else settings.stage2
-        data = start["table"] if stage == 2 else data
+        data = build.dataset(settings, "train").data if stage == 1 else start["table"]
         self._table = channels_first(data)
         if datasets.fits(data, settings.data.device_budget_gb * 1e9):
             self._table = self._table.to(self._where)
@@ -133,13 +130,26 @@ class Side:
         self._twin = Twin(
             settings,
             stage=stage,
-            shape=shape,
+            shape=data.shape[1:],
             params=start["params"],
             stats=start["stats"],
             device=self._where,
         )
-        draws = {name: torch.tensor(value).to(self._where) for name, value in start["draws"].items()}
+        draws = {n: torch.tensor(value).to(self._where) for n, value in start["draws"].items()}
         self.first = {name: float(value) for name, value in self._step(draws).items()}
+        self.threads = cores if gpu else self._choose_threads(cores)
+
+    def _choose_threads(self, most: int) -> int:
+        """Sets the number of threads that is fastest: small steps may suffer from many."""
+        speed = {}
+        for threads in {max(1, most >> halvings) for halvings in range(most.bit_length())}:
+            torch.set_num_threads(threads)
+            self.block(0)
+            trials = [self.block(0.1) for _ in range(3)]
+            speed[threads] = max(count / seconds for count, seconds in trials)
+        best = max(speed, key=speed.get)
+        torch.set_num_threads(best)
+        return best
 
     def _step(self, draws: Tree | None = None) -> dict[str, Tensor]:
         rows = datasets.batch_indices(
@@ -162,9 +172,10 @@ class Side:
 
 def channels_first(data: np.ndarray) -> Tensor:
     """Copies images [N, H, W, C] into a tensor [N, C, H, W], and other arrays as they are."""
-    return torch.from_numpy(np.array(np.moveaxis(data, -1, 1) if data.ndim == 4 else data, order="C"))
+    data = np.moveaxis(data, -1, 1) if data.ndim == 4 else data
+    return torch.from_numpy(np.array(data, order="C"))
 
 
 def _only(key: str, name: str, known: str) -> None:
     if name != known:
-        raise UserError(f"The PyTorch peer has the {key} '{known}', not '{name}': leave --peer out.")
+        raise UserError(f"PyTorch's side has the {key} '{known}', not '{name}'; leave --peer out.")
