@@ -12,7 +12,7 @@ def get_config(variant: str = ""):
         variant,
         {
             "data.name": "digits",
-            "steps": 3000,
+            "steps": 2000,
             "stage2.steps": 6000,
             "eval.metrics": ("reconstruction", "latent", "fd_efficientnet_lite0", "classes"),
         },

@@ -112,7 +112,7 @@ class Model:
     def sample_base(
         self, num: int, *, seed: int = 0, prior: str | None = None
     ) -> np.ndarray | None:
-        """Returns the draws z' [num, p] that `sample` with this seed maps; None if there are none."""
+        """Returns the base draws z' [num, p] that `sample` maps with this seed, or None."""
         fitted, arrays = self.fitted_prior(prior or self.prior)
         if not hasattr(fitted, "base"):
             return None

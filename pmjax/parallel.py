@@ -124,9 +124,9 @@ def compile_step(step: Callable, *, mode: str, mesh: jax.sharding.Mesh, gather: 
       gather: whether batches are rows of a table that is kept on the devices.
 
     Returns:
-      A function (state, table, xs) -> (state, metrics). `xs` holds K batches for K steps, [K, B, ...]
-      examples or, with `gather`, [K, B] row numbers; metrics have a leading axis of K. The state is
-      donated.
+      A function (state, table, xs) -> (state, metrics). `xs` holds K batches for K steps:
+      [K, B, …] examples or, with `gather`, [K, B] row numbers; metrics have a leading axis of K.
+      The state is donated.
     """
 
     def steps(state, table, xs):

@@ -16,6 +16,8 @@ from PIL import Image
 import pmjax
 from pmjax.errors import UserError
 
+# How often a run is killed, half of it in each stage; more: PMJAX_KILLS=10 pytest -k killed.
+KILLS = int(os.environ.get("PMJAX_KILLS", 2))
 RESULTS = ("autoencoder.msgpack", "embeddings.npy", "priors/latent_gan.msgpack")
 
 
@@ -57,7 +59,8 @@ def test_a_run_leaves_metrics_report_and_pictures(small_run):
 @pytest.mark.parametrize("streamed", [False, True], ids=["on_device", "streamed"])
 def test_killed_anywhere_it_goes_on_to_the_same_bits(small_run, tmp_path, streamed):
     rng = random.Random(int(streamed))
-    moments = [("stage1", rng.randrange(1, 58)), ("stage2", rng.randrange(1, 50))]
+    moments = [("stage1", step) for step in sorted(rng.sample(range(1, 58), KILLS // 2))]
+    moments += [("stage2", step) for step in sorted(rng.sample(range(1, 50), KILLS // 2))]
     budget = "--config.data.device_budget_gb=0.000001" if streamed else "--config.seed=0"
     workdir = tmp_path / "run"
     for stage, step in moments:

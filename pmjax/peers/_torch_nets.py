@@ -17,9 +17,12 @@ from pmjax.errors import UserError
 
 def _channels_first(height: int, width: int, channels: int) -> np.ndarray:
     """Returns where in flattened [H, W, C] the entries of flattened [C, H, W] are."""
-    return np.arange(height * width * channels).reshape(height, width, channels).transpose(
-        2, 0, 1
-    ).ravel()
+    return (
+        np.arange(height * width * channels)
+        .reshape(height, width, channels)
+        .transpose(2, 0, 1)
+        .ravel()
+    )
 
 
 def _reordered(layer: nn.Module, *, inputs=slice(None), outputs=slice(None)) -> nn.Module:
@@ -138,24 +141,26 @@ class MLP(nn.Module):
         self.features, self.depth = features, layers
         sizes = [prod(shape), *[width] * layers, prod(features)]
         orders = [_flat_order(shape), *[slice(None)] * layers, _flat_order(features)]
-        self.MLP_0 = nn.ModuleDict({
-            f"Dense_{index}": _reordered(
-                nn.Linear(sizes[index], sizes[index + 1]),
-                inputs=orders[index] if index == 0 else slice(None),
-                outputs=orders[index + 1] if index == layers else slice(None),
-            )
-            for index in range(layers + 1)
-        })
+        self.MLP_0 = nn.ModuleDict(
+            {
+                f"Dense_{index}": _reordered(
+                    nn.Linear(sizes[index], sizes[index + 1]),
+                    inputs=orders[index] if index == 0 else slice(None),
+                    outputs=orders[index + 1] if index == layers else slice(None),
+                )
+                for index in range(layers + 1)
+            }
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps [N, …] to [N, features], images as NCHW."""
+        """Maps [N, …] to [N, features]; images are NCHW, and within [-1, 1] if they come out."""
         x = x.flatten(1)
         for index in range(self.depth):
             x = F.relu(self.MLP_0[f"Dense_{index}"](x))
         x = self.MLP_0[f"Dense_{self.depth}"](x)
         if len(self.features) == 3:
             height, width, channels = self.features
-            return x.unflatten(1, (channels, height, width))
+            return torch.tanh(x.unflatten(1, (channels, height, width)))
         return x
 
 
@@ -268,7 +273,8 @@ def make_nets(
         decoder = MLP((latent_dim,), shape, **net_args)
         critic = MLP(shape, (1,), **net_args)
     else:
-        raise UserError(f"PyTorch's side has the nets 'resnet' and 'mlp', not '{family}'; "
-                        f"leave --peer out.")
+        raise UserError(
+            f"PyTorch's side has the nets 'resnet' and 'mlp', not '{family}'; leave --peer out."
+        )
     norm = LatentBatchNorm(latent_dim, **batch_norm) if batch_norm else None
     return {"E": Embedding(trunk, norm), "G": decoder, "d": critic}

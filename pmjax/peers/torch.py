@@ -116,8 +116,10 @@ class Side:
         torch.set_num_threads(cores)
         torch.set_flush_denormal(True)  # as XLA does
         if gpu and not torch.cuda.is_available():
-            raise UserError("JAX runs on a GPU that PyTorch does not see: install PyTorch for "
-                            "CUDA, or compare on the CPU with JAX_PLATFORMS=cpu.")
+            raise UserError(
+                "JAX runs on a GPU that PyTorch does not see: install PyTorch for "
+                "CUDA, or compare on the CPU with JAX_PLATFORMS=cpu."
+            )
         self._gpu, self._where = gpu, "cuda" if gpu else "cpu"
         self.device = torch.cuda.get_device_name() if gpu else "cpu"
         self.versions = {"torch": torch.__version__}
