@@ -35,7 +35,7 @@ RUNLOCAL = {
     "steps": 20,
     "stage2.steps": 200,
     "eval.num_samples": 64,
-    "eval.metrics": ("reconstruction", "latent", "fd_efficientnet_lite0"),
+    "eval.metrics": ("reconstruction", "latent"),
 }
 
 

@@ -16,5 +16,8 @@ def get_config(variant: str = ""):
             "stage2.steps": 6000,
             "eval.metrics": ("reconstruction", "latent", "fd_efficientnet_lite0", "classes"),
         },
-        {"runlocal": default.RUNLOCAL},
+        {
+            "runlocal": default.RUNLOCAL
+            | {"eval.metrics": ("reconstruction", "latent", "fd_efficientnet_lite0")}
+        },
     )
