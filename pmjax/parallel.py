@@ -36,10 +36,17 @@ def use_all_cores(batch_size: int, devices: int = 0) -> None:
     """
     count = devices
     if not devices:
-        count = 2 ** int(np.log2(min(os.cpu_count() or 1, max(1, batch_size // 16))))
+        count = 2 ** int(np.log2(min(_cores(), max(1, batch_size // 16))))
         while batch_size % count:
             count //= 2
     jax.config.update("jax_num_cpu_devices", count)
+
+
+def _cores() -> int:
+    """Returns how many cores this process may use; in containers fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def make_mesh(devices: int = 0) -> jax.sharding.Mesh:
@@ -84,7 +91,11 @@ def draw(sampler: Callable, key: Array, shape: tuple[int, ...], axis: str | None
       axis: name of the batch axis, if it has one.
     """
     if axis is None:
-        return sampler(key, shape)
+        drawn = sampler(key, shape)
+        mesh = jax.sharding.get_abstract_mesh()
+        # Nothing else would tell XLA to divide what is computed from draws alone.
+        alone = mesh.empty or mesh.size == 1
+        return drawn if alone else lax.with_sharding_constraint(drawn, P(BATCH))
     rows = shape[0]
     everything = sampler(key, (rows * lax.axis_size(axis), *shape[1:]))
     return lax.dynamic_slice_in_dim(everything, lax.axis_index(axis) * rows, rows)

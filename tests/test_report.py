@@ -38,9 +38,19 @@ class Terminal:
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         self.stream = os.fdopen(slave, "w")
 
+    def _read(self):
+        try:
+            return os.read(self._master, 1 << 16)
+        except OSError:  # Linux's word for the end of what a closed terminal held
+            return b""
+
     def rows(self):
         """Returns all that was written by line: what carriage returns left, and what was drawn."""
-        text = os.read(self._master, 1 << 16).decode().replace("\r\n", "\n")
+        self.stream.close()
+        text = b""
+        while part := self._read():
+            text += part
+        text = text.decode().replace("\r\n", "\n")
         drawn, shown = [], []
         for line in text.split("\n"):
             cells = ""
