@@ -1,6 +1,9 @@
 """The swiss roll: 5000 points in three dimensions, two latent coordinates (Figures 4 and 5).
 
 python -m pmjax.main --config=configs/swiss_roll.py --workdir=runs/swiss_roll
+
+Three to four minutes on one CPU core. Expected over three seeds: 2-Wasserstein distance to fresh
+points 1.13 ± 0.02 times the floor, trustworthiness of the embedding 0.998 ± 0.002.
 """
 
 import default
