@@ -3,8 +3,9 @@
 python -m pmjax.main --config=configs/digits.py --workdir=runs/digits
 
 About six minutes on two CPU cores. Expected over three seeds: Fréchet distance between features of
-EfficientNet-Lite0, samples against test set, 68 ± 7 for the latent GAN, 95 ± 12 for a mixture of ten Gaussians and
-363 ± 11 for a Gaussian on the same embeddings; reconstruction MSE 0.029 in [-1, 1].
+EfficientNet-Lite0, samples against test set, 68 ± 7 for the latent GAN, 95 ± 12 for a mixture of
+ten Gaussians and 363 ± 11 for a Gaussian on the same embeddings; reconstruction MSE 0.029 in
+[-1, 1].
 """
 
 import default
