@@ -73,7 +73,7 @@ def _open(entry: Path, split: str) -> Dataset | None:
     """Returns a split as it lies in the cache, or None if it is not there unharmed."""
     if not entry.is_dir():
         return None
-    try:
+    with contextlib.suppress(OSError, ValueError, EOFError, KeyError, TypeError):
         meta = json.loads((entry / "meta.json").read_text())[split]
         data = np.load(entry / f"{split}.npy", mmap_mode="r")
         labels = np.load(entry / f"{split}_labels.npy") if meta["labels"] else None
@@ -81,8 +81,6 @@ def _open(entry: Path, split: str) -> Dataset | None:
             if labels is not None:
                 labels.flags.writeable = False
             return Dataset(data, labels, meta["fingerprint"], tuple(meta["skipped"]))
-    except (OSError, ValueError, EOFError, KeyError, TypeError):
-        pass
     print(f"The cached data set in {entry} is damaged and made again.", file=sys.stderr)
     return None
 
