@@ -52,6 +52,7 @@ def get_config(variant: str = "", overrides: dict | None = None, variants: dict 
     config.schedule = "two_stage"  # or 'joint': method and prior take turns in every step
     config.nets = "resnet"  # a file in pmjax/nets
     config.nets_args = ConfigDict()  # the fields of its Encoder, Decoder and Critic
+    config.precision = "float32"  # of the nets' computation; or 'bfloat16', on TPU and GPU
     config.latent_dim = 64
     config.batch_norm = ConfigDict()  # of the embedding, equation (11)
     config.batch_norm.affine = False
@@ -78,6 +79,7 @@ def get_config(variant: str = "", overrides: dict | None = None, variants: dict 
     config.optimizer.schedule = "linear"  # to zero; or 'constant', 'cosine'
     config.optimizer.warmup = 0  # steps
     config.optimizer.clip = 0.0  # largest global norm of a gradient (0: any)
+    config.optimizer.accumulate = 1  # batches averaged for one update: larger ones on small cards
     config.ema_decay = 0.999  # of the nets that are averaged: g, and G when trained jointly
 
     # Stage 2: a prior that is trained on the table of embeddings.
@@ -87,7 +89,7 @@ def get_config(variant: str = "", overrides: dict | None = None, variants: dict 
     config.stage2.batch_size = 64
     config.stage2.steps_per_dispatch = 100
     config.stage2.optimizer = ConfigDict(config.optimizer.to_dict())
-    config.stage2.optimizer.learning_rate = 5e-4
+    config.stage2.optimizer.learning_rate = 1e-3
     config.stage2.optimizer.b1 = 0.0  # with momentum, the latent GAN circles and collapses
 
     # Devices.

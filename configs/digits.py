@@ -18,7 +18,7 @@ def get_config(variant: str = ""):
         {
             "data.name": "digits",
             "steps": 2000,
-            "stage2.steps": 6000,
+            "stage2.steps": 12_000,
             "eval.metrics": ("reconstruction", "latent", "fd_efficientnet_lite0", "classes"),
         },
         {

@@ -26,10 +26,10 @@ def get_config(variant: str = ""):
             "steps": 10_000,
             "steps_per_dispatch": 100,
             "optimizer.learning_rate": 2e-3,
-            "prior_args.width": 128,
             "prior_args.critic_repeats": 3,
             "stage2.steps": 10_000,
             "stage2.batch_size": 256,
+            "stage2.optimizer.learning_rate": 5e-4,
             "eval.metrics": ("reconstruction", "latent", "wasserstein", "topology"),
         },
         {

@@ -35,6 +35,7 @@ def stage1_game(settings: ConfigDict, shape: tuple[int, ...]) -> Game:
         net_args=settings.nets_args.to_dict(),
         batch_norm=settings.batch_norm.to_dict(),
         optimizer=optimizer,
+        precision=settings.precision,
         axis=axis,
     )
     game = method(**settings.method_args).game(plan)

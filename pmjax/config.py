@@ -24,7 +24,8 @@ _PLUGINS = (
     ("prior", "priors", "Prior", "prior_args"),
     ("nets", "nets", "Encoder", "nets_args"),
 )
-_FLAX_FIELDS = {"parent", "name", "latent_dim"}
+# Fields of nets that are not the user's to set by nets_args.
+_FLAX_FIELDS = {"parent", "name", "latent_dim", "dtype", "axis"}
 
 
 def load(reference: str, overrides: dict[str, str] | None = None) -> ConfigDict:
@@ -89,6 +90,7 @@ def complete(config: ConfigDict) -> ConfigDict:
     for name in config.eval.baselines:
         plugins.load("priors", name, provides="Prior")
     _one_of("config.parallel", config.parallel, ("jit", "pmap"))
+    _one_of("config.precision", config.precision, ("float32", "bfloat16"))
     _one_of("config.schedule", config.schedule, ("two_stage", "joint"))
     for optimizer in (config.optimizer, config.stage2.optimizer):
         make_optimizer(steps=1, **optimizer)

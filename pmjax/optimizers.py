@@ -6,6 +6,7 @@ from collections.abc import Callable
 import optax
 
 from pmjax import errors
+from pmjax.errors import UserError
 
 _SCHEDULES = {
     "constant": lambda lr, updates: optax.constant_schedule(lr),
@@ -23,6 +24,7 @@ def make_optimizer(
     schedule: str = "linear",
     warmup: int = 0,
     clip: float = 0.0,
+    accumulate: int = 1,
 ) -> Callable[[int], optax.GradientTransformation]:
     """Returns a function from a player's repeats in a step to its Adam.
 
@@ -34,17 +36,27 @@ def make_optimizer(
       schedule: 'constant', 'linear' or 'cosine'.
       warmup: steps over which the rate grows linearly from zero.
       clip: largest global norm of a gradient (0: any).
+      accumulate: batches of which the gradients are averaged for one update.
+
+    Raises:
+      UserError: for an unknown schedule, or an `accumulate` below 1.
     """
+    if accumulate < 1:
+        raise UserError(f"optimizer.accumulate={accumulate} must be at least 1.")
     if schedule not in _SCHEDULES:
         raise errors.unknown("schedule", schedule, _SCHEDULES)
 
     @functools.cache
     def optimizer(repeats: int) -> optax.GradientTransformation:
-        rate = _SCHEDULES[schedule](learning_rate, max(1, (steps - warmup) * repeats))
-        if warmup:
-            rising = optax.linear_schedule(0.0, learning_rate, warmup * repeats)
-            rate = optax.join_schedules([rising, rate], [warmup * repeats])
+        updates, rising = steps * repeats // accumulate, warmup * repeats // accumulate
+        rate = _SCHEDULES[schedule](learning_rate, max(1, updates - rising))
+        if rising:
+            before = optax.linear_schedule(0.0, learning_rate, rising)
+            rate = optax.join_schedules([before, rate], [rising])
         adam = optax.adam(rate, b1=b1, b2=b2)
-        return optax.chain(optax.clip_by_global_norm(clip), adam) if clip else adam
+        adam = optax.chain(optax.clip_by_global_norm(clip), adam) if clip else adam
+        if accumulate == 1:
+            return adam
+        return optax.MultiSteps(adam, accumulate).gradient_transformation()
 
     return optimizer

@@ -44,8 +44,9 @@ class Game:
     Attributes:
       nets: by name, each with the shape of one example of its input.
       forward: (params, stats, batch, key) -> (shared, stats), the pass that all players' losses
-        start from; it is computed once a step, and differentiated for those who move its nets.
-      forward_nets: names of the nets that `forward` reads.
+        start from. It is computed once a step, before anybody moves, and again only for a
+        player's further updates; the statistics that it moves are moved once.
+      forward_nets: names of the nets that `forward` calls.
       players: in the order of their turns.
       averaged: names of the nets of which the state keeps an exponential moving average.
     """
@@ -104,8 +105,9 @@ def train_step(
     """Lets every player make its updates on one batch.
 
     Gradients through `forward` are taken by the chain rule: a player's loss gives the gradient of
-    what `forward` returned, and one transposed pass carries it on to the nets. Players that do
-    not move those nets share the pass at no cost.
+    what `forward` returned, and one transposed pass carries it on to the nets that the player
+    moves. So players share a pass at no cost; what a loss computes itself, from `params`, sees
+    the moves of the players before.
 
     Args:
       state: the state before the step.
@@ -133,7 +135,7 @@ def train_step(
         through = [net for net in player.nets if net in game.forward_nets]
         for repeat in range(player.repeats):
             if repeat and through:
-                shared, pull_back, stats = forward(params, stats)
+                shared, pull_back, _ = forward(params, stats)
             turn += 1
             moving = _pick(params, player.nets)
 

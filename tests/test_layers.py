@@ -22,7 +22,7 @@ def from_torch(x):
     return np.moveaxis(x.numpy(), 1, -1)
 
 
-@pytest.mark.parametrize("count", [1, 8, 11])
+@pytest.mark.parametrize("count", [1, 16, 19])
 def test_convolution_has_the_gradients_of_its_definition(count):
     x, w, g = images(count, 6, 5, 3), images(3, 3, 3, 4), images(count, 6, 5, 4)
 
@@ -32,7 +32,7 @@ def test_convolution_has_the_gradients_of_its_definition(count):
         )
 
     expected, pull_plain = jax.vjp(plain, x, w)
-    found, pull = jax.vjp(jax.jit(layers.conv2d), x, w)
+    found, pull = jax.vjp(jax.jit(lambda x, w: layers.conv2d(x, w, 1)), x, w)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     for a, b in zip(pull(g), pull_plain(g), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
@@ -44,6 +44,16 @@ def test_upsampling_equals_pytorch_bilinear():
         to_torch(x), scale_factor=2, mode="bilinear", align_corners=False
     )
     np.testing.assert_allclose(layers.upsample(jnp.asarray(x)), from_torch(expected), atol=1e-6)
+
+
+def test_convolution_with_pooling_equals_its_two_steps_with_its_gradients():
+    x, w = images(3, 6, 4, 5), images(3, 3, 5, 2)
+    expected, pull_plain = jax.vjp(lambda x, w: layers.downsample(layers.conv2d(x, w, 1)), x, w)
+    found, pull = jax.vjp(layers.conv_down, x, w)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    g = images(*expected.shape)
+    for a, b in zip(pull(g), pull_plain(g), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_downsampling_equals_pytorch_average_pooling():

@@ -151,12 +151,15 @@ def _keeping(repeats):
 
 class _Sgd:
     def __init__(self, moved):
-        self.optimizer = torch.optim.SGD(moved, lr=RATE)
+        self.moved = moved
 
-    def __call__(self, loss):
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+    def differentiate(self, loss, *, keep_graph=False):
+        grads = torch.autograd.grad(loss, self.moved, retain_graph=keep_graph)
+        for parameter, grad in zip(self.moved, grads, strict=True):
+            parameter.grad = grad
+
+    def move(self):
+        torch.optim.SGD(self.moved, lr=RATE).step()
 
 
 def flat(tree):

@@ -43,6 +43,7 @@ class Plan:
       net_args: the family's arguments.
       batch_norm: keyword arguments of `LatentBatchNorm`.
       optimizer: repeats in a step -> Optax transformation.
+      precision: in which the nets compute, 'float32' or 'bfloat16'.
       axis: name of the batch axis under pmap.
     """
 
@@ -52,19 +53,23 @@ class Plan:
     net_args: dict[str, Any]
     batch_norm: dict[str, Any]
     optimizer: Callable[[int], optax.GradientTransformation]
+    precision: str = "float32"
     axis: str | None = None
 
     def encoder(self, *, batch_norm: bool = True) -> tuple[nn.Module, tuple[int, ...]]:
         """Returns E, with the latent BatchNorm or without, and its input's shape."""
-        trunk = nets.family(self.family).Encoder(latent_dim=self.latent_dim, **self.net_args)
+        trunk = self._net("Encoder", latent_dim=self.latent_dim)
         norm = LatentBatchNorm(axis=self.axis, **self.batch_norm) if batch_norm else None
         return Embedding(trunk, norm), self.shape
 
     def decoder(self) -> tuple[nn.Module, tuple[int, ...]]:
         """Returns G and its input's shape."""
-        net = nets.family(self.family).Decoder(shape=self.shape, **self.net_args)
-        return net, (self.latent_dim,)
+        return self._net("Decoder", shape=self.shape), (self.latent_dim,)
 
     def critic(self) -> tuple[nn.Module, tuple[int, ...]]:
         """Returns d and its input's shape."""
-        return nets.family(self.family).Critic(**self.net_args), self.shape
+        return self._net("Critic"), self.shape
+
+    def _net(self, kind: str, **args) -> nn.Module:
+        common = {"dtype": self.precision, "axis": self.axis}
+        return getattr(nets.family(self.family), kind)(**args, **common, **self.net_args)

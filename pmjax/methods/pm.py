@@ -4,7 +4,6 @@ Geng, Wang, Chen, Gao: Generative Model without Prior Distribution Matching (arX
 """
 
 import dataclasses
-from functools import partial
 
 import jax
 
@@ -38,41 +37,42 @@ class Method:
     def game(self, plan: Plan) -> Game:
         """Returns the nets E, G and d, and the players who move them."""
         E, G, d = plan.encoder(batch_norm=self.batch_norm), plan.decoder(), plan.critic()
-        call_d = partial(nets.apply, d[0], train=True)
         norm = RECONSTRUCTION[self.reconstruction]
 
         def forward(params, stats, batch, key):
+            def call(name, net, x):
+                return nets.apply(net[0], params[name], stats[name], x, train=True)
+
             x = to_float(batch)
             z, stats_E = nets.update(E[0], params["E"], stats["E"], x)
             x_hat, stats_G = nets.update(G[0], params["G"], stats["G"], z)
             shared = {"x": x, "z": z, "x_hat": x_hat}
-            if self.regularizer:
-                mu = parallel.draw(jax.random.uniform, key, (len(x),), plan.axis) / 2
-                z_mu = mu[:, None] * z + (1 - mu[:, None]) * parallel.next_example(z, plan.axis)
-                x_mu = nets.apply(G[0], params["G"], stats["G"], z_mu, train=True)
-                shared |= {"mu": mu, "x_mu": x_mu}
-            return shared, stats | {"E": stats_E, "G": stats_G}
+            if not self.regularizer:
+                return shared, stats | {"E": stats_E, "G": stats_G}
+            mu = parallel.draw(jax.random.uniform, key, (len(x),), plan.axis) / 2
+            z_mu = mu[:, None] * z + (1 - mu[:, None]) * parallel.next_example(z, plan.axis)
+            x_mu = call("G", G, z_mu)
+            d_x, stats_d = nets.update(d[0], params["d"], stats["d"], x)
+            d_blend = call("d", d, self.gamma * x + (1 - self.gamma) * x_hat)
+            d_hat, d_mu = call("d", d, x_hat), call("d", d, x_mu)
+            shared |= {"mu": mu, "d_x": d_x, "d_blend": d_blend, "d_hat": d_hat, "d_mu": d_mu}
+            return shared, stats | {"E": stats_E, "G": stats_G, "d": stats_d}
 
         def critic_loss(params, stats, shared, key):
             """Equation (9)."""
-            x, x_hat, x_mu, mu = (shared[name] for name in ("x", "x_hat", "x_mu", "mu"))
-            blend = self.gamma * x + (1 - self.gamma) * x_hat
-            d_x, stats_d = nets.update(d[0], params["d"], stats["d"], x)
-            d_blend = call_d(params["d"], stats["d"], blend)
-            d_mu = call_d(params["d"], stats["d"], x_mu)
-            real = squared_error(d_x, 0)
-            blended = squared_error(d_blend, self.lambda_)
-            mixed = squared_error(d_mu, mu + self.lambda_)
+            real = squared_error(shared["d_x"], 0)
+            blended = squared_error(shared["d_blend"], self.lambda_)
+            mixed = squared_error(shared["d_mu"], shared["mu"] + self.lambda_)
             metrics = {"d/real": real, "d/blend": blended, "d/mix": mixed}
-            return real + blended + mixed, (metrics, stats | {"d": stats_d})
+            return real + blended + mixed, (metrics, stats)
 
         def autoencoder_loss(params, stats, shared, key):
             """Equation (10)."""
             loss = reconstruction = norm(shared["x"], shared["x_hat"])
             metrics = {"recon": reconstruction}
             if self.regularizer:
-                fool_mix = squared_error(call_d(params["d"], stats["d"], shared["x_mu"]), 0)
-                fool_recon = squared_error(call_d(params["d"], stats["d"], shared["x_hat"]), 0)
+                fool_mix = squared_error(shared["d_mu"], 0)
+                fool_recon = squared_error(shared["d_hat"], 0)
                 loss += self.omega1 * fool_mix + self.omega2 * fool_recon
                 metrics |= {"fool/mix": fool_mix, "fool/recon": fool_recon}
             return loss, (metrics, stats)
@@ -83,4 +83,5 @@ class Method:
         )
         if not self.regularizer:
             return Game({"E": E, "G": G}, forward, ("E", "G"), (autoencoder,))
-        return Game({"E": E, "G": G, "d": d}, forward, ("E", "G"), (critic, autoencoder))
+        everything = {"E": E, "G": G, "d": d}
+        return Game(everything, forward, tuple(everything), (critic, autoencoder))

@@ -1,11 +1,13 @@
 """Neural nets: a family is one file that defines `Encoder`, `Decoder` and `Critic`.
 
-    Encoder(latent_dim=…, **args)(x) -> [N, latent_dim]
-    Decoder(shape=…, **args)(z)      -> [N, *shape], images within [-1, 1]
-    Critic(**args)(x)                -> [N]
+    Encoder(latent_dim=…, **common, **args)(x) -> [N, latent_dim]
+    Decoder(shape=…, **common, **args)(z)      -> [N, *shape], images within [-1, 1]
+    Critic(**common, **args)(x)                -> [N]
 
-`args` are the family's own (`config.net_args`); all three take the same ones. A net calls its
-modules with `train`, and may keep mutable collections, which the training state carries.
+`args` are the family's own (`config.nets_args`); all three take the same ones. `common` are
+`dtype`, in which the net computes (parameters, statistics and outputs are float32), and `axis`,
+the name of the batch axis under pmap. A net is called with `train`, and may keep mutable
+collections, which the training state carries.
 """
 
 from typing import Any

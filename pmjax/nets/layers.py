@@ -4,6 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
 
@@ -12,38 +13,39 @@ from pmjax.parallel import sum_over_shards
 Array = jax.Array
 
 # XLA:CPU's filter gradient unrolls the whole batch into one matrix; beyond the cache that costs
-# two to three times the work itself. Eight images at a time stay inside.
-_FILTER_GRADIENT_CHUNK = 8
+# two to three times the work itself. Sixteen images at a time stay inside.
+_FILTER_GRADIENT_CHUNK = 16
 
 
-def _conv(x: Array, w: Array) -> Array:
+def _conv(x: Array, w: Array, padding: int) -> Array:
+    pad = (padding, padding)
     return lax.conv_general_dilated(
-        x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x, w, (1, 1), (pad, pad), dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
-@jax.custom_vjp
-def conv2d(x: Array, w: Array) -> Array:
-    """Convolves images [N, H, W, C] with an odd kernel [k, k, C, O], stride 1, SAME padding.
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def conv2d(x: Array, w: Array, padding: int) -> Array:
+    """Convolves images [N, H, W, C] with a kernel [k, k, C, O], stride 1, zeros around.
 
     Forward it is `lax.conv_general_dilated`; the filter's gradient is computed in chunks of the
     batch on CPU, where XLA's own is slow, and by XLA elsewhere.
     """
-    return _conv(x, w)
+    return _conv(x, w, padding)
 
 
-def _conv2d_forward(x, w):
-    return _conv(x, w), (x, w)
+def _conv2d_forward(x, w, padding):
+    return _conv(x, w, padding), (x, w)
 
 
-def _conv2d_backward(residuals, g):
+def _conv2d_backward(padding, residuals, g):
     x, w = residuals
-    dx = _conv(g, jnp.flip(w, (0, 1)).swapaxes(2, 3))
-    pad = w.shape[0] // 2
+    dx = _conv(g, jnp.flip(w, (0, 1)).swapaxes(2, 3), w.shape[0] - 1 - padding)
 
     def filter_gradient(x, g):
+        pad = (padding, padding)
         return lax.conv_general_dilated(
-            x, g, (1, 1), ((pad, pad), (pad, pad)), dimension_numbers=("CHWN", "IHWO", "HWNC")
+            x, g, (1, 1), (pad, pad), dimension_numbers=("CHWN", "IHWO", "HWNC")
         )
 
     def chunked(x, g):
@@ -63,26 +65,65 @@ def _conv2d_backward(residuals, g):
 conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 
 
+# What a 3-tap filter becomes, seen from the coarser grid: [tap, position in the pixel pair, 3].
+_DOWN = np.array([[[1, 0, 0], [1, 1, 0]], [[0, 1, 1], [0, 0, 1]]]) / 2
+
+
+def conv_down(x: Array, w: Array) -> Array:
+    """Convolves with a kernel [3, 3, C, O], then averages 2×2 pixels: halves H and W.
+
+    The two are one 4×4 convolution with stride 2, which has 16/36 of the products; with 2×2
+    pixels folded into channels it is a 2×2 one with stride 1.
+    """
+    w = jnp.einsum("iak,jbl,klco->ijabco", _DOWN, _DOWN, w).astype(x.dtype)
+    x = space_to_depth(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), 2)
+    return conv2d(x, w.reshape(2, 2, x.shape[-1], -1), 0)
+
+
 class Conv(nn.Module):
     """Convolution with bias, stride 1, Xavier-uniform with a gain (Mimicry's initialisation)."""
 
     features: int
     kernel: int = 3
     gain: float = 1.0
+    down: bool = False  # averages 2×2 pixels behind it
+    dtype: str = "float32"  # of the computation; the parameters are float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Maps [N, H, W, C] to [N, H, W, features]."""
+        """Maps [N, H, W, C] to [N, H, W, features], or half of H and W if `down`."""
         init = nn.initializers.variance_scaling(self.gain**2, "fan_avg", "uniform")
         w = self.param("kernel", init, (self.kernel, self.kernel, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return (conv2d(x, w) if self.kernel > 1 else x @ w[0, 0]) + bias
+        x, bias = x.astype(self.dtype), bias.astype(self.dtype)
+        if self.down:
+            return conv_down(x, w) + bias
+        w = w.astype(self.dtype)
+        return (conv2d(x, w, self.kernel // 2) if self.kernel > 1 else x @ w[0, 0]) + bias
+
+
+def spectral_norm(layer: nn.Module, x: Array, *, train: bool) -> Array:
+    """Applies a layer over its weights' largest singular value (Miyato et al. 2018).
+
+    One power iteration a call; its vectors are the collection 'spectral', and move if `train` and
+    the caller makes them mutable.
+    """
+    return nn.SpectralNorm(layer, collection_name="spectral")(x, update_stats=train)
 
 
 def upsample(x: Array) -> Array:
     """Doubles height and width bilinearly (pixel centres, as PyTorch's align_corners=False)."""
-    n, h, w, c = x.shape
-    return jax.image.resize(x, (n, 2 * h, 2 * w, c), "bilinear")
+    for axis in (1, 2):
+        size = x.shape[axis]
+        before = jnp.concatenate([_at(x, axis, 0, 1), _at(x, axis, 0, size - 1)], axis)
+        after = jnp.concatenate([_at(x, axis, 1, size), _at(x, axis, size - 1, size)], axis)
+        pair = jnp.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], axis + 1)
+        x = pair.reshape(*x.shape[:axis], 2 * size, *x.shape[axis + 1 :])
+    return x
+
+
+def _at(x: Array, axis: int, start: int, stop: int) -> Array:
+    return lax.slice_in_dim(x, start, stop, axis=axis)
 
 
 def downsample(x: Array) -> Array:

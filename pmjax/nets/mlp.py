@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from pmjax.nets.layers import spectral_norm
+
 Array = jax.Array
 
 
@@ -15,14 +17,16 @@ class MLP(nn.Module):
     features: int
     width: int
     layers: int
+    dtype: str
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [N, …] to [N, features]."""
         x = x.reshape(x.shape[0], -1)
         for _ in range(self.layers):
-            x = nn.relu(nn.Dense(self.width, kernel_init=nn.initializers.he_normal())(x))
-        return nn.Dense(self.features)(x)
+            dense = nn.Dense(self.width, kernel_init=nn.initializers.he_normal(), dtype=self.dtype)
+            x = nn.relu(dense(x))
+        return nn.Dense(self.features, dtype=self.dtype)(x).astype("float32")
 
 
 class Encoder(nn.Module):
@@ -31,11 +35,13 @@ class Encoder(nn.Module):
     latent_dim: int
     width: int = 400
     layers: int = 2
+    dtype: str = "float32"
+    axis: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Applies the perceptron."""
-        return MLP(self.latent_dim, self.width, self.layers)(x)
+        return MLP(self.latent_dim, self.width, self.layers, self.dtype)(x)
 
 
 class Decoder(nn.Module):
@@ -44,11 +50,13 @@ class Decoder(nn.Module):
     shape: tuple[int, ...]
     width: int = 400
     layers: int = 2
+    dtype: str = "float32"
+    axis: str | None = None
 
     @nn.compact
     def __call__(self, z: Array, *, train: bool) -> Array:
         """Applies the perceptron."""
-        x = MLP(prod(self.shape), self.width, self.layers)(z).reshape(-1, *self.shape)
+        x = MLP(prod(self.shape), self.width, self.layers, self.dtype)(z).reshape(-1, *self.shape)
         return jnp.tanh(x) if len(self.shape) == 3 else x
 
 
@@ -57,11 +65,13 @@ class Critic(nn.Module):
 
     width: int = 400
     layers: int = 2
+    dtype: str = "float32"
+    axis: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Applies the perceptron."""
-        return MLP(1, self.width, self.layers)(x)[:, 0]
+        return MLP(1, self.width, self.layers, self.dtype)(x)[:, 0]
 
 
 class LatentGenerator(nn.Module):
@@ -82,7 +92,7 @@ class LatentGenerator(nn.Module):
 
 
 class LatentCritic(nn.Module):
-    """D: embeddings [N, d] to one number each [N]; spectral norm on every layer by option."""
+    """D: embeddings [..., d] to one number each; spectral norm on every layer by option."""
 
     width: int
     blocks: int
@@ -94,12 +104,10 @@ class LatentCritic(nn.Module):
 
         def dense(features, x):
             layer = nn.Dense(features)
-            if self.spectral_norm:
-                return nn.SpectralNorm(layer, collection_name="spectral")(x, update_stats=train)
-            return layer(x)
+            return spectral_norm(layer, x, train=train) if self.spectral_norm else layer(x)
 
         x = dense(self.width, z)
         for _ in range(self.blocks):
             h = dense(self.width, nn.relu(x))
             x = x + dense(self.width, nn.relu(h))
-        return dense(1, nn.relu(x))[:, 0]
+        return dense(1, nn.relu(x))[..., 0]

@@ -4,30 +4,52 @@ The blocks are Mimicry's; the nets fold `patch`×`patch` pixels into channels fi
 convolutions run at half the resolution or less.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from pmjax.nets.layers import Conv, depth_to_space, downsample, space_to_depth, upsample
+from pmjax.nets.layers import (
+    Conv,
+    depth_to_space,
+    downsample,
+    space_to_depth,
+    spectral_norm,
+    upsample,
+)
 
 Array = jax.Array
 _GAIN = 2**0.5
 
 
 class DBlock(nn.Module):
-    """Discriminator block: ReLU-conv-ReLU-conv-(pool), shortcut 1×1-(pool); hidden width = in."""
+    """Discriminator block: ReLU-conv-ReLU-conv-(pool), shortcut 1×1-(pool); hidden width = in.
+
+    The first block of a net (`optimized`) has no first ReLU, and hidden width = out.
+    """
 
     features: int
     down: bool = False
+    optimized: bool = False
+    spectral_norm: bool = False
+    dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, *, train: bool) -> Array:
         """Maps [N, H, W, C] to [N, H, W, features], or half of H and W if `down`."""
-        h = Conv(x.shape[-1], gain=_GAIN)(nn.relu(x))
-        h = Conv(self.features, gain=_GAIN)(nn.relu(h))
+
+        def conv(x, features, **args):
+            layer = Conv(features, dtype=self.dtype, **args)
+            return spectral_norm(layer, x, train=train) if self.spectral_norm else layer(x)
+
+        hidden = self.features if self.optimized else x.shape[-1]
+        h = conv(x if self.optimized else nn.relu(x), hidden, gain=_GAIN)
+        h = conv(nn.relu(h), self.features, gain=_GAIN, down=self.down)
         if self.down or x.shape[-1] != self.features:
-            x = Conv(self.features, kernel=1)(x)
-        return downsample(h + x) if self.down else h + x
+            # The 1×1 convolution commutes with the resampling and is cheaper after it.
+            x = conv(downsample(x) if self.down else x, self.features, kernel=1)
+        return h + x
 
 
 class GBlock(nn.Module):
@@ -35,21 +57,35 @@ class GBlock(nn.Module):
 
     features: int
     up: bool = False
+    batch_norm: bool = False
+    dtype: str = "float32"
+    axis: str | None = None
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, *, train: bool) -> Array:
         """Maps [N, H, W, C] to [N, H, W, features], or twice H and W if `up`."""
+        conv = partial(Conv, self.features, dtype=self.dtype)
+        norm = partial(image_norm, train=train, dtype=self.dtype, axis=self.axis)
+        norm = norm if self.batch_norm else lambda x: x
         grow = upsample if self.up else lambda x: x
-        h = Conv(self.features, gain=_GAIN)(grow(nn.relu(x)))
-        h = Conv(self.features, gain=_GAIN)(nn.relu(h))
+        h = conv(gain=_GAIN)(grow(nn.relu(norm(x))))
+        h = conv(gain=_GAIN)(nn.relu(norm(h)))
         if self.up or x.shape[-1] != self.features:
             # The 1×1 convolution commutes with the resampling and is cheaper before it.
-            x = grow(Conv(self.features, kernel=1)(x))
+            x = grow(conv(kernel=1)(x))
         return h + x
 
 
-def _dense(features: int) -> nn.Dense:
-    return nn.Dense(features, kernel_init=nn.initializers.xavier_uniform())
+def image_norm(x: Array, *, train: bool, dtype: str, axis: str | None) -> Array:
+    """Applies BatchNorm over [N, H, W], as PyTorch has it by default; call it inside a module."""
+    return nn.BatchNorm(
+        use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, axis_name=axis
+    )(x)
+
+
+def dense(features: int, dtype: str) -> nn.Dense:
+    """Returns a linear layer with Mimicry's initialisation."""
+    return nn.Dense(features, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype)
 
 
 class _Trunk(nn.Module):
@@ -58,13 +94,15 @@ class _Trunk(nn.Module):
     width: int
     blocks: int
     patch: int
+    dtype: str
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        x = Conv(self.width)(space_to_depth(x, self.patch))
-        x = DBlock(2 * self.width, down=True)(x)
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        block = partial(DBlock, 2 * self.width, dtype=self.dtype)
+        x = Conv(self.width, dtype=self.dtype)(space_to_depth(x, self.patch))
+        x = block(down=True)(x, train=train)
         for _ in range(self.blocks):
-            x = DBlock(2 * self.width)(x)
+            x = block()(x, train=train)
         return nn.relu(x)
 
 
@@ -76,12 +114,14 @@ class Encoder(nn.Module):
     critic_width: int = 16
     blocks: int = 1
     patch: int = 2
+    dtype: str = "float32"
+    axis: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Flattens the trunk's features into a linear layer."""
-        x = _Trunk(self.width, self.blocks, self.patch)(x)
-        return _dense(self.latent_dim)(x.reshape(x.shape[0], -1))
+        x = _Trunk(self.width, self.blocks, self.patch, self.dtype)(x, train=train)
+        return dense(self.latent_dim, self.dtype)(x.reshape(x.shape[0], -1)).astype("float32")
 
 
 class Decoder(nn.Module):
@@ -92,18 +132,20 @@ class Decoder(nn.Module):
     critic_width: int = 16
     blocks: int = 1
     patch: int = 2
+    dtype: str = "float32"
+    axis: str | None = None
 
     @nn.compact
     def __call__(self, z: Array, *, train: bool) -> Array:
         """Mirrors the encoder."""
         height, width, channels = self.shape
         size = (height // (2 * self.patch), width // (2 * self.patch), 2 * self.width)
-        x = _dense(size[0] * size[1] * size[2])(z).reshape(-1, *size)
+        x = dense(size[0] * size[1] * size[2], self.dtype)(z).reshape(-1, *size)
         for _ in range(self.blocks):
-            x = GBlock(2 * self.width)(x)
-        x = GBlock(self.width, up=True)(x)
-        x = Conv(self.patch**2 * channels)(nn.relu(x))
-        return jnp.tanh(depth_to_space(x, self.patch))
+            x = GBlock(2 * self.width, dtype=self.dtype)(x, train=train)
+        x = GBlock(self.width, up=True, dtype=self.dtype)(x, train=train)
+        x = Conv(self.patch**2 * channels, dtype=self.dtype)(nn.relu(x))
+        return jnp.tanh(depth_to_space(x.astype("float32"), self.patch))
 
 
 class Critic(nn.Module):
@@ -113,9 +155,11 @@ class Critic(nn.Module):
     critic_width: int = 16
     blocks: int = 1
     patch: int = 2
+    dtype: str = "float32"
+    axis: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Flattens the trunk's features into a linear layer."""
-        x = _Trunk(self.critic_width, self.blocks, self.patch)(x)
-        return _dense(1)(x.reshape(x.shape[0], -1))[:, 0]
+        x = _Trunk(self.critic_width, self.blocks, self.patch, self.dtype)(x, train=train)
+        return dense(1, self.dtype)(x.reshape(x.shape[0], -1))[:, 0].astype("float32")

@@ -47,8 +47,9 @@ class DBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps [N, C, H, W] to [N, features, H, W], or half of H and W."""
         h = self.Conv_1(F.relu(self.Conv_0(F.relu(x))))
-        h = h + (x if self.Conv_2 is None else self.Conv_2(x))
-        return F.avg_pool2d(h, 2) if self.down else h
+        if self.down:
+            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+        return h + (x if self.Conv_2 is None else self.Conv_2(x))
 
 
 class GBlock(nn.Module):
@@ -176,12 +177,13 @@ class LatentBatchNorm(nn.Module):
         self.BatchNorm_0 = nn.BatchNorm1d(features, momentum=1 - momentum, affine=affine)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Maps [N, d] to [N, d] by the batch's statistics, and moves the running ones."""
+        """Maps [N, d] to [N, d] by the batch's statistics, and in training moves the others."""
         norm = self.BatchNorm_0
-        with torch.no_grad():
-            var, mean = torch.var_mean(z, 0, correction=0)
-            norm.running_mean.lerp_(mean, norm.momentum)
-            norm.running_var.lerp_(var, norm.momentum)
+        if self.training:
+            with torch.no_grad():
+                var, mean = torch.var_mean(z, 0, correction=0)
+                norm.running_mean.lerp_(mean, norm.momentum)
+                norm.running_var.lerp_(var, norm.momentum)
         return F.batch_norm(z, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
 
 

@@ -1,19 +1,19 @@
 """The training steps of both stages in PyTorch, on the nets of `_torch_nets`.
 
-As in `pmjax.step`, the pass through E and G is computed once a step: detached for the critic,
-with its graph for the autoencoder. A player's turn switches off the gradients of nets that it
-does not move.
+As in `pmjax.step`, stage 1's players share one pass through E, G and d, and each asks for the
+gradients of its own nets alone.
 """
 
 import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from pmjax.errors import UserError
 
 Metrics = dict[str, Tensor]
 Optimizer = Callable[[list[nn.Parameter], int], "Updates"]
@@ -24,8 +24,10 @@ class Updates:
 
     def __init__(
         self, parameters, repeats: int, *, steps: int, learning_rate: float, b1: float, b2: float,
-        schedule: str, warmup: int, clip: float,
+        schedule: str, warmup: int, clip: float, accumulate: int,
     ):  # fmt: skip
+        if accumulate != 1:
+            raise UserError("PyTorch's side does not accumulate gradients; leave --peer out.")
         self.parameters, self.clip = parameters, clip
         self.optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=(b1, b2))
         rising, falling = warmup * repeats, max(1, (steps - warmup) * repeats)
@@ -42,10 +44,14 @@ class Updates:
 
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
 
-    def __call__(self, loss: Tensor) -> None:
-        """Moves the parameters down the gradient of the loss."""
-        self.optimizer.zero_grad()
-        loss.backward()
+    def differentiate(self, loss: Tensor, *, keep_graph: bool = False) -> None:
+        """Computes the gradients of the loss with respect to the parameters, and of no others."""
+        grads = torch.autograd.grad(loss, self.parameters, retain_graph=keep_graph)
+        for parameter, grad in zip(self.parameters, grads, strict=True):
+            parameter.grad = grad
+
+    def move(self) -> None:
+        """Moves the parameters down their gradients."""
         if self.clip:
             nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.optimizer.step()
@@ -78,46 +84,63 @@ class Autoencoder:
         metrics: Metrics = {}
         if mu is None:
             mu = torch.rand(len(x), device=x.device) / 2
-        z, x_hat, x_mu = self.forward(x, mu)
-        for _ in range(self.critic_repeats):
-            loss, extra = self.critic_loss(x, x_hat.detach(), x_mu.detach(), mu)
-            self.update_critic(loss)
+        values = self.forward(x, mu)
+        z = values["z"].detach()
+        for repeat in range(self.critic_repeats):
+            if repeat:
+                self.update_critic.move()
+                values = self._again(x, mu)
+            loss, extra = self.critic_loss(values)
+            self.update_critic.differentiate(loss, keep_graph=True)
             metrics |= {"loss/critic": loss.detach(), **extra}
-        with _fixed(self.d):
-            for repeat in range(self.autoencoder_repeats):
-                if repeat:
-                    z, x_hat, x_mu = self.forward(x, mu)
-                loss, extra = self.autoencoder_loss(x, x_hat, x_mu)
-                self.update_autoencoder(loss)
-                metrics |= {"loss/autoencoder": loss.detach(), **extra}
-        return metrics, z.detach()
+        for repeat in range(self.autoencoder_repeats):
+            if repeat:
+                values = self._again(x, mu)
+            loss, extra = self.autoencoder_loss(values)
+            self.update_autoencoder.differentiate(loss)
+            if self.regularizer and not repeat:
+                self.update_critic.move()  # not before: the pass above is with d as it was
+            self.update_autoencoder.move()
+            metrics |= {"loss/autoencoder": loss.detach(), **extra}
+        return metrics, z
 
-    def forward(self, x: Tensor, mu: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Returns z, x̂ and x_μ."""
+    def forward(self, x: Tensor, mu: Tensor) -> dict[str, Tensor]:
+        """Returns x, z, x̂, μ, and what d says of x, of the blend, of x̂ and of x_μ."""
         z = self.E(x)
         if not self.regularizer:
-            return z, self.G(z), None
+            return {"x": x, "z": z, "x_hat": self.G(z)}
         z_mu = torch.lerp(z.roll(-1, 0), z, mu[:, None])
         x_hat, x_mu = self.G(torch.cat([z, z_mu])).chunk(2)
-        return z, x_hat, x_mu
+        blend = torch.lerp(x_hat.detach(), x, self.gamma)
+        d_x, d_blend = self.d(torch.cat([x, blend])).squeeze(1).chunk(2)
+        d_hat, d_mu = self.d(x_hat).squeeze(1), self.d(x_mu).squeeze(1)
+        said = {"d_x": d_x, "d_blend": d_blend, "d_hat": d_hat, "d_mu": d_mu}
+        return {"x": x, "z": z, "x_hat": x_hat, "mu": mu, **said}
 
-    def critic_loss(self, x: Tensor, x_hat: Tensor, x_mu: Tensor, mu: Tensor):
+    def _again(self, x: Tensor, mu: Tensor) -> dict[str, Tensor]:
+        """Makes a further pass in the same step, which leaves the statistics alone."""
+        nets = (self.E, self.G, self.d)
+        for net in nets:
+            net.eval()
+        values = self.forward(x, mu)
+        for net in nets:
+            net.train()
+        return values
+
+    def critic_loss(self, values: dict[str, Tensor]):
         """Equation (9)."""
-        blend = torch.lerp(x_hat, x, self.gamma)
-        d_x, d_blend, d_mu = self.d(torch.cat([x, blend, x_mu])).squeeze(1).chunk(3)
-        real = d_x.square().mean()
-        blended = (d_blend - self.lambda_).square().mean()
-        mixed = F.mse_loss(d_mu, mu + self.lambda_)
+        real = values["d_x"].square().mean()
+        blended = (values["d_blend"] - self.lambda_).square().mean()
+        mixed = F.mse_loss(values["d_mu"], values["mu"] + self.lambda_)
         metrics = {"d/real": real, "d/blend": blended, "d/mix": mixed}
         return real + blended + mixed, _detached(metrics)
 
-    def autoencoder_loss(self, x: Tensor, x_hat: Tensor, x_mu: Tensor | None):
+    def autoencoder_loss(self, values: dict[str, Tensor]):
         """Equation (10)."""
-        loss = recon = self.norm(x_hat, x)
+        loss = recon = self.norm(values["x_hat"], values["x"])
         metrics = {"recon": recon}
         if self.regularizer:
-            d_mu, d_hat = self.d(torch.cat([x_mu, x_hat])).squeeze(1).chunk(2)
-            fool_mix, fool_recon = d_mu.square().mean(), d_hat.square().mean()
+            fool_mix, fool_recon = values["d_mu"].square().mean(), values["d_hat"].square().mean()
             loss = loss + self.omega1 * fool_mix + self.omega2 * fool_recon
             metrics |= {"fool/mix": fool_mix, "fool/recon": fool_recon}
         return loss, _detached(metrics)
@@ -142,14 +165,15 @@ class LatentGAN:
         draws = self._draws(z) if bases is None else iter(bases)
         for _ in range(self.critic_repeats):
             loss, extra = self.critic_loss(z, next(draws))
-            self.update_D(loss)
+            self.update_D.differentiate(loss)
+            self.update_D.move()
             metrics |= {"loss/latent_critic": loss.detach(), **extra}
         self.D.eval()  # its u moves in D's own turns only
-        with _fixed(self.D):
-            for _ in range(self.generator_repeats):
-                loss = -self.D(self.g(next(draws))).mean()
-                self.update_g(loss)
-                metrics["loss/latent_generator"] = loss.detach()
+        for _ in range(self.generator_repeats):
+            loss = -self.D(self.g(next(draws))).mean()
+            self.update_g.differentiate(loss)
+            self.update_g.move()
+            metrics["loss/latent_generator"] = loss.detach()
         self.D.train()
         return metrics
 
@@ -181,16 +205,6 @@ class Average:
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         get_ema_multi_avg_fn(decay)(self.values, self.moving, self.steps)
         self.steps += 1
-
-
-@contextmanager
-def _fixed(net: nn.Module):
-    """Switches the gradients of a net's parameters off."""
-    net.requires_grad_(False)
-    try:
-        yield
-    finally:
-        net.requires_grad_(True)
 
 
 def _detached(metrics: Metrics) -> Metrics:

@@ -31,7 +31,7 @@ class Prior:
 
     base_prior: str = "gaussian"  # z' ~ N(0, I), or 'sphere': N(0, I) divided by its norm
     base_dim: int = 0  # of z'; 0: the embedding's
-    width: int = 256  # of g's and D's hidden layers
+    width: int = 128  # of g's and D's hidden layers
     blocks: int = 2  # residual blocks in each
     spectral_norm: bool = True  # on every layer of D
     critic_repeats: int = 1  # updates of D in each step
@@ -58,8 +58,8 @@ class Prior:
             """Equation (12)."""
             z = jax.lax.stop_gradient(shared["z"])
             z_fake, _ = generate(params, stats, z, key)
-            real, stats_D = nets.update(D[0], params["D"], stats["D"], z)
-            fake = call_D(params["D"], stats["D"], z_fake)
+            both = jnp.stack([z, z_fake])  # a new axis: the batch's stays divided over devices
+            (real, fake), stats_D = nets.update(D[0], params["D"], stats["D"], both)
             metrics = {"D/real": real.mean(), "D/fake": fake.mean()}
             return hinge_critic(real, fake), (metrics, stats | {"D": stats_D})
 

@@ -1,0 +1,99 @@
+"""Mimicry's residual nets for 32 and 64 pixels (Lee and Town 2020): G32, D32, G64 and D64.
+
+G and d are Mimicry's in every layer; E is d's trunk without spectral norm, flattened into a linear
+layer. `scale` multiplies all numbers of channels, for trying things out.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from pmjax.errors import UserError
+from pmjax.nets.layers import Conv, spectral_norm
+from pmjax.nets.resnet import DBlock, GBlock, dense, image_norm
+
+Array = jax.Array
+
+# By the side of the image: G's channels from 4×4 pixels on, and D's blocks (channels, down).
+_GENERATOR = {32: (256, 256, 256, 256), 64: (1024, 512, 256, 128, 64)}
+_CRITIC = {
+    32: ((128, True), (128, True), (128, False), (128, False)),
+    64: ((64, True), (128, True), (256, True), (512, True), (1024, True)),
+}
+
+
+def _of_size(table: dict, height: int, width: int):
+    if height != width or height not in table:
+        raise UserError(
+            f"The nets 'mimicry' are for images of 32×32 or 64×64 pixels, not {height}×{width}: "
+            f"take --config.data.size=64, or --config.nets=resnet."
+        )
+    return table[height]
+
+
+class _Trunk(nn.Module):
+    scale: float
+    spectral_norm: bool
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        for index, (channels, down) in enumerate(_of_size(_CRITIC, *x.shape[1:3])):
+            x = DBlock(
+                max(1, int(self.scale * channels)),
+                down=down,
+                optimized=index == 0,
+                spectral_norm=self.spectral_norm,
+                dtype=self.dtype,
+            )(x, train=train)
+        return nn.relu(x)
+
+
+class Encoder(nn.Module):
+    """E before its BatchNorm: [N, H, W, C] to [N, latent_dim]."""
+
+    latent_dim: int
+    scale: float = 1.0
+    dtype: str = "float32"
+    axis: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Flattens the trunk's features into a linear layer."""
+        x = _Trunk(self.scale, False, self.dtype)(x, train=train)
+        return dense(self.latent_dim, self.dtype)(x.reshape(x.shape[0], -1)).astype("float32")
+
+
+class Decoder(nn.Module):
+    """G32 and G64: [N, latent_dim] to images [N, H, W, C] within [-1, 1]."""
+
+    shape: tuple[int, int, int]
+    scale: float = 1.0
+    dtype: str = "float32"
+    axis: str | None = None
+
+    @nn.compact
+    def __call__(self, z: Array, *, train: bool) -> Array:
+        """Applies a linear layer to 4×4 pixels, blocks that double them, and a convolution."""
+        height, width, channels = self.shape
+        first, *others = [max(1, int(self.scale * n)) for n in _of_size(_GENERATOR, height, width)]
+        x = dense(4 * 4 * first, self.dtype)(z).reshape(-1, 4, 4, first)
+        common = {"dtype": self.dtype, "axis": self.axis}
+        for features in others:
+            x = GBlock(features, up=True, batch_norm=True, **common)(x, train=train)
+        x = nn.relu(image_norm(x, train=train, **common))
+        return jnp.tanh(Conv(channels, dtype=self.dtype)(x).astype("float32"))
+
+
+class Critic(nn.Module):
+    """D32 and D64: [N, H, W, C] to one number an image [N], with spectral norm in every layer."""
+
+    scale: float = 1.0
+    dtype: str = "float32"
+    axis: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Sums the trunk's features over the pixels into a linear layer."""
+        x = _Trunk(self.scale, True, self.dtype)(x, train=train).sum((1, 2))
+        return spectral_norm(dense(1, self.dtype), x, train=train)[:, 0].astype("float32")
