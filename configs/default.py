@@ -38,6 +38,15 @@ RUNLOCAL = {
     "eval.metrics": ("reconstruction",),
 }
 
+# What a smoke run on a CPU changes of configs that are meant for accelerators.
+SMALL_MIMICRY = {
+    "nets_args.scale": 0.125,
+    "precision": "float32",
+    "steps_per_dispatch": 1,
+    "data.batch_size": 32,
+    "prior_args.width": 64,
+}
+
 
 def get_config(variant: str = "", overrides: dict | None = None, variants: dict | None = None):
     """Returns the defaults with `overrides`, then with the named variants on top."""
@@ -66,6 +75,7 @@ def get_config(variant: str = "", overrides: dict | None = None, variants: dict 
     config.data.cache_dir = ""  # where decoded data is kept ('': $PMJAX_CACHE or ~/.cache/pmjax)
     config.data.size = 0  # height and width of the images (0: the data set's own)
     config.data.batch_size = 64  # over all devices
+    config.data.verify = True  # sizes and checksums of official archives in manual_dir
     config.data.skip_broken = False  # leave out images that cannot be read, and count them
     config.data.device_budget_gb = 2.0  # larger sets are streamed instead of kept on the devices
 

@@ -20,6 +20,7 @@ def dataset(settings: ConfigDict, split: str) -> datasets.Dataset:
         size=data.size or None,
         cache_dir=data.cache_dir or None,
         skip_broken=data.skip_broken,
+        verify=data.verify,
     )
 
 

@@ -5,6 +5,7 @@ import gzip
 import importlib
 import inspect
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from pmjax import datasets
-from pmjax.datasets import _cache, _idx, _tfds, png, swiss_roll
+from pmjax.datasets import _cache, _decode, _idx, _tfds, png, swiss_roll
 from pmjax.errors import UserError
 
 GREY = np.random.default_rng(0).integers(0, 256, (9, 12, 12), np.uint8)
@@ -49,11 +50,11 @@ def write_idx(folder, *, images=GREY, labels=None, suffix=".gz"):
     return folder
 
 
-def prepare_stock(name, version, folder):
+def prepare_stock(name, version, folder, splits=datasets.SPLITS):
     """Prepares a small set where TFDS would put the stock set of that name."""
     splits = {
         split: [{"image": png(image), "label": i} for i, image in enumerate(GREY)]
-        for split in datasets.SPLITS
+        for split in splits
     }
     builder = _tfds.Generated(name=name, version=version, splits=splits, data_dir=folder)
     builder.download_and_prepare(file_format="array_record")
@@ -67,7 +68,7 @@ def prepare_stock(name, version, folder):
 def test_every_data_set_gives_read_only_arrays_and_the_same_ones_again(name, tmp_path):
     module = importlib.import_module(f"pmjax.datasets.{name}")
     taken = inspect.signature(module.source).parameters
-    assert module.__doc__ and set(taken) <= {"path", "manual_dir", "seed"}
+    assert module.__doc__ and set(taken) <= {"path", "manual_dir", "verify", "seed"}
     kwargs = {}
     if "path" in taken:
         folder = tmp_path / "images"
@@ -77,9 +78,10 @@ def test_every_data_set_gives_read_only_arrays_and_the_same_ones_again(name, tmp
         kwargs = {"path": folder, "size": 8}
     stock = datasets._source(name, path=kwargs.get("path"), manual_dir=None, seed=0)
     if stock.stock:
-        prepare_stock(stock.stock, stock.version, tmp_path / "tfds")
+        prepare_stock(stock.stock, stock.version, tmp_path / "tfds", stock.splits)
 
-    for split in datasets.SPLITS:
+    assert set(stock.splits) >= set(datasets.SPLITS)
+    for split in stock.splits:
         data = datasets.load(name, split, **kwargs)
         assert isinstance(data.data, np.memmap) and not data.data.flags.writeable
         if data.data.ndim == 4:
@@ -104,11 +106,15 @@ def test_an_unknown_data_set_is_refused_with_the_nearest_name():
 def test_an_unknown_split_is_refused():
     with pytest.raises(UserError, match="Unknown split 'trian'.*'train'"):
         datasets.load("swiss_roll", "trian")
+    with pytest.raises(UserError, match="'swiss_roll' has no split 'validation', only: train, te"):
+        datasets.load("swiss_roll", "validation")
 
 
 def test_an_argument_that_a_data_set_does_not_take_is_refused(tmp_path):
     with pytest.raises(UserError, match="'digits' takes no path"):
         datasets.load("digits", "train", path=tmp_path)
+    with pytest.raises(UserError, match="'mnist' takes no verify"):
+        datasets.load("mnist", "train", verify=False)
     with pytest.raises(UserError, match="'swiss_roll' holds points"):
         datasets.load("swiss_roll", "train", size=32)
 
@@ -311,19 +317,25 @@ def test_a_damaged_cache_is_noticed_and_made_again(idx, file, damage, tmp_path, 
     assert "damaged" in capsys.readouterr().err
 
 
-def test_what_a_killed_process_left_behind_is_cleared_away(idx, tmp_path, monkeypatch):
-    def killed(work, *args, **kwargs):
-        (work / "train.npy").write_bytes(b"half")
-        raise SystemExit
+def test_a_copied_cache_is_hashed_once_and_then_trusted(idx, tmp_path, monkeypatch):
+    first = idx()
+    (path,) = (tmp_path / "cache").rglob("train.npy")
+    os.utime(path, ns=(0, 0))
+    hashed = []
+    original = _cache.fingerprint
+    monkeypatch.setattr(_cache, "fingerprint", lambda *a: hashed.append(1) or original(*a))
+    assert [idx().fingerprint for _ in range(3)] == [first.fingerprint] * 3
+    assert len(hashed) == 1
 
-    with monkeypatch.context() as patch:
-        patch.setattr(_cache, "_write", killed)
-        patch.setattr(_cache.shutil, "rmtree", lambda *args, **kwargs: None)
-        with pytest.raises(SystemExit):
-            idx()
-    assert len(idx().data) == 9
-    left = [p.name for p in (tmp_path / "cache" / "mnist").iterdir() if p.is_dir()]
-    assert len(left) == 1 and not left[0].startswith(".")
+
+def test_a_cache_of_the_first_format_without_times_is_still_read(idx, tmp_path, capsys):
+    first = idx()
+    (path,) = (tmp_path / "cache").rglob("meta.json")
+    meta = json.loads(path.read_text())
+    for split in meta.values():
+        split.pop("seen", None)
+    path.write_text(json.dumps(meta))
+    assert idx().fingerprint == first.fingerprint and not capsys.readouterr().err
 
 
 def test_processes_that_need_the_same_set_make_it_once(tmp_path):
@@ -356,7 +368,7 @@ def test_a_full_disk_is_told_and_leaves_nothing_behind(idx, tmp_path, monkeypatc
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(_cache, "open_memmap", full)
+    monkeypatch.setattr(_decode, "open_memmap", full)
     with pytest.raises(UserError, match="No space left"):
         idx()
     assert not [p for p in (tmp_path / "cache" / "mnist").iterdir() if p.is_dir()]

@@ -1,12 +1,13 @@
 """Data sets: one small file each, one pipeline for all of them.
 
-A TFDS builder hands out encoded images or points; they are decoded, cropped and resized once, and
-kept as memory-mapped arrays. Training and evaluation see only the `Dataset` that `load` returns.
+Encoded images (or points) out of a TFDS builder or a user's files are decoded, cropped and resized
+once, by all cores where that takes long, and kept as memory-mapped arrays. Training and evaluation
+see only the `Dataset` that `load` returns.
 
 A data set called NAME is the file `pmjax/datasets/NAME.py` (files that start with an underscore
 are parts of the pipeline), with one function that returns a `Source` and does no heavy work:
 
-    def source(*, path, manual_dir, seed) -> Source     # takes only what it uses of these three
+    def source(*, path, manual_dir, verify, seed) -> Source  # takes only what it uses of these
 
 A set that TFDS already has is two lines:
 
@@ -14,12 +15,15 @@ A set that TFDS already has is two lines:
         return Source(stock="cifar10", version="3.0.2", size=32)
 
 Any other set gives `records`, called only when the arrays are not in the cache: it returns the
-splits 'train' and 'test', each an iterable of records of one of two forms,
+splits 'train' and 'test' (or what `splits` names), with records of one of two forms,
 
     {"image": bytes, "label": int, "file": bytes}       # an encoded image of any size and format
     {"point": float32 [D], "label": float}
 
 where 'label' and 'file' (what to call it when it is broken) may be missing. `png` encodes an array.
+A split is either an iterable, which a TFDS builder stores first, or, better for large sets, a
+sequence that can be pickled, from which each process that decodes takes what it needs:
+`pmjax/datasets/_records.py` has some, whose images may be uint8 arrays as well.
 Everything that decides the content has to be in `version`, `files` or `identity`.
 """
 
@@ -41,7 +45,8 @@ __all__ = [
     "to_uint8",
 ]  # fmt: skip
 
-SPLITS = ("train", "test")
+SPLITS = ("train", "test")  # that every set has
+EXTRA_SPLITS = ("validation",)  # that a set may have
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,7 @@ class Source:
     records: Callable[[], Mapping[str, Iterable[dict]]] | None = None  # split -> records
     files: tuple[Path, ...] = ()  # read by `records`; a changed size or time remakes the cache
     identity: tuple = ()  # what else decides the content, such as a seed
+    splits: tuple[str, ...] = SPLITS
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,18 +87,20 @@ def load(
     size: int | None = None,
     cache_dir: str | Path | None = None,
     skip_broken: bool = False,
+    verify: bool = True,
     seed: int = 0,
 ) -> Dataset:
-    """Returns the split 'train' or 'test' of a data set, made on the first call and then kept.
+    """Returns a split of a data set, made on the first call and then kept.
 
     Args:
         name: a file of this package, such as 'digits'.
-        split: 'train' or 'test'.
+        split: 'train' or 'test', or 'validation' for sets that have it.
         path: the directory of 'image_folder'.
         manual_dir: a directory with the official files of a stock set.
         size: side of the images in pixels, instead of the set's own.
         cache_dir: where the arrays are kept, by default $PMJAX_CACHE or ~/.cache/pmjax.
         skip_broken: leave files out that cannot be read, and list them in `Dataset.skipped`.
+        verify: whether official archives must have their registered sizes and checksums.
         seed: of the split, and of the points of a synthetic set.
 
     Raises:
@@ -101,9 +109,12 @@ def load(
     """
     from pmjax.datasets import _cache  # imports this module
 
-    if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
-    source = _source(name, path=path, manual_dir=manual_dir, seed=int(seed))
+    if split not in SPLITS + EXTRA_SPLITS:
+        raise unknown("split", split, SPLITS + EXTRA_SPLITS)
+    source = _source(name, path=path, manual_dir=manual_dir, verify=bool(verify), seed=int(seed))
+    if split not in source.splits:
+        raise UserError(f"Data set '{name}' has no split '{split}', only: "
+                        f"{', '.join(source.splits)}.")  # fmt: skip
     if source.points and size is not None:
         raise UserError(f"Data set '{name}' holds points: leave size (--config.data.size) unset.")
     size = size or source.size
@@ -117,18 +128,18 @@ def load(
     )
 
 
-def _source(name: str, *, path, manual_dir, seed: int) -> Source:
+def _source(name: str, *, path, manual_dir, verify: bool = True, seed: int) -> Source:
     """Finds a data set by its file name and gives it the arguments that it takes."""
     if name not in names():
         raise unknown("data set", name, names())
     source = importlib.import_module(f"{__name__}.{name}").source
     taken = inspect.signature(source).parameters
     given = {"path": path, "manual_dir": manual_dir}
-    for argument, value in given.items():
+    for argument, value in {**given, "verify": None if verify else verify}.items():
         if value is not None and argument not in taken:
             raise UserError(
                 f"Data set '{name}' takes no {argument}: leave --config.data.{argument} unset."
             )
     given = {k: v if v is None else Path(v).expanduser().absolute() for k, v in given.items()}
-    given["seed"] = seed
+    given |= {"verify": verify, "seed": seed}
     return source(**{k: v for k, v in given.items() if k in taken})

@@ -1,32 +1,23 @@
-"""The arrays of a data set on disk: made once, atomically, and checked at each use."""
+"""The arrays of a data set on disk: made once, resumably, published as a whole, then opened."""
 
 import contextlib
-import dataclasses
 import errno
-import fcntl
 import hashlib
 import json
-import math
 import os
-import platform
 import shutil
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.lib.format import open_memmap
-from PIL import Image
 
 from pmjax.datasets import Dataset, Source
-from pmjax.datasets._images import decode
+from pmjax.datasets._decode import CHUNK, Decoded, WorkerDied, decode_all, require_space
+from pmjax.datasets._lock import lock
 from pmjax.errors import UserError
 
 FORMAT = 1  # of the files here and of decoding and resizing: raised when either changes
-CHUNK = 512  # images between two updates of the progress bar
-THREADED = 4096  # bytes of an image from which on threads gain more than they lose on Python's lock
 
 
 def load(
@@ -36,7 +27,7 @@ def load(
     root = Path(cache_dir or os.environ.get("PMJAX_CACHE") or "~/.cache/pmjax").expanduser()
     entry = root / name / _key(name, source, size)
     if (dataset := _open(entry, split)) is None:
-        with _locked(entry):
+        with lock(entry, f"data set '{name}' in {entry.parent}"):
             if (dataset := _open(entry, split)) is None:  # else another process has made it
                 _make(entry, name, source=source, size=size, skip_broken=skip_broken)
                 dataset = _open(entry, split)
@@ -73,160 +64,141 @@ def _open(entry: Path, split: str) -> Dataset | None:
     """Returns a split as it lies in the cache, or None if it is not there unharmed."""
     if not entry.is_dir():
         return None
-    with contextlib.suppress(OSError, ValueError, EOFError, KeyError, TypeError):
-        meta = json.loads((entry / "meta.json").read_text())[split]
+    with contextlib.suppress(OSError, ValueError, EOFError, KeyError, TypeError, AttributeError):
+        known = json.loads((entry / "meta.json").read_text())
+        meta = known[split]
         data = np.load(entry / f"{split}.npy", mmap_mode="r")
         labels = np.load(entry / f"{split}_labels.npy") if meta["labels"] else None
-        if fingerprint(data, labels) == meta["fingerprint"]:
-            if labels is not None:
-                labels.flags.writeable = False
-            return Dataset(data, labels, meta["fingerprint"], tuple(meta["skipped"]))
+        # Gigabytes are not hashed at each start: files of the size and time at which they were
+        # last seen to have their fingerprint have it still. Others (touched, copied) are hashed.
+        seen = _seen(entry, split)
+        if meta.get("seen") != seen:
+            if fingerprint(data, labels) != meta["fingerprint"]:
+                raise ValueError("other content")
+            with contextlib.suppress(OSError):  # a cache that is only read is hashed each time
+                _write_json(entry / "meta.json", {**known, split: {**meta, "seen": seen}})
+        if labels is not None:
+            labels.flags.writeable = False
+        return Dataset(data, labels, meta["fingerprint"], tuple(meta["skipped"]))
     print(f"The cached data set in {entry} is damaged and made again.", file=sys.stderr)
     return None
 
 
-@contextlib.contextmanager
-def _locked(entry: Path) -> Iterator[None]:
-    """Keeps other processes from making the same entry; the system unlocks for killed ones."""
-    with contextlib.ExitStack() as stack:
-        try:
-            entry.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context((entry.parent / f".{entry.name}.lock").open("w"))
-        except OSError as e:
-            raise UserError(
-                f"Cannot write to the cache {entry.parent}: {e.strerror}. Set cache_dir or the "
-                "variable PMJAX_CACHE to a directory of yours."
-            ) from e
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _seen(folder: Path, split: str) -> list[list[int]]:
+    """Returns sizes and times of a split's files, as JSON keeps them."""
+    files = (folder / f"{split}.npy", folder / f"{split}_labels.npy")
+    return [[f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.exists()]
+
+
+def _write_json(file: Path, content: dict) -> None:
+    """Replaces a file as a whole."""
+    new = file.with_name(f".{file.name}.{os.getpid()}")
+    new.write_text(json.dumps(content, indent=1))
+    new.replace(file)
 
 
 def _make(entry: Path, name: str, *, source: Source, size: int | None, skip_broken: bool) -> None:
-    """Prepares all splits beside the entry, then renames them into place."""
-    work = entry.with_name(f".{entry.name}.{platform.node()}")
-    shutil.rmtree(work, ignore_errors=True)  # of a killed process, as the lock is ours
-    work.mkdir()
+    """Prepares all splits beside the entry, or goes on with that, then renames it into place."""
+    work = entry.with_name(f".{entry.name}.work")
     try:
-        meta = _write(work, name, source=source, size=size, skip_broken=skip_broken)
-        (work / "meta.json").write_text(json.dumps(meta, indent=1))
+        if not (work / "meta.json").exists():
+            _write(work, name, source=source, size=size, skip_broken=skip_broken)
+        for smaller in work.glob("*.few"):
+            smaller.replace(smaller.with_suffix(".npy"))
+        meta = json.loads((work / "meta.json").read_text())
+        for split in meta:
+            meta[split]["seen"] = _seen(work, split)
+        _write_json(work / "meta.json", meta)
+        (work / "journal.jsonl").unlink(missing_ok=True)
         shutil.rmtree(entry, ignore_errors=True)
-        try:
-            work.rename(entry)
-        except OSError:
-            if not entry.is_dir():  # else made meanwhile by a host that does not see the lock
-                raise
+        work.rename(entry)
+    except WorkerDied:
+        raise
+    except UserError:
+        shutil.rmtree(work, ignore_errors=True)  # to be made from other files, or elsewhere
+        raise
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if entry.is_dir():  # made by a host that took this one for dead
+                return
             raise
+        shutil.rmtree(work, ignore_errors=True)
         raise UserError(
             f"No space left for data set '{name}' in {entry.parent}. Make room, or set cache_dir "
-            "or the variable PMJAX_CACHE to another disk."
+            "(--config.data.cache_dir) or the variable PMJAX_CACHE to another disk."
         ) from e
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
-def _write(
-    work: Path, name: str, *, source: Source, size: int | None, skip_broken: bool
-) -> dict[str, dict]:
-    """Writes the arrays of all splits to a directory and returns what to know about them."""
-    from pmjax.datasets import _tfds  # not needed once the arrays are there
-
+def _write(work: Path, name: str, *, source: Source, size: int | None, skip_broken: bool) -> None:
+    """Writes the arrays of all splits to a directory, and at last what to know about them."""
     scratch = work / "tfds"
-    splits = {
-        split: _points(records, work / split)
-        if source.points
-        else _images(records, work / split, size, _tfds.progress(f"{name}: {split}", len(records)))
-        for split, records in _tfds.prepare(name, source, scratch).items()
-    }
     shutil.rmtree(scratch, ignore_errors=True)
-    reasons = [f"{file}: {why}" for part in splits.values() for file, why in part.broken.values()]
-    if reasons and not skip_broken:
-        raise _broken(name, reasons)
-    if reasons:
-        print(f"{name}: {_listing(reasons)}, left out.", file=sys.stderr)
-    colour = any(part.colour for part in splits.values())
-    return {split: part.finish(work / split, name, colour) for split, part in splits.items()}
+    splits = None if source.stock else source.records()
+    if splits is None or not all(isinstance(records, Sequence) for records in splits.values()):
+        from pmjax.datasets import _tfds  # a second that others do without
+
+        splits = _tfds.prepare(name, source, splits, scratch)
+    work.mkdir(exist_ok=True)
+    if source.points:
+        meta = {split: _points(records, work, split) for split, records in splits.items()}
+    else:
+        decoded = decode_all(splits, work, name=name, size=size)
+        reasons = [f"{file}: {why}" for d in decoded.values() for file, why in d.broken.values()]
+        if reasons and not skip_broken:
+            raise _broken(name, reasons)
+        if reasons:
+            print(f"{name}: {_listing(reasons)}, left out.", file=sys.stderr)
+        colour = any(d.colour for d in decoded.values())
+        meta = {split: _finish(d, work, split, name, colour) for split, d in decoded.items()}
+    shutil.rmtree(scratch, ignore_errors=True)
+    _write_json(work / "meta.json", meta)
 
 
-@dataclasses.dataclass
-class _Part:
-    """A split while it is made."""
-
-    data: np.memmap  # every record, also the broken ones
-    labels: list  # of int, float or None
-    colour: bool = True  # whether to keep more than one channel
-    broken: dict[int, tuple[str, str]] = dataclasses.field(default_factory=dict)  # file, reason
-
-    def finish(self, stem: Path, name: str, colour: bool) -> dict:
-        """Writes the arrays of the records that are not broken, and returns what to know."""
-        good = np.array([i for i in range(len(self.data)) if i not in self.broken], np.int64)
-        if not len(good):
-            raise UserError(f"No file of the {stem.name} split of '{name}' can be read.")
-        data = self.data
-        if self.broken or not colour:
-            shape = (len(good), *data.shape[1:-1], data.shape[-1] if colour else 1)
-            data = _array(stem.with_suffix(".few"), data.dtype, shape)
-            for start in range(0, len(good), CHUNK):
-                rows = good[start : start + CHUNK]
-                data[start : start + CHUNK] = self.data[rows, ..., : shape[-1]]
-            os.unlink(self.data.filename)
-        data.flush()
-        os.rename(data.filename, stem.with_suffix(".npy"))
-        labels = [self.labels[i] for i in good]
-        if None in labels:
-            labels = None
-        else:
-            labels = np.array(labels, np.float32 if isinstance(labels[0], float) else np.int64)
-            np.save(stem.with_name(f"{stem.name}_labels.npy"), labels)
-        return {
-            "fingerprint": fingerprint(data, labels),
-            "labels": labels is not None,
-            "skipped": [file for file, _ in self.broken.values()],
-        }
-
-
-def _array(file: Path, dtype, shape: tuple[int, ...]) -> np.memmap:
-    """Makes a memory-mapped array, of which a full disk would kill the process later."""
-    if shutil.disk_usage(file.parent).free < np.dtype(dtype).itemsize * math.prod(shape):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
-    return open_memmap(file, "w+", dtype, shape)
-
-
-def _points(records: Sequence[dict], raw: Path) -> _Part:
-    """Reads points [N, D]."""
+def _points(records: Sequence[dict], work: Path, split: str) -> dict:
+    """Writes points [N, D], and returns what to know about them."""
     rows = [records[i] for i in range(len(records))]
-    data = _array(raw, np.float32, (len(rows), *rows[0]["point"].shape))
-    data[:] = np.stack([row["point"] for row in rows])
-    return _Part(data, [row.get("label") for row in rows])
+    data = np.stack([row["point"] for row in rows])
+    np.save(work / f"{split}.npy", data)
+    return _about(work, split, data, [row.get("label") for row in rows], [])
 
 
-def _images(records: Sequence[dict], raw: Path, size: int, bar) -> _Part:
-    """Decodes images to [N, size, size, 3]."""
-    data = _array(raw, np.uint8, (len(records), size, size, 3))
-    part = _Part(data, [None] * len(records), colour=False)
+def _finish(decoded: Decoded, work: Path, split: str, name: str, colour: bool) -> dict:
+    """Leaves out what is broken, and channels that say nothing; returns what to know."""
+    data = decoded.data
+    good = np.array([i for i in range(len(data)) if i not in decoded.broken], np.int64)
+    if not len(good):
+        raise UserError(f"No file of the {split} split of '{name}' can be read.")
+    if decoded.broken or not colour:
+        shape = (len(good), *data.shape[1:-1], data.shape[-1] if colour else 1)
+        file = work / f"{split}.few"
+        require_space(work, {file: int(np.prod(shape))}, name)
+        with file.open("wb") as rows:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(rows, header)
+            for start in range(0, len(good), CHUNK):
+                some = data[good[start : start + CHUNK], ..., : shape[-1]]
+                rows.write(np.ascontiguousarray(some))
+        data = np.load(file, mmap_mode="r")
+    skipped = [file for file, _ in decoded.broken.values()]
+    return _about(work, split, data, [decoded.labels[i] for i in good], skipped)
 
-    def read(i: int) -> bool:
-        record = records[i]
-        part.labels[i] = record.get("label")
-        try:
-            image = decode(record["image"], size)
-        except ValueError as e:
-            file = record.get("file", f"record {i} of {raw.name}".encode())
-            part.broken[i] = (os.fsdecode(file), str(e))
-            return False
-        data[i] = image if image.ndim == 3 else image[..., None]
-        return image.ndim == 3 and bool((image != image[..., :1]).any())
 
-    with bar, warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the error is enough
-        mapped = pool.map if len(records[0]["image"]) >= THREADED else map
-        for start in range(0, len(records), CHUNK):  # so that Ctrl-C need not wait for all
-            chunk = range(start, min(start + CHUNK, len(records)))
-            part.colour |= any(list(mapped(read, chunk)))
-            bar.update(len(chunk))
-    part.broken = dict(sorted(part.broken.items()))
-    return part
+def _about(work: Path, split: str, data: np.ndarray, labels: list, skipped: list[str]) -> dict:
+    """Writes the labels, if every example has one, and returns what to know about a split."""
+    if None in labels:
+        labels = None
+    else:
+        labels = np.array(labels, np.float32 if isinstance(labels[0], float) else np.int64)
+        np.save(work / f"{split}_labels.npy", labels)
+    for file in (work / f"{split}.npy", work / f"{split}_labels.npy", work / f"{split}.few"):
+        if file.exists():
+            with file.open("rb") as content:
+                os.fsync(content)  # before meta.json, which vouches for it after a power cut too
+    return {
+        "fingerprint": fingerprint(data, labels),
+        "labels": labels is not None,
+        "skipped": skipped,
+    }
 
 
 def _broken(name: str, files: Sequence[str]) -> UserError:

@@ -4,12 +4,12 @@ import functools
 import gzip
 import math
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from pmjax.datasets import Source, png
+from pmjax.datasets import Source
+from pmjax.datasets._records import Arrays
 from pmjax.errors import UserError
 
 STEMS = {"train": "train", "test": "t10k"}
@@ -56,16 +56,11 @@ def _find(manual_dir: Path, name: str) -> Path:
     raise UserError(f"{manual_dir} (--config.data.manual_dir) holds neither {name}.gz nor {name}.")
 
 
-def _records(files: dict[str, tuple[Path, Path]]) -> dict[str, Iterator[dict]]:
+def _records(files: dict[str, tuple[Path, Path]]) -> dict[str, Arrays]:
     splits = {}
     for split, (image_file, label_file) in files.items():
         images, labels = read(image_file, ndim=3), read(label_file, ndim=1)
         if len(images) != len(labels):
             raise UserError(f"{image_file} holds {len(images)} images, {label_file} {len(labels)}.")
-        splits[split] = _pairs(images, labels)
+        splits[split] = Arrays(images, labels)
     return splits
-
-
-def _pairs(images: np.ndarray, labels: np.ndarray) -> Iterator[dict]:
-    for image, label in zip(images, labels, strict=True):
-        yield {"image": png(image), "label": int(label)}

@@ -6,14 +6,14 @@ import numpy as np
 from PIL import Image, ImageOps
 
 
-def decode(data: bytes, size: int) -> np.ndarray:
+def decode(data: bytes | np.ndarray, size: int) -> np.ndarray:
     """Decodes an image, crops its centre to a square and resizes that with antialiasing.
 
     Upright according to EXIF, over white where transparent, the first frame of several, deeper
     than 8 bits scaled (not clipped) to 0..255.
 
     Args:
-        data: the bytes of a file in any format that Pillow reads.
+        data: the bytes of a file in any format that Pillow reads, or uint8 [H, W] or [H, W, 3].
         size: side of the result in pixels.
 
     Returns:
@@ -22,6 +22,8 @@ def decode(data: bytes, size: int) -> np.ndarray:
     Raises:
         ValueError: when the bytes cannot be decoded, with the reason in a few words.
     """
+    if isinstance(data, np.ndarray):
+        return np.asarray(_square(Image.fromarray(data), size))
     if not data:
         raise ValueError("empty or not readable")
     try:
@@ -36,12 +38,15 @@ def decode(data: bytes, size: int) -> np.ndarray:
         raise ValueError(f"more than {limit} million pixels, scale it down first") from None
     except Exception as e:  # decoders of broken files raise nearly anything
         raise ValueError(str(e) or type(e).__name__) from e
+    return np.asarray(_square(image, size))
+
+
+def _square(image: Image.Image, size: int) -> Image.Image:
+    """Crops the centre and resizes it."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side))
-    if side != size:
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(image)
+    return image if side == size else image.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -1,19 +1,20 @@
 """The only import of TensorFlow Datasets: a `Source` becomes a TFDS builder and is read back."""
 
 import contextlib
+import functools
 import importlib.util
 import itertools
 import os
 import struct
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tqdm import tqdm
 
-from pmjax.datasets import SPLITS, Source
+from pmjax.datasets import Source
+from pmjax.datasets._progress import progress
 from pmjax.errors import UserError
 
 
@@ -45,10 +46,10 @@ class Generated(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _split_generators(self, dl_manager):
         del dl_manager  # nothing is downloaded
-        return {split: self._generate_examples(self._splits[split]) for split in SPLITS}
+        return {split: self._generate_examples(rows) for split, rows in self._splits.items()}
 
     def _generate_examples(self, records: Iterable[dict]):
-        with progress(f"{self.name}: reading") as bar:
+        with progress(f"{self.name}: reading", unit="") as bar:
             for record in records:
                 yield record
                 bar.update()
@@ -59,7 +60,7 @@ class Generated(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         writer = tfds.core.SequentialWriter(
             info, max_examples_per_shard=1 << 14, file_format="array_record"
         )
-        writer.initialize_splits(list(SPLITS))
+        writer.initialize_splits(list(self._splits))
         for split, records in self._split_generators(dl_manager).items():
             writer.add_examples({split: records})
         writer.close_all()
@@ -77,31 +78,37 @@ def _feature(key: str, value):
     return tfds.features.Scalar(np.float32 if isinstance(value, float) else np.int64)
 
 
-def progress(title: str, total: int | None = None) -> tqdm:
-    """Returns a progress bar on stderr, which short work does not show."""
-    interval = 0.2 if sys.stderr.isatty() else 10.0
-    return tqdm(total=total, desc=title, file=sys.stderr, delay=1, leave=False,
-                mininterval=interval, miniters=1)  # fmt: skip
-
-
-def prepare(name: str, source: Source, data_dir: Path) -> dict[str, Sequence[dict]]:
+def prepare(
+    name: str, source: Source, splits: Mapping[str, Iterable[dict]] | None, data_dir: Path
+) -> dict[str, Sequence[dict]]:
     """Prepares a data set with TFDS and returns its splits, images still encoded.
 
     Args:
         name: of the data set.
         source: what it is made of.
+        splits: the records of each split, or None for a stock set.
         data_dir: for the files of TFDS; a stock set lies in TFDS's own directory instead.
     """
-    if source.stock:
+    if splits is None:
         builder = _stock(name, source)
     else:
         tfds.disable_progress_bar()
-        builder = Generated(
-            name=name, version=source.version, splits=source.records(), data_dir=data_dir
-        )
+        builder = Generated(name=name, version=source.version, splits=splits, data_dir=data_dir)
         with open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
             builder.download_and_prepare(file_format="array_record")
-    return {split: _read(builder, split) for split in SPLITS}
+    missing = [split for split in source.splits if split not in builder.info.splits]
+    if missing:
+        raise UserError(
+            f"{builder.data_dir} lacks the split '{missing[0]}' of data set '{name}': it is "
+            "incomplete. Delete it and prepare it again."
+        )
+    return {split: _Prepared(str(builder.data_dir), split) for split in source.splits}
+
+
+def registered(stock: str) -> dict[str, tuple[int, str]]:
+    """Returns the size in bytes and the sha256 of each official file of a stock set, by name."""
+    infos = tfds.builder_cls(stock).url_infos.values()
+    return {info.filename: (int(info.size), info.checksum) for info in infos}
 
 
 def stock_dir() -> Path:
@@ -134,28 +141,75 @@ def _stock(name: str, source: Source) -> tfds.core.DatasetBuilder:
     return builder
 
 
-def _read(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[dict]:
-    """Returns the records of a split, in whichever format they were prepared."""
-    raw = {"image": tfds.decode.SkipDecoding()} if "image" in builder.info.features else None
-    formats = {f.value for f in builder.info.available_file_formats()}
-    if formats & {"array_record", "parquet"}:
-        return builder.as_data_source(split, decoders=raw)
-    return [
-        builder.info.features.deserialize_example_np(record, decoders=raw)
-        for path in builder.info.splits[split].filepaths
-        for record in _tfrecords(Path(path))
-    ]
+class _Prepared(Sequence):
+    """The records of a prepared split, in whichever format; pickled, it is only a path."""
+
+    def __init__(self, data_dir: str, split: str):
+        self._data_dir, self._split = data_dir, split
+
+    def __reduce__(self):
+        return _Prepared, (self._data_dir, self._split)
+
+    @functools.cached_property
+    def _builder(self) -> tfds.core.DatasetBuilder:
+        return tfds.builder_from_directory(self._data_dir)
+
+    @functools.cached_property
+    def _features(self) -> tfds.features.FeaturesDict:
+        """What is used of each record: CelebA's have fifty entries more."""
+        all_of_them = self._builder.info.features
+        used = [key for key in ("image", "point", "label", "file") if key in all_of_them]
+        return tfds.features.FeaturesDict({key: all_of_them[key] for key in used})
+
+    @functools.cached_property
+    def _raw(self) -> Sequence[bytes]:
+        info = self._builder.info
+        formats = {f.value for f in info.available_file_formats()}
+        if "array_record" in formats:
+            raw = tfds.decode.DeserializeMethod.RAW_BYTES
+            return self._builder.as_data_source(self._split, deserialize_method=raw)
+        if "tfrecord" in formats:
+            return _TFRecords([Path(p) for p in info.splits[self._split].filepaths])
+        raise UserError(
+            f"{self._data_dir} was prepared as {', '.join(sorted(formats))}; array_record and "
+            "tfrecord are read. Delete it and prepare it again."
+        )
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+    def __getitem__(self, i: int) -> dict:
+        images = {"image": tfds.decode.SkipDecoding()} if "image" in self._features else None
+        return self._features.deserialize_example_np(self._raw[i], decoders=images)
 
 
-def _tfrecords(path: Path) -> Iterable[bytes]:
-    """Yields the records of a TFRecord file, TFDS's default format, without TensorFlow.
+class _TFRecords(Sequence):
+    """The records of TFRecord files, TFDS's default format, without TensorFlow.
 
     Each is its length as uint64, a checksum of that, the bytes, and a checksum of those.
     """
-    with path.open("rb") as file:
-        while header := file.read(12):
-            (length,) = struct.unpack("<Q", header[:8])
-            record = file.read(length)
-            if len(record) < length or len(file.read(4)) < 4:
-                raise UserError(f"{path} is truncated: delete its directory and prepare it again.")
-            yield record
+
+    def __init__(self, files: Sequence[Path]):
+        self._places = [place for file in files for place in self._scan(file)]
+
+    @staticmethod
+    def _scan(path: Path) -> Iterator[tuple[Path, int, int]]:
+        with path.open("rb") as file:
+            end, start = path.stat().st_size, 0
+            while header := file.read(12):
+                length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else end
+                if (next_start := start + 12 + length + 4) > end:
+                    raise UserError(
+                        f"{path} is truncated: delete its directory and prepare it again."
+                    )
+                yield path, start + 12, length
+                start = file.seek(next_start)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, i: int) -> bytes:
+        path, start, length = self._places[i]
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(length)

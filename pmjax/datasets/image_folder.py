@@ -8,10 +8,10 @@ subdirectories (of the splits), these are the classes.
 import functools
 import hashlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from pmjax.datasets import SPLITS, Source
+from pmjax.datasets._records import Files
 from pmjax.errors import UserError
 
 EXTENSIONS = (
@@ -88,15 +88,10 @@ def _labels(splits: dict[str, list[Path]]) -> dict[str, list[int]] | None:
     return {split: [number[f.parts[0]] for f in files] for split, files in splits.items()}
 
 
-def _records(path: Path, splits, labels) -> dict[str, Iterator[dict]]:
-    return {split: _read(path, splits[split], labels and labels[split]) for split in SPLITS}
-
-
-def _read(path: Path, files: list[Path], labels: list[int] | None) -> Iterator[dict]:
-    for i, file in enumerate(files):
-        try:
-            image = file.read_bytes()
-        except OSError:
-            image = b""  # reported with the other broken files
-        record = {"image": image, "file": os.fsencode(file.relative_to(path))}
-        yield record if labels is None else {**record, "label": labels[i]}
+def _records(path: Path, splits, labels) -> dict[str, Files]:
+    return {
+        split: Files(
+            path, [os.fsencode(f.relative_to(path)) for f in files], labels and labels[split]
+        )
+        for split, files in splits.items()
+    }

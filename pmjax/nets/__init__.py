@@ -17,6 +17,7 @@ from flax import linen as nn
 
 from pmjax import plugins
 
+_SPECTRAL_TURNS = 15
 Params = dict[str, Any]
 Stats = dict[str, Any]
 
@@ -27,9 +28,20 @@ def family(name: str):
 
 
 def init(net: nn.Module, key: jax.Array, *inputs: jax.Array) -> tuple[Params, Stats]:
-    """Initialises one net: its parameters, and its mutable collections."""
+    """Initialises one net: its parameters, and its mutable collections.
+
+    The power iterations of spectral norm make their first turns here: a deep net whose layers all
+    underestimate their singular values starts with outputs of hundreds.
+    """
     stats = net.init(key, *inputs, train=True)
-    return stats.pop("params", {}), stats
+    params = stats.pop("params", {})
+    if "spectral" in stats:
+
+        def turn(_, spectral):
+            return update(net, params, stats | {"spectral": spectral}, *inputs)[1]["spectral"]
+
+        stats["spectral"] = jax.lax.fori_loop(0, _SPECTRAL_TURNS, turn, stats["spectral"])
+    return params, stats
 
 
 def apply(net: nn.Module, params: Params, stats: Stats, *inputs, train: bool = False):

@@ -102,6 +102,11 @@ class Conv(nn.Module):
         return (conv2d(x, w, self.kernel // 2) if self.kernel > 1 else x @ w[0, 0]) + bias
 
 
+def at_least_float32(x: Array) -> Array:
+    """Returns what a net computed in half precision as float32, and anything else unchanged."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def spectral_norm(layer: nn.Module, x: Array, *, train: bool) -> Array:
     """Applies a layer over its weights' largest singular value (Miyato et al. 2018).
 

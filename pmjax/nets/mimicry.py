@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pmjax.errors import UserError
-from pmjax.nets.layers import Conv, spectral_norm
+from pmjax.nets.layers import Conv, at_least_float32, spectral_norm
 from pmjax.nets.resnet import DBlock, GBlock, dense, image_norm
 
 Array = jax.Array
@@ -20,6 +20,16 @@ _CRITIC = {
     32: ((128, True), (128, True), (128, False), (128, False)),
     64: ((64, True), (128, True), (256, True), (512, True), (1024, True)),
 }
+
+
+def generator_channels(height: int, width: int, scale: float) -> list[int]:
+    """Returns G's channels at 4×4 pixels, 8×8 and so on, for images of a size."""
+    return [max(1, int(scale * n)) for n in _of_size(_GENERATOR, height, width)]
+
+
+def critic_blocks(height: int, width: int, scale: float) -> list[tuple[int, bool]]:
+    """Returns the channels of D's blocks, and whether they halve height and width."""
+    return [(max(1, int(scale * n)), down) for n, down in _of_size(_CRITIC, height, width)]
 
 
 def _of_size(table: dict, height: int, width: int):
@@ -38,9 +48,9 @@ class _Trunk(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        for index, (channels, down) in enumerate(_of_size(_CRITIC, *x.shape[1:3])):
+        for index, (channels, down) in enumerate(critic_blocks(*x.shape[1:3], self.scale)):
             x = DBlock(
-                max(1, int(self.scale * channels)),
+                channels,
                 down=down,
                 optimized=index == 0,
                 spectral_norm=self.spectral_norm,
@@ -61,7 +71,7 @@ class Encoder(nn.Module):
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Flattens the trunk's features into a linear layer."""
         x = _Trunk(self.scale, False, self.dtype)(x, train=train)
-        return dense(self.latent_dim, self.dtype)(x.reshape(x.shape[0], -1)).astype("float32")
+        return at_least_float32(dense(self.latent_dim, self.dtype)(x.reshape(x.shape[0], -1)))
 
 
 class Decoder(nn.Module):
@@ -82,7 +92,7 @@ class Decoder(nn.Module):
         for features in others:
             x = GBlock(features, up=True, batch_norm=True, **common)(x, train=train)
         x = nn.relu(image_norm(x, train=train, **common))
-        return jnp.tanh(Conv(channels, dtype=self.dtype)(x).astype("float32"))
+        return jnp.tanh(at_least_float32(Conv(channels, dtype=self.dtype)(x)))
 
 
 class Critic(nn.Module):
@@ -96,4 +106,4 @@ class Critic(nn.Module):
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Sums the trunk's features over the pixels into a linear layer."""
         x = _Trunk(self.scale, True, self.dtype)(x, train=train).sum((1, 2))
-        return spectral_norm(dense(1, self.dtype), x, train=train)[:, 0].astype("float32")
+        return at_least_float32(spectral_norm(dense(1, self.dtype), x, train=train)[:, 0])

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from pmjax.nets.layers import spectral_norm
+from pmjax.nets.layers import at_least_float32, spectral_norm
 
 Array = jax.Array
 
@@ -26,7 +26,7 @@ class MLP(nn.Module):
         for _ in range(self.layers):
             dense = nn.Dense(self.width, kernel_init=nn.initializers.he_normal(), dtype=self.dtype)
             x = nn.relu(dense(x))
-        return nn.Dense(self.features, dtype=self.dtype)(x).astype("float32")
+        return at_least_float32(nn.Dense(self.features, dtype=self.dtype)(x))
 
 
 class Encoder(nn.Module):

@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from pmjax.nets.layers import (
     Conv,
+    at_least_float32,
     depth_to_space,
     downsample,
     space_to_depth,
@@ -121,7 +122,7 @@ class Encoder(nn.Module):
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Flattens the trunk's features into a linear layer."""
         x = _Trunk(self.width, self.blocks, self.patch, self.dtype)(x, train=train)
-        return dense(self.latent_dim, self.dtype)(x.reshape(x.shape[0], -1)).astype("float32")
+        return at_least_float32(dense(self.latent_dim, self.dtype)(x.reshape(x.shape[0], -1)))
 
 
 class Decoder(nn.Module):
@@ -145,7 +146,7 @@ class Decoder(nn.Module):
             x = GBlock(2 * self.width, dtype=self.dtype)(x, train=train)
         x = GBlock(self.width, up=True, dtype=self.dtype)(x, train=train)
         x = Conv(self.patch**2 * channels, dtype=self.dtype)(nn.relu(x))
-        return jnp.tanh(depth_to_space(x.astype("float32"), self.patch))
+        return jnp.tanh(depth_to_space(at_least_float32(x), self.patch))
 
 
 class Critic(nn.Module):
@@ -162,4 +163,4 @@ class Critic(nn.Module):
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Flattens the trunk's features into a linear layer."""
         x = _Trunk(self.critic_width, self.blocks, self.patch, self.dtype)(x, train=train)
-        return dense(1, self.dtype)(x.reshape(x.shape[0], -1))[:, 0].astype("float32")
+        return at_least_float32(dense(1, self.dtype)(x.reshape(x.shape[0], -1))[:, 0])

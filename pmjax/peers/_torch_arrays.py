@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from pmjax.peers._torch_nets import SpectralLinear
+from pmjax.peers._torch_nets import SpectralConv, SpectralLinear
 
 Tree = dict[str, Any]
 _EVERY = slice(None)
@@ -24,11 +25,11 @@ def load(net: nn.Module, params: Tree, stats: Tree) -> None:
                 _assign(layer.weight, array)
             else:
                 _assign(layer.bias, array[_outputs(layer)])
-        if isinstance(layer, nn.BatchNorm1d):
+        if isinstance(layer, _BatchNorm):
             running = _at(stats["batch_stats"], path)
             _assign(layer.running_mean, running["mean"])
             _assign(layer.running_var, running["var"])
-        if isinstance(layer, SpectralLinear):
+        if isinstance(layer, SpectralLinear | SpectralConv):
             name, spectral = _spectral(path)
             _assign(layer.u, _at(stats["spectral"], spectral)[name][0])
 
@@ -47,10 +48,10 @@ def statistics(net: nn.Module) -> Tree:
     """Returns a net's statistics as its Flax twin has them, without `sigma` (a function of u)."""
     tree: Tree = {}
     for path, layer in _layers(net):
-        if isinstance(layer, nn.BatchNorm1d):
+        if isinstance(layer, _BatchNorm):
             mean, var = layer.running_mean, layer.running_var
             _put(tree, ("batch_stats", *path), {"mean": _numpy(mean), "var": _numpy(var)})
-        if isinstance(layer, SpectralLinear):
+        if isinstance(layer, SpectralLinear | SpectralConv):
             name, spectral = _spectral(path)
             _put(tree, ("spectral", *spectral), {name: _numpy(layer.u)[None]})
     return tree
@@ -63,7 +64,7 @@ def _export(net: nn.Module, value) -> Tree:
             continue
         weight, bias = _numpy(value(layer.weight)), _numpy(value(layer.bias))
         bias = bias[_inverse(_outputs(layer))]
-        if isinstance(layer, nn.BatchNorm1d):
+        if isinstance(layer, _BatchNorm):
             _put(tree, path, {"scale": weight, "bias": bias})
             continue
         kernel = weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T
@@ -74,14 +75,14 @@ def _export(net: nn.Module, value) -> Tree:
 
 def _layers(net: nn.Module) -> Iterator[tuple[tuple[str, ...], nn.Module]]:
     for path, layer in net.named_modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear | nn.BatchNorm1d):
+        if isinstance(layer, nn.Conv2d | nn.Linear | _BatchNorm):
             yield tuple(path.split(".")), layer
 
 
 def _spectral(path: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
     """Returns the name of u in Flax's collection, and where it is."""
     *parents, layer = path
-    return f"{layer}/kernel/u", (*parents, layer.replace("Dense", "SpectralNorm"))
+    return f"{layer}/kernel/u", (*parents, "SpectralNorm_" + layer.rpartition("_")[2])
 
 
 def _inputs(layer: nn.Module):

@@ -12,10 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pmjax.errors import UserError
 
-
-def _channels_first(height: int, width: int, channels: int) -> np.ndarray:
+def channels_first(height: int, width: int, channels: int) -> np.ndarray:
     """Returns where in flattened [H, W, C] the entries of flattened [C, H, W] are."""
     return (
         np.arange(height * width * channels)
@@ -25,28 +23,73 @@ def _channels_first(height: int, width: int, channels: int) -> np.ndarray:
     )
 
 
-def _reordered(layer: nn.Module, *, inputs=slice(None), outputs=slice(None)) -> nn.Module:
+def reordered(layer: nn.Module, *, inputs=slice(None), outputs=slice(None)) -> nn.Module:
     layer.inputs, layer.outputs = inputs, outputs
     return layer
 
 
-def _conv(channels: int, features: int, kernel: int = 3) -> nn.Conv2d:
-    return nn.Conv2d(channels, features, kernel, padding=kernel // 2)
+class _Spectral:
+    """A layer over its largest singular value, by one power iteration a call.
+
+    `u` is kept in training mode only. PyTorch's own spectral norm starts the iteration at the
+    other side, so that its numbers differ from Flax's.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.register_buffer("u", torch.ones(self.weight.shape[0]))
+
+    def normalised(self) -> Tensor:
+        """Returns the weight over its largest singular value."""
+        matrix = self.weight.flatten(1)
+        with torch.no_grad():
+            v = F.normalize(torch.mv(matrix.t(), self.u), dim=0, eps=1e-12)
+            u = F.normalize(torch.mv(matrix, v), dim=0, eps=1e-12)
+            if self.training:
+                self.u.copy_(u)
+        return self.weight / torch.dot(u, torch.mv(matrix, v))
+
+
+class SpectralLinear(_Spectral, nn.Linear):
+    """Linear layer with spectral norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [N, inputs] to [N, features]."""
+        return F.linear(x, self.normalised(), self.bias)
+
+
+class SpectralConv(_Spectral, nn.Conv2d):
+    """Convolution with spectral norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [N, C, H, W] to [N, features, H, W]."""
+        return F.conv2d(x, self.normalised(), self.bias, padding=self.padding)
+
+
+def conv(channels: int, features: int, kernel: int = 3, *, spectral: bool = False) -> nn.Conv2d:
+    """Returns a convolution that keeps height and width."""
+    layer = SpectralConv if spectral else nn.Conv2d
+    return layer(channels, features, kernel, padding=kernel // 2)
 
 
 class DBlock(nn.Module):
     """Discriminator block of `pmjax.nets.resnet`."""
 
-    def __init__(self, channels: int, features: int, down: bool = False):
+    def __init__(
+        self, channels: int, features: int, down: bool = False, *, optimized: bool = False,
+        spectral: bool = False,
+    ):  # fmt: skip
         super().__init__()
-        self.Conv_0 = _conv(channels, channels)
-        self.Conv_1 = _conv(channels, features)
-        self.Conv_2 = _conv(channels, features, 1) if down or channels != features else None
-        self.down = down
+        hidden = features if optimized else channels
+        self.Conv_0 = conv(channels, hidden, spectral=spectral)
+        self.Conv_1 = conv(hidden, features, spectral=spectral)
+        changes = down or channels != features
+        self.Conv_2 = conv(channels, features, 1, spectral=spectral) if changes else None
+        self.down, self.optimized = down, optimized
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [N, C, H, W] to [N, features, H, W], or half of H and W."""
-        h = self.Conv_1(F.relu(self.Conv_0(F.relu(x))))
+        h = self.Conv_1(F.relu(self.Conv_0(x if self.optimized else F.relu(x))))
         if self.down:
             h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
         return h + (x if self.Conv_2 is None else self.Conv_2(x))
@@ -55,11 +98,13 @@ class DBlock(nn.Module):
 class GBlock(nn.Module):
     """Generator block of `pmjax.nets.resnet`."""
 
-    def __init__(self, channels: int, features: int, up: bool = False):
+    def __init__(self, channels: int, features: int, up: bool = False, *, batch_norm: bool = False):
         super().__init__()
-        self.Conv_0 = _conv(channels, features)
-        self.Conv_1 = _conv(features, features)
-        self.Conv_2 = _conv(channels, features, 1) if up or channels != features else None
+        self.BatchNorm_0 = ImageNorm(channels) if batch_norm else nn.Identity()
+        self.BatchNorm_1 = ImageNorm(features) if batch_norm else nn.Identity()
+        self.Conv_0 = conv(channels, features)
+        self.Conv_1 = conv(features, features)
+        self.Conv_2 = conv(channels, features, 1) if up or channels != features else None
         self.up = up
 
     def _grow(self, x: Tensor) -> Tensor:
@@ -69,8 +114,34 @@ class GBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [N, C, H, W] to [N, features, H, W], or twice H and W."""
-        h = self.Conv_1(F.relu(self.Conv_0(self._grow(F.relu(x)))))
+        h = self.Conv_0(self._grow(F.relu(self.BatchNorm_0(x))))
+        h = self.Conv_1(F.relu(self.BatchNorm_1(h)))
         return h + (x if self.Conv_2 is None else self._grow(self.Conv_2(x)))
+
+
+class _Norm:
+    """BatchNorm by the batch's statistics; the running ones move in training mode.
+
+    The running variance is the biased one, as Flax keeps it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [N, C, …] to the same shape."""
+        if self.training:
+            with torch.no_grad():
+                over = [axis for axis in range(x.ndim) if axis != 1]
+                var, mean = torch.var_mean(x.to(self.running_mean.dtype), over, correction=0)
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(var, self.momentum)
+        return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+
+
+class ImageNorm(_Norm, nn.BatchNorm2d):
+    """BatchNorm of images."""
+
+
+class VectorNorm(_Norm, nn.BatchNorm1d):
+    """BatchNorm of vectors."""
 
 
 class Trunk(nn.Module):
@@ -79,8 +150,8 @@ class Trunk(nn.Module):
     def __init__(self, channels: int, width: int, blocks: int, patch: int):
         super().__init__()
         self.patch, self.depth = patch, 1 + blocks
-        self.Conv_0 = _reordered(
-            _conv(channels * patch**2, width), inputs=_channels_first(patch, patch, channels)
+        self.Conv_0 = reordered(
+            conv(channels * patch**2, width), inputs=channels_first(patch, patch, channels)
         )
         self.DBlock_0 = DBlock(width, 2 * width, down=True)
         for index in range(1, self.depth):
@@ -102,7 +173,7 @@ class ConvNet(nn.Module):
         height, wide, channels = shape
         size = (height // (2 * patch), wide // (2 * patch), 2 * width)
         self._Trunk_0 = Trunk(channels, width, blocks, patch)
-        self.Dense_0 = _reordered(nn.Linear(prod(size), features), inputs=_channels_first(*size))
+        self.Dense_0 = reordered(nn.Linear(prod(size), features), inputs=channels_first(*size))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [N, C, H, W] to [N, features]."""
@@ -117,13 +188,13 @@ class ConvDecoder(nn.Module):
         height, wide, channels = shape
         self.size = (2 * width, height // (2 * patch), wide // (2 * patch))
         self.patch, self.depth = patch, blocks + 1
-        order = _channels_first(*self.size[1:], self.size[0])
-        self.Dense_0 = _reordered(nn.Linear(latent_dim, prod(self.size)), outputs=order)
+        order = channels_first(*self.size[1:], self.size[0])
+        self.Dense_0 = reordered(nn.Linear(latent_dim, prod(self.size)), outputs=order)
         for index in range(blocks):
             self.add_module(f"GBlock_{index}", GBlock(2 * width, 2 * width))
         self.add_module(f"GBlock_{blocks}", GBlock(2 * width, width, up=True))
-        self.Conv_0 = _reordered(
-            _conv(width, patch**2 * channels), outputs=_channels_first(patch, patch, channels)
+        self.Conv_0 = reordered(
+            conv(width, patch**2 * channels), outputs=channels_first(patch, patch, channels)
         )
 
     def forward(self, z: Tensor) -> Tensor:
@@ -144,7 +215,7 @@ class MLP(nn.Module):
         orders = [_flat_order(shape), *[slice(None)] * layers, _flat_order(features)]
         self.MLP_0 = nn.ModuleDict(
             {
-                f"Dense_{index}": _reordered(
+                f"Dense_{index}": reordered(
                     nn.Linear(sizes[index], sizes[index + 1]),
                     inputs=orders[index] if index == 0 else slice(None),
                     outputs=orders[index + 1] if index == layers else slice(None),
@@ -166,25 +237,19 @@ class MLP(nn.Module):
 
 
 def _flat_order(shape) -> np.ndarray | slice:
-    return _channels_first(*shape) if len(shape) == 3 else slice(None)
+    return channels_first(*shape) if len(shape) == 3 else slice(None)
 
 
 class LatentBatchNorm(nn.Module):
-    """Equation (11), with the biased variance in the running statistics, as Flax keeps them."""
+    """Equation (11)."""
 
     def __init__(self, features: int, *, affine: bool, momentum: float):
         super().__init__()
-        self.BatchNorm_0 = nn.BatchNorm1d(features, momentum=1 - momentum, affine=affine)
+        self.BatchNorm_0 = VectorNorm(features, momentum=1 - momentum, affine=affine)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Maps [N, d] to [N, d] by the batch's statistics, and in training moves the others."""
-        norm = self.BatchNorm_0
-        if self.training:
-            with torch.no_grad():
-                var, mean = torch.var_mean(z, 0, correction=0)
-                norm.running_mean.lerp_(mean, norm.momentum)
-                norm.running_var.lerp_(var, norm.momentum)
-        return F.batch_norm(z, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
+        """Maps [N, d] to [N, d]."""
+        return self.BatchNorm_0(z)
 
 
 class Embedding(nn.Module):
@@ -219,28 +284,6 @@ class LatentGenerator(nn.Module):
         return self.leave(F.relu(x))
 
 
-class SpectralLinear(nn.Linear):
-    """Linear layer over its largest singular value, by one power iteration a call.
-
-    `u` is kept in training mode only. PyTorch's own spectral norm starts the iteration at the
-    other side, so that its numbers differ from Flax's.
-    """
-
-    def __init__(self, inputs: int, features: int):
-        super().__init__(inputs, features)
-        self.register_buffer("u", torch.ones(features))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps [N, inputs] to [N, features]."""
-        with torch.no_grad():
-            v = F.normalize(torch.mv(self.weight.t(), self.u), dim=0, eps=1e-12)
-            u = F.normalize(torch.mv(self.weight, v), dim=0, eps=1e-12)
-            if self.training:
-                self.u.copy_(u)
-        sigma = torch.dot(u, torch.mv(self.weight, v))
-        return F.linear(x, self.weight / sigma, self.bias)
-
-
 class LatentCritic(nn.Module):
     """Maps embeddings [N, d] to one number each: D."""
 
@@ -261,22 +304,20 @@ class LatentCritic(nn.Module):
         return getattr(self, f"Dense_{2 * self.blocks + 1}")(F.relu(x))[:, 0]
 
 
-def make_nets(
-    *, family: str, net_args: dict, shape, latent_dim: int, batch_norm: dict | None
-) -> dict[str, nn.Module]:
-    """Returns E, G and d of a family for examples of a shape (NHWC)."""
-    if family == "resnet":
-        args = {name: net_args[name] for name in ("width", "blocks", "patch")}
-        trunk = ConvNet(shape, latent_dim, **args)
-        decoder = ConvDecoder(shape, latent_dim, **args)
-        critic = ConvNet(shape, 1, **args | {"width": net_args["critic_width"]})
-    elif family == "mlp":
-        trunk = MLP(shape, (latent_dim,), **net_args)
-        decoder = MLP((latent_dim,), shape, **net_args)
-        critic = MLP(shape, (1,), **net_args)
-    else:
-        raise UserError(
-            f"PyTorch's side has the nets 'resnet' and 'mlp', not '{family}'; leave --peer out."
-        )
-    norm = LatentBatchNorm(latent_dim, **batch_norm) if batch_norm else None
-    return {"E": Embedding(trunk, norm), "G": decoder, "d": critic}
+def make_resnet(*, net_args: dict, shape, latent_dim: int) -> dict[str, nn.Module]:
+    """Returns E before its BatchNorm, G and d for examples of a shape (NHWC)."""
+    args = {name: net_args[name] for name in ("width", "blocks", "patch")}
+    return {
+        "E": ConvNet(shape, latent_dim, **args),
+        "G": ConvDecoder(shape, latent_dim, **args),
+        "d": ConvNet(shape, 1, **args | {"width": net_args["critic_width"]}),
+    }
+
+
+def make_mlp(*, net_args: dict, shape, latent_dim: int) -> dict[str, nn.Module]:
+    """Returns E before its BatchNorm, G and d for examples of a shape (NHWC)."""
+    return {
+        "E": MLP(shape, (latent_dim,), **net_args),
+        "G": MLP((latent_dim,), shape, **net_args),
+        "d": MLP(shape, (1,), **net_args),
+    }

@@ -7,6 +7,7 @@ gradients of its own nets alone.
 import copy
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -110,22 +111,23 @@ class Autoencoder:
         if not self.regularizer:
             return {"x": x, "z": z, "x_hat": self.G(z)}
         z_mu = torch.lerp(z.roll(-1, 0), z, mu[:, None])
-        x_hat, x_mu = self.G(torch.cat([z, z_mu])).chunk(2)
+        if getattr(self.G, "per_example", True):
+            x_hat, x_mu = self.G(torch.cat([z, z_mu])).chunk(2)
+        else:
+            x_hat = self.G(z)
+            with _still(self.G):
+                x_mu = self.G(z_mu)
         blend = torch.lerp(x_hat.detach(), x, self.gamma)
+        with _still(self.d):
+            d_hat, d_mu = self.d(x_hat).squeeze(1), self.d(x_mu).squeeze(1)
         d_x, d_blend = self.d(torch.cat([x, blend])).squeeze(1).chunk(2)
-        d_hat, d_mu = self.d(x_hat).squeeze(1), self.d(x_mu).squeeze(1)
         said = {"d_x": d_x, "d_blend": d_blend, "d_hat": d_hat, "d_mu": d_mu}
         return {"x": x, "z": z, "x_hat": x_hat, "mu": mu, **said}
 
     def _again(self, x: Tensor, mu: Tensor) -> dict[str, Tensor]:
         """Makes a further pass in the same step, which leaves the statistics alone."""
-        nets = (self.E, self.G, self.d)
-        for net in nets:
-            net.eval()
-        values = self.forward(x, mu)
-        for net in nets:
-            net.train()
-        return values
+        with _still(self.E), _still(self.G), _still(self.d):
+            return self.forward(x, mu)
 
     def critic_loss(self, values: dict[str, Tensor]):
         """Equation (9)."""
@@ -168,13 +170,12 @@ class LatentGAN:
             self.update_D.differentiate(loss)
             self.update_D.move()
             metrics |= {"loss/latent_critic": loss.detach(), **extra}
-        self.D.eval()  # its u moves in D's own turns only
         for _ in range(self.generator_repeats):
-            loss = -self.D(self.g(next(draws))).mean()
+            with _still(self.D):
+                loss = -self.D(self.g(next(draws))).mean()
             self.update_g.differentiate(loss)
             self.update_g.move()
             metrics["loss/latent_generator"] = loss.detach()
-        self.D.train()
         return metrics
 
     def critic_loss(self, z: Tensor, base: Tensor):
@@ -205,6 +206,17 @@ class Average:
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         get_ema_multi_avg_fn(decay)(self.values, self.moving, self.steps)
         self.steps += 1
+
+
+@contextmanager
+def _still(net: nn.Module):
+    """Lets a net's statistics stay as they are."""
+    before = net.training
+    net.eval()
+    try:
+        yield
+    finally:
+        net.train(before)
 
 
 def _detached(metrics: Metrics) -> Metrics:

@@ -1,7 +1,11 @@
-"""The training step in PyTorch, eager, as one would write it there: python -m pmjax.bench."""
+"""The training step in PyTorch, eager, as one would write it there: python -m pmjax.bench.
+
+On a GPU with channels last, TF32 off as in JAX, and autocast where the config has bfloat16.
+"""
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,11 +15,19 @@ from torch import Tensor
 
 from pmjax import build, datasets
 from pmjax.errors import UserError
-from pmjax.peers import _torch_arrays
-from pmjax.peers._torch_nets import LatentCritic, LatentGenerator, make_nets
+from pmjax.peers import _torch_arrays, _torch_mimicry
+from pmjax.peers._torch_nets import (
+    Embedding,
+    LatentBatchNorm,
+    LatentCritic,
+    LatentGenerator,
+    make_mlp,
+    make_resnet,
+)
 from pmjax.peers._torch_steps import Autoencoder, Average, LatentGAN, Updates
 
 Tree = dict[str, Any]
+FAMILIES = {"mimicry": _torch_mimicry.make, "mlp": make_mlp, "resnet": make_resnet}
 
 
 class Twin:
@@ -62,13 +74,18 @@ class Twin:
         if stage == 1:
             args = settings.method_args.to_dict()
             _only("method", settings.method, "pm")
-            self.nets |= make_nets(
-                family=settings.nets,
-                net_args=settings.nets_args.to_dict(),
-                shape=shape,
-                latent_dim=settings.latent_dim,
-                batch_norm=settings.batch_norm.to_dict() if args["batch_norm"] else None,
+            if settings.nets not in FAMILIES:
+                raise UserError(
+                    f"PyTorch's side has the nets {', '.join(FAMILIES)}, not '{settings.nets}'; "
+                    f"leave --peer out."
+                )
+            self.nets |= FAMILIES[settings.nets](
+                net_args=settings.nets_args.to_dict(), shape=shape, latent_dim=settings.latent_dim
             )
+            norm = None
+            if args["batch_norm"]:
+                norm = LatentBatchNorm(settings.latent_dim, **settings.batch_norm.to_dict())
+            self.nets["E"] = Embedding(self.nets["E"], norm)
         if stage == 2 or joint:
             prior = settings.prior_args.to_dict()
             _only("prior", settings.prior, "latent_gan")
@@ -110,6 +127,8 @@ class Twin:
 class Side:
     """The peer's side of `pmjax.bench`."""
 
+    compiled = False  # by torch.compile
+
     def __init__(self, settings: ConfigDict, *, stage: int, cores: int, gpu: bool, start: Tree):
         """Builds the twin from the arrays in `start`, and makes the first step."""
         torch.manual_seed(settings.seed)
@@ -137,6 +156,14 @@ class Side:
             stats=start["stats"],
             device=self._where,
         )
+        for net in self._twin.nets.values():
+            if gpu:
+                net.to(memory_format=torch.channels_last)
+            if self.compiled:
+                net.compile()
+        self._autocast = partial(
+            torch.autocast, self._where, torch.bfloat16, enabled=settings.precision == "bfloat16"
+        )
         draws = {n: torch.tensor(value).to(self._where) for n, value in start["draws"].items()}
         self.first = {name: float(value) for name, value in self._step(draws).items()}
         self.threads = cores if gpu else self._choose_threads(cores)
@@ -159,7 +186,11 @@ class Side:
         )
         self._next += 1
         rows = torch.from_numpy(rows.astype(np.int64)).to(self._table.device)
-        return self._twin.step(self._table[rows].to(self._where), draws)
+        batch = self._table[rows].to(self._where)
+        if self._gpu and batch.ndim == 4:
+            batch = batch.contiguous(memory_format=torch.channels_last)
+        with self._autocast():
+            return self._twin.step(batch, draws)
 
     def block(self, seconds: float) -> tuple[int, float]:
         """Makes steps for about so long; returns how many, and the seconds that they took."""

@@ -1,0 +1,122 @@
+#!/usr/bin/env bash
+# Runs pmjax.main as several hosts on this machine, over jax.distributed and virtual CPU devices.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+Usage: launch/local_hosts.sh N [options] -- <arguments of pmjax.main>
+
+Starts N processes on this machine as the N hosts of one run. Each line of their output starts with
+the index of its process. SIGTERM and Ctrl-C go to all of them (the run saves and can go on). The
+first process that fails ends the others, and its status is this script's.
+
+  --devices_per_host=D   CPU devices of each host (1)
+  --grace=SECONDS        how long the others may take to end after a failure (10)
+  --command=COMMAND      instead of $PMJAX_COMMAND or 'python -m pmjax.main'; split at spaces
+  --dry_run              print the commands, run none
+
+  launch/local_hosts.sh 2 --devices_per_host=2 -- --config=configs/digits.py:runlocal \
+    --workdir=runs/two_hosts
+TEXT
+}
+
+fail() {
+  echo "local_hosts.sh: $*" >&2
+  exit 2
+}
+
+# Prints a command as it could be typed.
+show() {
+  local word words=()
+  for word in "$@"; do
+    [[ $word =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]] || word=${word@Q}
+    words+=("$word")
+  done
+  echo "${words[*]}"
+}
+
+hosts="" devices=1 grace=10 command="${PMJAX_COMMAND:-python -m pmjax.main}" dry_run=false
+while (($#)); do
+  case $1 in
+    -h | --help) usage && exit ;;
+    --devices_per_host=*) devices=${1#*=} ;;
+    --grace=*) grace=${1#*=} ;;
+    --command=*) command=${1#*=} ;;
+    --dry_run) dry_run=true ;;
+    --) shift && break ;;
+    -*) fail "unknown option '$1'; arguments of pmjax.main come after --. See --help." ;;
+    *) [[ -z $hosts ]] || fail "unexpected '$1' after N=$hosts." && hosts=$1 ;;
+  esac
+  shift
+done
+[[ $hosts =~ ^[1-9][0-9]*$ ]] || fail "N, the number of hosts, must be a positive number. See --help."
+[[ $devices =~ ^[1-9][0-9]*$ ]] || fail "--devices_per_host=$devices must be a positive number."
+[[ $grace =~ ^[0-9]+$ ]] || fail "--grace=$grace must be a number of seconds."
+read -ra words <<<"$command"
+[[ ${#words[@]} -gt 0 ]] || fail "--command is empty."
+$dry_run || type -P "${words[0]}" >/dev/null || fail "there is no command '${words[0]}'."
+
+free_port() {
+  python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+}
+settings=(
+  -u PMJAX_DISTRIBUTED "PMJAX_COORDINATOR=127.0.0.1:$(free_port)" "PMJAX_NUM_PROCESSES=$hosts"
+  "PMJAX_LOCAL_DEVICES=$devices" "JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}"
+)
+if $dry_run; then
+  for ((i = 0; i < hosts; i++)); do
+    show env "${settings[@]}" "PMJAX_PROCESS_ID=$i" "${words[@]}" "$@"
+  done
+  exit
+fi
+
+pipes=$(mktemp -d)
+hosts_pids=() prefix_pids=() running=() watchdog=""
+to_all() {
+  local i
+  for i in "${running[@]}"; do # one that has just been started has no group yet
+    kill "-$1" -- "-${hosts_pids[i]}" 2>/dev/null || kill "-$1" "${hosts_pids[i]}" 2>/dev/null || true
+  done
+}
+trap 'rm -rf "$pipes"; to_all KILL; kill $watchdog 2>/dev/null || true' EXIT
+trap 'to_all TERM' TERM HUP
+trap 'to_all INT' INT
+
+# Own sessions: a terminal's Ctrl-C comes once, through the trap, and not to the prefixes. Bash lets
+# its background processes ignore SIGINT; env undoes that.
+for ((i = 0; i < hosts; i++)); do
+  mkfifo "$pipes/$i"
+  setsid sed -u "s/^/[$i] /" <"$pipes/$i" &
+  prefix_pids+=($!)
+  setsid env --default-signal=INT,QUIT "${settings[@]}" "PMJAX_PROCESS_ID=$i" "${words[@]}" "$@" \
+    >"$pipes/$i" 2>&1 </dev/null &
+  hosts_pids+=($!) running+=("$i")
+done
+
+# Looks at each again and again: bash's own 'wait -n' misses what has ended before it is called.
+status=0
+while ((${#running[@]})); do
+  sleep 0.1
+  left=()
+  for i in "${running[@]}"; do
+    if kill -0 "${hosts_pids[i]}" 2>/dev/null; then
+      left+=("$i")
+      continue
+    fi
+    code=0
+    wait "${hosts_pids[i]}" || code=$?
+    ((code && !status)) || continue
+    status=$code
+    echo "local_hosts.sh: process $i ended with status $code; ending the others." >&2
+    to_all TERM
+    (
+      sleep "$grace" &
+      trap 'kill $!' TERM
+      wait $! && to_all KILL
+    ) >/dev/null 2>&1 &
+    watchdog=$!
+  done
+  running=("${left[@]}")
+done
+wait "${prefix_pids[@]}" || true
+exit "$status"

@@ -1,0 +1,344 @@
+#!/usr/bin/env bash
+# Trains on a TPU VM slice: creates it, installs pmjax, starts it on all workers, follows, resumes.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+Usage: launch/tpu_pod.sh VERB --name=NAME --zone=ZONE [options] [-- <arguments of pmjax.main>]
+
+  run       all of it: create or reuse the slice, install, start, follow the logs; after a
+            preemption delete, create and start again, until training is done. The slice stays:
+            delete it.
+  create    create the slice, or reuse it, and wait until it is ready
+  install   copy this working tree (or clone --source) to all workers and install it there
+  start     start pmjax.main on all workers; it goes on when you log off
+  logs      follow the logs of all workers
+  status    what each worker's process does
+  stop      SIGTERM to all workers: the run saves and can go on
+  delete    delete the slice
+
+  --project=PROJECT        (gcloud's default)
+  --accelerator_type=TYPE  such as v5litepod-16, v4-32, v5p-8, v6e-256
+  --version=VERSION        software of the TPU VM (by the type)
+  --spot                   cheaper, and preemptible
+  --queued                 by a queued resource: waits in line for capacity
+  --source=URL[@REF]       git repository to clone on the workers, instead of this working tree
+  --setup=COMMAND          on each worker before the installation, such as mounting a disk
+  --poll=SECONDS           how often the state is looked at (30)
+  --dry_run                print each command, run none
+
+The workdir must outlive the slice and be the same on all workers: a disk that --setup mounts, not
+a directory of the VM. After a preemption, training goes on from its last checkpoint.
+
+  launch/tpu_pod.sh run --name=celeba --zone=us-west4-a --accelerator_type=v5litepod-16 --spot \
+    --setup='sudo mount -t nfs 10.0.0.2:/share /mnt' -- --config=configs/celeba.py \
+    --workdir=/mnt/runs/celeba
+TEXT
+}
+
+say() { echo "tpu_pod.sh: $*" >&2; }
+fail() {
+  say "$*"
+  exit 2
+}
+
+# Prints a command as it could be typed.
+show() {
+  local word words=()
+  for word in "$@"; do
+    [[ $word =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]] || word=${word@Q}
+    words+=("$word")
+  done
+  echo "${words[*]}"
+}
+
+# Runs a command, or prints it.
+run() { if $dry_run; then show "$@"; else "$@"; fi; }
+
+parse() {
+  case ${1:-} in
+    -h | --help) usage && exit ;;
+    run | create | install | start | logs | status | stop | delete) verb=$1 && shift ;;
+    "") fail "a verb is missing: run, create, install, start, logs, status, stop or delete. See --help." ;;
+    *) fail "unknown verb '$1': run, create, install, start, logs, status, stop or delete. See --help." ;;
+  esac
+  while (($#)); do
+    case $1 in
+      -h | --help) usage && exit ;;
+      --name=*) name=${1#*=} ;;
+      --zone=*) zone=${1#*=} ;;
+      --project=*) project=${1#*=} ;;
+      --accelerator_type=*) type=${1#*=} ;;
+      --version=*) version=${1#*=} ;;
+      --spot) spot=true ;;
+      --queued) queued=true ;;
+      --source=*) source=${1#*=} ;;
+      --setup=*) setup=${1#*=} ;;
+      --poll=*) poll=${1#*=} ;;
+      --dry_run) dry_run=true ;;
+      --) shift && break ;;
+      *) fail "unknown option '$1'; arguments of pmjax.main come after --. See --help." ;;
+    esac
+    shift
+  done
+  arguments=("$@")
+}
+
+check() {
+  [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] \
+    || fail "--name='$name': give a name of lower-case letters, digits and hyphens."
+  [[ -n $zone ]] || fail "--zone=ZONE is missing, such as --zone=us-west4-a."
+  [[ $poll =~ ^[0-9]+([.][0-9]+)?$ ]] || fail "--poll=$poll must be a number of seconds."
+  if [[ $verb == run || $verb == create ]]; then
+    [[ -n $type ]] || fail "--accelerator_type=TYPE is missing, such as --accelerator_type=v5litepod-16."
+    [[ $type != v5e-* ]] || fail "--accelerator_type=$type: v5e is called v5litepod there: v5litepod-${type#v5e-}."
+    [[ $type =~ ^v[0-9]+[a-z]*-[1-9][0-9]*$ ]] \
+      || fail "--accelerator_type=$type must be a version and a size, such as v5litepod-16."
+    [[ -n $version ]] || version=$(default_version)
+  fi
+  if [[ $verb == run || $verb == start ]]; then
+    [[ " ${arguments[*]}" == *" --config="* ]] || fail "--config=FILE is missing after --. See --help."
+    [[ " ${arguments[*]}" == *" --workdir="* ]] || fail "--workdir=DIR is missing after --. See --help."
+  fi
+  $dry_run || type -P gcloud >/dev/null \
+    || fail "there is no command 'gcloud': install the Google Cloud CLI and log in, or try --dry_run."
+}
+
+default_version() {
+  case $type in
+    v5litepod-*) echo v2-alpha-tpuv5-lite ;;
+    v5p-*) echo v2-alpha-tpuv5 ;;
+    v6e-*) echo v2-alpha-tpuv6e ;;
+    *) echo tpu-ubuntu2204-base ;;
+  esac
+}
+
+# One gcloud command on the slice: tpu VERB …, or queue VERB … for its queued resource.
+tpu() { run gcloud compute tpus tpu-vm "$1" "$name" "${where[@]}" "${@:2}"; }
+queue() { run gcloud compute tpus queued-resources "$1" "$name" "${where[@]}" "${@:2}"; }
+
+# Runs a shell command on all workers at once.
+on_all() { tpu ssh --quiet --worker=all "--command=$1"; }
+
+# Prints the slice's state, or ABSENT, or UNKNOWN where gcloud could not say.
+state_of() { # tpu STATE-FIELD | queue STATE-FIELD
+  local found
+  if found=$("$1" describe "--format=value($2)" 2>"$errors"); then
+    echo "${found:-UNKNOWN}"
+  elif grep -qiE 'NOT_FOUND|not found' "$errors"; then
+    echo ABSENT
+  else
+    cat "$errors" >&2
+    echo UNKNOWN
+  fi
+}
+
+slice_state() {
+  if $queued; then
+    local waiting
+    waiting=$(state_of queue state.state)
+    [[ $waiting == ACTIVE ]] || { echo "$waiting" && return; }
+  fi
+  state_of tpu state
+}
+
+create_slice() {
+  local options=("--accelerator-type=$type")
+  ! $spot || options+=(--spot)
+  if $queued; then
+    queue create "--node-id=$name" "--runtime-version=$version" "${options[@]}"
+  else
+    tpu create "--version=$version" "${options[@]}"
+  fi
+}
+
+delete_slice() {
+  if $queued; then queue delete --force --quiet; else tpu delete --quiet; fi
+}
+
+# Creates the slice, or waits for it; deletes it first where it was preempted.
+make_ready() {
+  local state last="" unknown=0
+  if $dry_run; then
+    ! $queued || queue describe '--format=value(state.state)'
+    tpu describe '--format=value(state)'
+    create_slice
+    return
+  fi
+  while true; do
+    state=$(slice_state)
+    [[ $state == "$last" ]] || say "$name is $state."
+    last=$state
+    [[ $state == UNKNOWN ]] && ((++unknown)) || unknown=0
+    case $state in
+      READY) break ;;
+      ABSENT)
+        say "creating $name, $type in $zone."
+        if ! create_slice 2>"$errors"; then
+          cat "$errors" >&2
+          grep -qiE 'no more capacity|not enough capacity|stockout|insufficient capacity' "$errors" \
+            || fail "$name could not be created (see above)."
+          say "no capacity for $type in $zone; trying again every $poll seconds."
+          sleep "$poll"
+        fi
+        continue
+        ;;
+      PREEMPTED | TERMINATED | SUSPENDED)
+        delete_slice || say "$name could not be deleted (see above); trying again."
+        ;;
+      STOPPED) fail "$name is stopped: start it with gcloud compute tpus tpu-vm start, or delete it." ;;
+      FAILED) fail "the request for $name failed; see gcloud compute tpus queued-resources describe $name, then delete it." ;;
+      UNKNOWN) ((unknown < 5)) || fail "gcloud does not tell the state of $name (see above)." ;;
+    esac
+    sleep "$poll"
+  done
+}
+
+# The image's own Python is too old, so uv brings one.
+install() {
+  local archive url ref=""
+  [[ -z $setup ]] || on_all "$setup" || return
+  if [[ -n $source ]]; then
+    url=$source
+    # An @ before the last slash is part of the address (git@host:…).
+    [[ ${source##*/} != *@* ]] || { url=${source%@*} && ref=${source##*@}; }
+    on_all "rm -rf pmjax && git clone --quiet ${url@Q} pmjax${ref:+ && git -C pmjax checkout --quiet ${ref@Q}}" || return
+  else
+    archive=${TMPDIR:-/tmp}/pmjax-$name-$$.tgz
+    run tar -czf "$archive" --exclude=__pycache__ -C "$root" \
+      setup.py pyproject.toml README.md LICENSE pmjax configs launch || return
+    run gcloud compute tpus tpu-vm scp "$archive" "$name:pmjax.tgz" "${where[@]}" \
+      --quiet --worker=all || return
+    run rm -f "$archive"
+    on_all "rm -rf pmjax && mkdir pmjax && tar -xzf pmjax.tgz -C pmjax" || return
+  fi
+  on_all "python3 -m pip install --quiet --user uv && python3 -m uv venv --quiet --allow-existing --seed --python 3.12 pmjax-venv && pmjax-venv/bin/pip install --quiet './pmjax[tpu]'"
+}
+
+# A worker's process leaves its exit status in pmjax-run/status; 'stopped' where SIGTERM came, as
+# before a preemption: the run has saved then, and exits with 0, but is not done.
+start() {
+  local inner
+  # shellcheck disable=SC2016 # expands on the worker
+  inner='trap "stopped=1" TERM; ../pmjax-venv/bin/python -m pmjax.main "$@"; code=$?; [ "$stopped" ] && code=stopped; echo $code > ../pmjax-run/status'
+  on_all "mkdir -p pmjax-run && cd pmjax-run && { [ -f status ] || [ ! -f pid ] || kill -KILL -- -\$(cat pid) 2>/dev/null || true; } && rm -f status && { [ ! -f log ] || mv log log.before; } && touch log && cd ../pmjax && { PMJAX_DISTRIBUTED=auto setsid nohup bash -c ${inner@Q} pmjax ${arguments[*]@Q} > ../pmjax-run/log 2>&1 < /dev/null & echo \$! > ../pmjax-run/pid; }"
+}
+
+# Follows until the processes end.
+logs() {
+  # shellcheck disable=SC2016 # expands on the worker
+  on_all 'tail --pid=$(cat pmjax-run/pid) --lines=+1 --follow=name pmjax-run/log | sed -u "s/^/[worker ${HOSTNAME##*-w-}] /"'
+}
+
+# Prints one line a worker: worker I: running, stopped, lost, none or the exit status.
+status() {
+  # shellcheck disable=SC2016 # expands on the worker
+  on_all 'cd pmjax-run 2>/dev/null && { [ -f status ] && s=$(cat status) || { kill -0 $(cat pid) 2>/dev/null && s=running || s=lost; }; } || s=none; echo "worker ${HOSTNAME##*-w-}: $s"'
+}
+
+stop() {
+  # shellcheck disable=SC2016 # expands on the worker
+  on_all 'kill -TERM -- -$(cat pmjax-run/pid)'
+}
+
+# What all workers' processes do, in one word: running, done, stopped, absent, unreachable or 'failed …'.
+progress() {
+  local lines
+  lines=$(status 2>/dev/null | grep -a '^worker ') || true
+  [[ -n $lines ]] || { echo unreachable && return; }
+  if grep -qE ': (none|lost)$' <<<"$lines"; then
+    echo absent
+  elif grep -qE ': [1-9][0-9]*$' <<<"$lines"; then
+    echo "failed ($(grep -E ': [1-9][0-9]*$' <<<"$lines" | head -n 1))"
+  elif grep -q ': stopped$' <<<"$lines"; then
+    echo stopped
+  elif grep -q ': running$' <<<"$lines"; then
+    echo running
+  else
+    echo "done"
+  fi
+}
+
+end_follower() {
+  [[ -z $follower ]] || kill -- "-$follower" 2>/dev/null || true
+  follower=""
+}
+
+# Follows a started run. Returns 0 when it is done, 75 when the slice is gone, else ends the script.
+watch() {
+  local state found stopped=0 failed=0 unreachable=0 unknown=0
+  trap 'say "no longer following; training goes on. The same command follows again."; exit 130' INT TERM
+  while true; do
+    set -m # its own process group, so that all of gcloud can be ended
+    logs </dev/null &
+    follower=$!
+    set +m
+    while kill -0 "$follower" 2>/dev/null; do
+      sleep "$poll"
+      state=$(slice_state)
+      [[ $state == UNKNOWN ]] && ((++unknown)) || unknown=0
+      ((unknown < 20)) || fail "gcloud does not tell the state of $name (see above); training may go on."
+      [[ $state == READY || $state == UNKNOWN ]] || { end_follower && say "$name is $state." && return 75; }
+    done
+    state=$(slice_state)
+    [[ $state == READY || $state == UNKNOWN ]] || { say "$name is $state." && return 75; }
+    found=$(progress)
+    [[ $found == unreachable ]] && ((++unreachable)) || unreachable=0
+    case $found in
+      done) return 0 ;;
+      absent) say "a worker was started anew." && return 75 ;;
+      failed*) # or its peers were preempted a little earlier, which the state tells soon
+        ((++failed < 3)) || { say "training $found; the logs are above and on the workers." && exit 1; }
+        ;;
+      unreachable) ((unreachable < 20)) || fail "the workers of $name cannot be reached." ;;
+      stopped)
+        ((++stopped < 10)) || { say "training was stopped and has saved; the same command goes on." && exit 3; }
+        ;;
+    esac
+    sleep "$poll"
+  done
+}
+
+run_all() {
+  local code
+  say "the workdir must be on a disk that all workers share and that outlives the slice (see --help)."
+  if $dry_run; then
+    make_ready
+    status
+    install
+    start
+    logs
+    echo "# after a preemption, and then all of the above again:"
+    delete_slice
+    return
+  fi
+  while true; do
+    make_ready
+    if [[ $(progress) == running ]]; then
+      say "training is under way; following it."
+    elif ! { install && start; }; then
+      [[ $(slice_state) != READY ]] || fail "pmjax could not be installed or started (see above)."
+      continue
+    fi
+    code=0
+    watch || code=$?
+    ((code == 75)) || break
+    say "going on from the last checkpoint."
+  done
+  say "training is done. The slice still costs money: launch/tpu_pod.sh delete --name=$name ${where[*]}"
+}
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+verb="" name="" zone="" project="" type="" version="" source="" setup="" poll=30 follower=""
+spot=false queued=false dry_run=false arguments=()
+parse "$@"
+check
+where=("--zone=$zone" ${project:+"--project=$project"})
+errors=$(mktemp)
+trap 'end_follower; rm -f "$errors"' EXIT
+case $verb in
+  run) run_all ;;
+  create) make_ready ;;
+  delete) delete_slice ;;
+  *) "$verb" ;;
+esac

@@ -1,0 +1,123 @@
+"""A lock by which one process makes an entry of the cache while others wait, on any host.
+
+The system's own lock (flock) reaches the processes of a host, ends with its owner, and on most
+network file systems reaches other hosts too. Where it does not, a file that the owner creates and
+touches every few seconds does: one that is no longer touched is of a dead owner.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from pmjax.errors import UserError
+
+BEAT = 10.0  # seconds between two signs of life
+STALE = 60.0  # seconds without one after which the owner on another host is dead
+
+
+@contextlib.contextmanager
+def lock(entry: Path, what: str) -> Iterator[None]:
+    """Holds the lock of an entry, after waiting, with a message, for whoever holds it.
+
+    Args:
+        entry: the path that is made under the lock; the files of the lock lie beside it.
+        what: is made there, for the message.
+    """
+    owner = entry.with_name(f".{entry.name}.owner")
+    with contextlib.ExitStack() as stack:
+        try:
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(entry.with_name(f".{entry.name}.lock").open("w"))
+        except OSError as e:
+            raise UserError(
+                f"Cannot write to the cache {entry.parent}: {e.strerror}. Set cache_dir or the "
+                "variable PMJAX_CACHE to a directory of yours."
+            ) from e
+        alone = _flock(file, owner, what)
+        _claim(owner, what, alone)
+        stack.callback(owner.unlink, missing_ok=True)
+        stop = threading.Event()
+        beat = threading.Thread(target=_beat, args=(owner, stop), daemon=True)
+        beat.start()
+        stack.callback(beat.join)
+        stack.callback(stop.set)
+        yield
+
+
+def _flock(file, owner: Path, what: str) -> bool:
+    """Takes the system's lock, and tells whether the file system has such locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        _tell(_read(owner), what)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
+
+
+def _claim(owner: Path, what: str, alone: bool) -> None:
+    """Creates the owner's file, once it is not there or of a dead owner."""
+    me = {"host": platform.node(), "pid": os.getpid()}
+    told = False
+    seen, since = None, time.monotonic()
+    while True:
+        try:
+            with open(owner, "x") as file:
+                json.dump(me, file)
+            return
+        except FileExistsError:
+            other = _read(owner)
+        if other.get("host") == me["host"] and (alone or not _alive(other.get("pid"))):
+            owner.unlink(missing_ok=True)  # it would hold the system's lock if it lived
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            if (beat := owner.stat().st_mtime_ns) != seen:
+                seen, since = beat, time.monotonic()
+        if time.monotonic() - since > STALE:
+            print(f"{_name(other)} no longer prepares {what}: taking over.", file=sys.stderr)
+            owner.unlink(missing_ok=True)
+            continue
+        if not told:
+            _tell(other, what)
+            told = True
+        time.sleep(min(1.0, STALE / 4))
+
+
+def _beat(owner: Path, stop: threading.Event) -> None:
+    while not stop.wait(BEAT):
+        with contextlib.suppress(OSError):
+            os.utime(owner)
+
+
+def _read(owner: Path) -> dict:
+    """Returns host and pid of an owner, or nothing if it is just coming or going."""
+    with contextlib.suppress(OSError, ValueError):
+        if isinstance(content := json.loads(owner.read_text()), dict):
+            return content
+    return {}
+
+
+def _alive(pid) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, TypeError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _name(owner: dict) -> str:
+    return f"Process {owner['pid']} on {owner['host']}" if owner else "Another process"
+
+
+def _tell(owner: dict, what: str) -> None:
+    print(f"{_name(owner)} prepares {what}: waiting for it.", file=sys.stderr, flush=True)

@@ -1,0 +1,135 @@
+"""CelebA (Liu et al. 2015), aligned and cropped, by TFDS or from the official files.
+
+Of each face of 218 x 178 pixels the centre of 178 x 178 is kept. The splits are the standard ones:
+162770 images to train, 19867 to validate, 19962 to test.
+
+`manual_dir` holds list_eval_partition.txt and either img_align_celeba.zip or the directory
+img_align_celeba that it unpacks to.
+"""
+
+import functools
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from pmjax.datasets import Source
+from pmjax.datasets._archives import check, missing
+from pmjax.datasets._records import Files, Zipped
+from pmjax.errors import UserError
+
+STOCK = "celeb_a"  # in TFDS
+PARTITION, IMAGES = "list_eval_partition.txt", "img_align_celeba"
+SPLITS = ("train", "validation", "test")  # 0, 1 and 2 in the list
+ORIGIN = (
+    "the Drive folders Img and Eval of https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html "
+    "(when their quota is used up, try again a day later)"
+)
+
+
+def source(*, manual_dir: Path | None, verify: bool) -> Source:
+    """RGB, 64 x 64 unless another size is asked for, without labels."""
+    settled = Source(version="2.1.0", size=64, stock=STOCK, splits=SPLITS)
+    if manual_dir is None:
+        return settled
+    partition, folder = manual_dir / PARTITION, manual_dir / IMAGES
+    archive = folder.with_suffix(".zip")
+    unpacked = folder.is_dir() and not archive.exists()
+    # The content of verified archives is known, so that their arrays are found again wherever the
+    # files lie, and without them. A directory's time changes with what it lists.
+    known = verify and not unpacked
+    files = () if known else (partition, folder if unpacked else archive)
+    for file in files:
+        if not file.exists():
+            raise _missing(file, manual_dir)
+    return Source(
+        version="1.0.0",
+        size=64,
+        splits=SPLITS,
+        records=functools.partial(_records, manual_dir, verify=verify, unpacked=unpacked),
+        files=files,
+        identity=(verify, known),
+    )
+
+
+def read_partition(file: Path) -> dict[str, list[str]]:
+    """Reads which images belong to which split, in the order of the list: lines 'NAME 0|1|2'."""
+    splits, seen = {split: [] for split in SPLITS}, set()
+    for number, line in enumerate(file.read_text(errors="replace").splitlines(), 1):
+        match line.split():
+            case [name, ("0" | "1" | "2") as which] if name not in seen:
+                splits[SPLITS[int(which)]].append(name)
+                seen.add(name)
+            case []:
+                continue
+            case _:
+                raise UserError(
+                    f"{file}, line {number}: {line[:80]!r} is not a new image and its split (0, 1 "
+                    f"or 2). Get the file again from {ORIGIN}."
+                )
+    for split, names in splits.items():
+        if not names:
+            raise UserError(f"{file} puts no image into the {split} split.")
+    return splits
+
+
+def _records(manual_dir: Path, *, verify: bool, unpacked: bool) -> dict[str, Sequence[dict]]:
+    partition, folder = manual_dir / PARTITION, manual_dir / IMAGES
+    archive = folder.with_suffix(".zip")
+    given = (partition,) if unpacked else (partition, archive)
+    for file in given:
+        if not file.exists():
+            raise _missing(file, manual_dir)
+    if verify:
+        from pmjax.datasets._tfds import registered  # the only import of TFDS
+
+        for file in given:
+            size, sha256 = registered(STOCK)[file.name]
+            check(file, size=size, sha256=sha256, source=ORIGIN)
+    splits = read_partition(partition)
+    if unpacked:
+        there = {file.name for file in folder.iterdir() if file.suffix == ".jpg"}
+        _same(splits, there, partition, folder)
+        return {
+            split: Files(folder, [name.encode() for name in names])
+            for split, names in splits.items()
+        }
+    members = _members(archive)
+    _same(splits, set(members), partition, archive)
+    return {
+        split: Zipped(archive, [members[name] for name in names]) for split, names in splits.items()
+    }
+
+
+def _members(archive: Path) -> dict[str, zipfile.ZipInfo]:
+    """Returns what an archive holds by the names of the images."""
+    try:
+        with zipfile.ZipFile(archive) as content:
+            infos = content.infolist()
+    except (zipfile.BadZipFile, OSError) as e:
+        raise UserError(
+            f"{archive} cannot be read ({e}): it is truncated or no zip archive. Get it again from "
+            f"{ORIGIN}."
+        ) from e
+    return {
+        info.filename.rpartition("/")[-1]: info
+        for info in infos
+        if info.filename.endswith(".jpg") and not info.filename.startswith("__MACOSX/")
+    }
+
+
+def _same(splits: dict[str, list[str]], there: set[str], partition: Path, place: Path) -> None:
+    """Checks that a list and an archive or directory name the same images."""
+    listed = {name for names in splits.values() for name in names}
+    for lacking, what in (
+        (listed - there, f"{place} lacks {{}} that {partition.name} lists"),
+        (there - listed, f"{partition} does not list {{}} that {place.name} holds"),
+    ):
+        if lacking:
+            images = f"{len(lacking)} images, such as {min(lacking)},"
+            raise UserError(f"{what.format(images)}: they do not belong together, or one is "
+                            f"incomplete. Get both from {ORIGIN}.")  # fmt: skip
+
+
+def _missing(file: Path, manual_dir: Path) -> UserError:
+    names = (f"{IMAGES}.zip", f"directory {IMAGES}") if file.stem == IMAGES else (file.name,)
+    return missing(manual_dir, names, ORIGIN)

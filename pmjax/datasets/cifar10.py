@@ -1,0 +1,160 @@
+"""CIFAR-10 (Krizhevsky 2009): 50000 + 10000 photographs, by TFDS or from the official archive.
+
+`manual_dir` holds cifar-10-python.tar.gz or the directory cifar-10-batches-py that it unpacks to.
+"""
+
+import functools
+import io
+import pickle
+import tarfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from pmjax.datasets import Source
+from pmjax.datasets._archives import check, missing
+from pmjax.datasets._records import Arrays
+from pmjax.errors import UserError
+
+ARCHIVE, FOLDER = "cifar-10-python.tar.gz", "cifar-10-batches-py"
+SIZE = 170498071
+SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+ORIGIN = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
+BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
+EACH = 10000  # images in a batch
+
+
+def source(*, manual_dir: Path | None, verify: bool) -> Source:
+    """RGB 32 x 32 in 10 classes."""
+    if manual_dir is None:
+        return Source(stock="cifar10", version="3.0.2", size=32)
+    archive, folder = manual_dir / ARCHIVE, manual_dir / FOLDER
+    unpacked = folder.is_dir() and not archive.exists()
+    known = verify and not unpacked  # then arrays are found again without the archive
+    files = [folder / b for batches in BATCHES.values() for b in batches] if unpacked else [archive]
+    for file in () if known else files:
+        if not file.exists():
+            raise _missing(file)
+    return Source(
+        version="1.0.0",
+        size=32,
+        records=functools.partial(_records, files, verify=verify),
+        files=() if known else tuple(files),
+        identity=(verify, known),
+    )
+
+
+def _records(files: list[Path], *, verify: bool) -> dict[str, Arrays]:
+    if files[0].name == ARCHIVE:
+        (archive,) = files
+        if not archive.exists():
+            raise _missing(archive)
+        if verify:
+            check(archive, size=SIZE, sha256=SHA256, source=ORIGIN)
+        batches = _unpack(archive)
+    else:
+        batches = {file.name: (file, file.read_bytes()) for file in files}
+    splits = {}
+    for split, names in BATCHES.items():
+        parts = [read_batch(content, str(place), each=EACH if verify else None)
+                 for place, content in (batches[name] for name in names)]  # fmt: skip
+        splits[split] = Arrays(*map(np.concatenate, zip(*parts, strict=True)))
+    return splits
+
+
+def _missing(file: Path) -> UserError:
+    if file.name == ARCHIVE:
+        return missing(file.parent, (ARCHIVE, f"directory {FOLDER}"), ORIGIN)
+    return missing(file.parent, (file.name,), f"{ORIGIN} (unpacked)")
+
+
+def _unpack(archive: Path) -> dict[str, tuple[str, bytes]]:
+    """Returns place and content of the batches in an archive, of which nothing goes to disk."""
+    wanted = {f"{FOLDER}/{name}": name for names in BATCHES.values() for name in names}
+    found = {}
+    try:
+        with tarfile.open(archive, "r|gz") as tar:
+            for member in tar:
+                if member.isfile() and (name := wanted.get(member.name)):
+                    found[name] = (f"{archive}: {name}", tar.extractfile(member).read())
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as e:
+        raise UserError(
+            f"{archive} cannot be read ({e}): it is truncated or damaged. Get it again from "
+            f"{ORIGIN}."
+        ) from e
+    if lacking := sorted(set(wanted.values()) - set(found)):
+        raise UserError(f"{archive} lacks {FOLDER}/{lacking[0]}. Get it again from {ORIGIN}.")
+    return found
+
+
+def read_batch(
+    content: bytes, place: str, *, each: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a batch: a pickled dictionary with b'data' uint8 [N, 3072] and b'labels'.
+
+    Args:
+        content: of the file.
+        place: what to call it in messages.
+        each: N, if it is known.
+
+    Returns:
+        Images uint8 [N, 32, 32, 3] and labels int64 [N].
+    """
+    try:
+        batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        data = batch[b"data"].array()
+        labels = np.array(batch[b"labels"], np.int64)
+        if data.shape != (each or len(labels), 3072) or labels.shape != data.shape[:1]:
+            raise ValueError(f"values of shape {data.shape} with {len(labels)} labels")
+        if not len(labels) or labels.min() < 0 or labels.max() > 9:
+            raise ValueError("labels other than 0 to 9")
+    except Exception as e:  # damaged pickles raise nearly anything
+        raise UserError(
+            f"{place} is not a batch of CIFAR-10 ({e or type(e).__name__}). Get it again from "
+            f"{ORIGIN}."
+        ) from e
+    return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
+
+
+class _Array:
+    """Stands for a NumPy array in a pickle: what it would be made of."""
+
+    def __init__(self, *args):
+        self._state = None
+
+    def __setstate__(self, state):
+        self._state = state
+
+    def array(self) -> np.ndarray:
+        """Returns the array, if it is of bytes."""
+        _, shape, dtype, fortran, content = self._state
+        if dtype.name not in (b"u1", "u1") or fortran:
+            raise ValueError(f"an array of type {dtype.name!r}")
+        return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+class _Type:
+    """Stands for a NumPy type in a pickle."""
+
+    def __init__(self, name, *args):
+        self.name = name
+
+    def __setstate__(self, state):
+        """Needs no more than the name: single bytes have no order."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """Unpickles plain values and arrays, and calls nothing but the two classes above."""
+
+    allowed = {
+        ("numpy.core.multiarray", "_reconstruct"): _Array,
+        ("numpy", "ndarray"): _Array,
+        ("numpy", "dtype"): _Type,
+    }
+
+    def find_class(self, module: str, name: str):
+        """Returns what stands for a global name."""
+        if (module, name) not in self.allowed:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return self.allowed[module, name]
