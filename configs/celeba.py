@@ -3,8 +3,8 @@
 python -m pmjax.main --config=configs/celeba.py --workdir=runs/celeba
 
 Add --config.data.manual_dir=DIRECTORY with the official img_align_celeba.zip and
-list_eval_partition.txt; without it, TensorFlow Datasets' copy is used. 25 epochs of 162770 images in
-batches of 128. Not yet run in full: no figure can be given here.
+list_eval_partition.txt; without it, TensorFlow Datasets' copy is used. 25 epochs of 162770 images
+in batches of 128. Not yet run in full: no figure can be given here.
 """
 
 import default

@@ -77,7 +77,7 @@ def get_config(variant: str = "", overrides: dict | None = None, variants: dict 
     config.data.batch_size = 64  # over all devices
     config.data.verify = True  # sizes and checksums of official archives in manual_dir
     config.data.skip_broken = False  # leave out images that cannot be read, and count them
-    config.data.device_budget_gb = 2.0  # larger sets are streamed instead of kept on the devices
+    config.data.device_budget_gb = 4.0  # on each device; larger sets are streamed
 
     # Stage 1: the autoencoder.
     config.steps = 10_000
@@ -107,6 +107,7 @@ def get_config(variant: str = "", overrides: dict | None = None, variants: dict 
     config.devices = 0  # how many to use (0: all; on CPU one a core, while the batch suffices)
 
     # Looking at it.
+    config.profile = ""  # 'STEP:COUNT' writes a trace of these steps of stage 1 to WORKDIR/profile
     config.log_every = 100  # steps
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 1000  # steps

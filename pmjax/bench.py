@@ -15,158 +15,17 @@ import statistics
 import sys
 import time
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
-from pmjax import build, cli, config, datasets, errors, nets, parallel, plugins, priors
+from pmjax import build, cli, config, errors, parallel, plugins, priors
 from pmjax.errors import UserError
-from pmjax.priors.latent_gan import BASES
-from pmjax.step import Game, init_state, train_step
+from pmjax.peers import _ours
 
 BLOCKS = 8  # in which a side's seconds are spent
 _PAUSE = 0.2  # seconds after a block: idle threads spin for a while
-_PACKAGES = ("pmjax", "jax", "jaxlib", "flax", "optax", "numpy")
-
-
-class Ours:
-    """Our side: the compiled step as `pmjax.train` runs it.
-
-    Attributes:
-      start: what the peer starts from: first weights, first random draws, embeddings (stage 2).
-      first: {metric: value} of the first step.
-      compile_s: seconds of the first dispatch less a later one's: tracing and compilation.
-    """
-
-    def __init__(self, settings: ConfigDict, *, stage: int):
-        """Builds a stage's game, compiles its step and makes the first dispatch."""
-        chosen = settings if stage == 1 else settings.stage2
-        self._batch_size = settings.data.batch_size if stage == 1 else chosen.batch_size
-        self._per_dispatch, self._seed, self._next = chosen.steps_per_dispatch, settings.seed, 0
-        mesh = parallel.make_mesh(chosen.devices)
-        where = "config.data.batch_size" if stage == 1 else "config.stage2.batch_size"
-        parallel.check_batch(self._batch_size, mesh, where)
-        data = build.dataset(settings, "train").data
-        game = build.stage1_game(settings, data.shape[1:])
-        self.start = {}
-        if stage == 2:
-            data = self.start["table"] = _embeddings(game, data, settings.seed)
-            game = build.stage2_game(settings)
-        state = jax.jit(partial(init_state, game))(jax.random.key(settings.seed))
-        drawn = draws(settings, stage, state.key, 0)
-        params, stats, drawn = jax.device_get((state.params, state.stats, drawn))
-        self.start |= {"params": params, "stats": stats, "draws": drawn}
-
-        on_device = datasets.fits(data, settings.data.device_budget_gb * 1e9)
-        self._table = parallel.replicate(np.asarray(data), mesh) if on_device else None
-        self._rows = partial(
-            datasets.batch_indices, len(data), self._batch_size, seed=settings.seed
-        )
-        self._stream = (
-            None
-            if on_device
-            else datasets.stream(
-                data, batch_size=self._batch_size, seed=settings.seed, start=0, stop=2**40
-            )
-        )
-        self._run = parallel.compile_step(
-            partial(
-                train_step,
-                game=game,
-                ema_decay=settings.ema_decay,
-                axis=parallel.axis_of(settings.parallel),
-            ),
-            mode=settings.parallel,
-            mesh=mesh,
-            gather=on_device,
-        )
-        self._state = parallel.replicate(state, mesh)
-        began = time.perf_counter()
-        self._state, metrics = self._run(self._state, self._table, self._batches())
-        self.first = {name: float(values[0]) for name, values in _read(metrics).items()}
-        first_s = time.perf_counter() - began
-        self.block(0)
-        self.compile_s = max(0.0, first_s - self.block(0)[1])
-
-        device = mesh.devices.flat[0]
-        self.gpu = device.platform in ("gpu", "cuda", "rocm")
-        self.device = f"{mesh.size} × {device.device_kind}"
-        one_thread_each = device.platform == "cpu" and mesh.size > 1
-        self.threads = mesh.size if one_thread_each else os.cpu_count()
-        self.versions = {name: metadata.version(name) for name in _PACKAGES}
-
-    def _batches(self) -> np.ndarray:
-        steps = range(self._next, self._next + self._per_dispatch)
-        self._next = steps.stop
-        if self._stream is not None:
-            return np.stack([next(self._stream) for _ in steps])
-        return np.stack([self._rows(step=step) for step in steps])
-
-    def block(self, seconds: float) -> tuple[int, float]:
-        """Makes steps for about so long; returns how many, and the seconds that they took."""
-        began, count, pending = time.perf_counter(), 0, None
-        with jax.transfer_guard("disallow"):
-            while not count or time.perf_counter() - began < seconds:
-                self._state, metrics = self._run(self._state, self._table, self._batches())
-                if pending is not None:
-                    _read(pending)
-                pending = metrics
-                count += self._per_dispatch
-            _read(pending)
-        return count, time.perf_counter() - began
-
-
-def draws(settings: ConfigDict, stage: int, key: jax.Array, step: int) -> dict[str, jax.Array]:
-    """Returns the random numbers of a step of `pmjax.step.train_step`, for the peer's.
-
-    Args:
-      settings: the config.
-      stage: 1 or 2.
-      key: of the training state.
-      step: its number.
-
-    Returns:
-      'mu' [B] (method pm, stage 1), and 'bases' [turns, B, p], the draws z' of the latent GAN's
-      players (stage 2, or joint schedule).
-    """
-    key, drawn, turn = jax.random.fold_in(key, step), {}, 1
-    size = settings.data.batch_size if stage == 1 else settings.stage2.batch_size
-    if stage == 1 and settings.method == "pm":
-        args = settings.method_args
-        drawn["mu"] = jax.random.uniform(jax.random.fold_in(key, 0), (size,)) / 2
-        turn += args.autoencoder_repeats + args.critic_repeats * args.regularizer
-    if settings.prior == "latent_gan" and (stage == 2 or settings.schedule == "joint"):
-        args = settings.prior_args
-        shape = (size, args.base_dim or settings.latent_dim)
-        turns = range(turn, turn + args.critic_repeats + args.generator_repeats)
-        keys = [jax.random.fold_in(key, turn) for turn in turns]
-        drawn["bases"] = jnp.stack([BASES[args.base_prior](key, shape) for key in keys])
-    return drawn
-
-
-def _embeddings(game: Game, data: np.ndarray, seed: int) -> np.ndarray:
-    """Encodes the data by the first weights; a step takes the same time on any embeddings."""
-    state = jax.jit(partial(init_state, game))(jax.random.key(seed))
-    params, stats, (E, _) = state.params["E"], state.stats["E"], game.nets["E"]
-    encode = jax.jit(lambda x: nets.apply(E, params, stats, datasets.to_float(x), train=True))
-    return np.concatenate([np.asarray(encode(data[i : i + 256])) for i in range(0, len(data), 256)])
-
-
-def _read(metrics) -> dict[str, np.ndarray]:
-    """Fetches a dispatch's metrics and stops at one that is not finite, as the training does."""
-    metrics = jax.device_get(metrics)
-    for name, values in metrics.items():
-        if not np.isfinite(values).all():
-            raise UserError(
-                f"{name} is not finite: such steps are not worth measuring. Lower "
-                f"the learning rate."
-            )
-    return metrics
 
 
 class _Process:
@@ -182,8 +41,8 @@ class _Process:
         theirs.close()
         self.about = self._receive()
 
-    def block(self, seconds: float) -> tuple[int, float]:
-        """Lets the side make steps for about so long."""
+    def block(self, seconds: float) -> tuple[int, float, float]:
+        """Lets the side work for about so long; returns steps, seconds, and those of waiting."""
         self._pipe.send(seconds)
         answer = self._receive()
         time.sleep(_PAUSE)
@@ -218,13 +77,18 @@ def _work(pipe, side: str, settings: ConfigDict, stage: int, args: dict) -> None
     try:
         if side == "ours":
             parallel.use_all_cores(settings.data.batch_size, settings.devices)
-            made = Ours(settings, stage=stage)
+            made = _ours.Side(settings, stage=stage)
         else:
             made = plugins.load("peers", side, provides="Side").Side(settings, stage=stage, **args)
-        names = ("first", "compile_s", "start", "device", "gpu", "threads", "versions")
+        names = (
+            "first", "compile_s", "start", "device", "gpu", "threads", "versions", "flops", "peak",
+            "memory",
+        )  # fmt: skip
         pipe.send(("ready", {name: getattr(made, name, None) for name in names}))
         while True:
-            pipe.send(("block", made.block(pipe.recv())))
+            before, seconds = getattr(made, "waited", 0.0), pipe.recv()
+            count, spent = made.block(seconds)
+            pipe.send(("block", (count, spent, getattr(made, "waited", 0.0) - before)))
     except UserError as error:
         pipe.send(("error", str(error)))
     except (EOFError, KeyboardInterrupt):
@@ -263,14 +127,14 @@ def measure(
     batch_size = settings.data.batch_size if stage == 1 else chosen.batch_size
     result = {"batch_size": batch_size, "steps_per_dispatch": chosen.steps_per_dispatch}
     for name, side in sides.items():
-        step_ms = [1e3 * spent / count for count, spent in blocks[name]]
+        step_ms = [1e3 * spent / count for count, spent, _ in blocks[name]]
         about = side.about
         result[name] = {
             "step_ms": statistics.median(step_ms),
             "step_ms_low": min(step_ms),
             "step_ms_high": max(step_ms),
             "images_per_s": 1e3 * batch_size / statistics.median(step_ms),
-            "steps": sum(count for count, _ in blocks[name]),
+            "steps": sum(count for count, _, _ in blocks[name]),
             "blocks_ms": step_ms,
             "compile_s": about["compile_s"],
             "first": about["first"],
@@ -278,6 +142,16 @@ def measure(
             "threads": about["threads"],
             "versions": about["versions"],
         }
+    about, took = ours.about, sum(spent for _, spent, _ in blocks["pmjax"])
+    rate = about["flops"] / (1e-3 * result["pmjax"]["step_ms"])
+    result["pmjax"] |= {
+        "flops_per_example": about["flops"] / batch_size,
+        "flops_per_s": rate,
+        "peak_flops_per_s": about["peak"],
+        "share_of_peak": rate / about["peak"],
+        "memory_bytes": about["memory"],
+        "waiting_for_data": sum(waited for _, _, waited in blocks["pmjax"]) / took,
+    }
     if peer:
         pairs = zip(result[peer]["blocks_ms"], result["pmjax"]["blocks_ms"], strict=True)
         ratios = [theirs / ours for theirs, ours in pairs]
@@ -318,6 +192,13 @@ def table(stage: int, result: dict[str, Any], peer: str | None) -> str:
             f"  {name:8}{side['step_ms']:10.3f}  {spread:>16}"
             f"{side['images_per_s']:12.0f}{compiled:>11}"
         )
+    ours = result["pmjax"]
+    lines.append(
+        f"  {ours['flops_per_example'] / 1e9:.3g} GFLOP an example; "
+        f"{ours['flops_per_s'] / 1e9:.4g} GFLOP/s, {ours['share_of_peak']:.0%} of what matrix "
+        f"products reach here; {ours['memory_bytes'] / 1e9:.3g} GB a device; "
+        f"{ours['waiting_for_data']:.1%} of the time waiting for data"
+    )
     if peer:
         ratio = result["ratio"]
         lines.append(
@@ -348,8 +229,9 @@ def _check_peer(peer: str | None) -> None:
         return
     if peer not in plugins.names("peers"):
         raise errors.unknown("peer", peer, plugins.names("peers"))
-    if importlib.util.find_spec(peer) is None:
-        raise UserError(f'--peer={peer} needs the package {peer}: pip install "pmjax[bench]".')
+    package = peer.partition("_")[0]
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f'--peer={peer} needs the package {package}: pip install "pmjax[bench]".')
 
 
 def main() -> None:
@@ -360,7 +242,7 @@ def main() -> None:
         epilog="Single values: --config.name=value, such as --config.data.batch_size=128.",
     )
     parser.add_argument("--config", required=True, help="a Python file, and :variant or not")
-    parser.add_argument("--peer", help="a framework to compare with: torch")
+    parser.add_argument("--peer", help="what to compare with: torch, torch_compiled")
     parser.add_argument("--stage", choices=("1", "2", "both"), default="both")
     parser.add_argument("--seconds", type=float, default=20.0, help="for each side and stage")
     parser.add_argument("--json", type=Path, help="where to write the results")

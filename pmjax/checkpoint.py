@@ -11,22 +11,42 @@ import orbax.checkpoint as ocp
 from flax import serialization
 
 from pmjax.errors import UserError
+from pmjax.hosts import Hosts
 from pmjax.step import TrainState
 
 
 class Checkpoints:
-    """The checkpoints of one stage.
+    """The checkpoints of one stage, which one process or all of them save and restore.
 
     Each holds the state, and a dictionary with what it belongs to and a digest of its arrays, so
-    that damage to a file is noticed when it is read.
+    that damage to a file is noticed when it is read. As each process holds the whole state, the
+    first writes it, and any number can read it.
     """
 
-    def __init__(self, directory: Path, *, keep: int = 2):
-        """Opens a directory, which is created at the first save."""
-        self._directory = Path(directory).absolute()
+    def __init__(self, directory: Path, *, keep: int = 2, hosts: Hosts | None = None):
+        """Opens a directory, which is created at the first save.
+
+        Args:
+          directory: seen by all processes.
+          keep: how many to keep.
+          hosts: the processes, all of which call every method (None: this one alone).
+        """
+        self._directory, self._hosts = Path(directory).absolute(), hosts or Hosts()
+        alone = None
+        if self._hosts.count == 1 < jax.process_count():
+            alone = {jax.process_index()}
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=True, create=True
+            max_to_keep=keep,
+            enable_async_checkpointing=True,
+            create=not alone,  # Orbax would ask the others
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=min(alone or {0}),
+                active_processes=alone,
+                barrier_sync_key_prefix="alone" if alone else None,
+            ),
         )
+        if alone:
+            self._directory.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def save(self, state: TrainState, info: dict[str, Any]) -> None:
@@ -60,26 +80,17 @@ class Checkpoints:
           UserError: if there are checkpoints and all are damaged.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
+        steps = self._hosts.exchange("the list of checkpoints", steps)[0]
         like = jax.eval_shape(lambda s: s.replace(key=jax.random.key_data(s.key)), like)
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), like)
         damaged = []
         for step in steps:
-            try:
-                read = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(like), info=ocp.args.JsonRestore()
-                    ),
-                )
-                state, info = jax.device_get(read.state), read.info
-                if _digest(state) != info["digest"]:
-                    raise ValueError("its contents have changed since it was written")
-            # Whatever a damaged file makes the readers below raise, the one before it may be good.
-            except Exception as error:
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            state, info, reason = self._read(step, like)
+            reasons = self._hosts.exchange(f"reading checkpoint {step}", reason)
+            if reason := next(filter(None, reasons), ""):
                 damaged.append(step)
-                say(f"Checkpoint {self._directory / str(step)} is damaged ({reason[:200]}).")
+                say(f"Checkpoint {self._directory / str(step)} is damaged ({reason}).")
                 continue
             for bad in damaged:
                 self._manager.delete(bad)
@@ -93,6 +104,20 @@ class Checkpoints:
                 f"Delete that directory to train this stage again."
             )
         return None
+
+    def _read(self, step: int, like: TrainState) -> tuple[TrainState | None, dict, str]:
+        """Returns a step's state and info, and what is wrong with them ('': nothing)."""
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(like), info=ocp.args.JsonRestore())
+        # Whatever a damaged file makes the readers below raise, the one before it may be good.
+        try:
+            read = self._manager.restore(step, args=args)
+            state, info = jax.device_get(read.state), read.info
+            if _digest(state) != info["digest"]:
+                raise ValueError("its contents have changed since it was written")
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            return None, {}, reason[:200]
+        return state, info, ""
 
     def wait(self) -> None:
         """Returns when what was saved is on disk."""

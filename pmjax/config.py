@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pmjax import errors, plugins
+from pmjax import errors, plugins, profile
 from pmjax.errors import UserError
 from pmjax.optimizers import make_optimizer
 
@@ -92,6 +92,7 @@ def complete(config: ConfigDict) -> ConfigDict:
     _one_of("config.parallel", config.parallel, ("jit", "pmap"))
     _one_of("config.precision", config.precision, ("float32", "bfloat16"))
     _one_of("config.schedule", config.schedule, ("two_stage", "joint"))
+    profile.parse(config.profile)
     for optimizer in (config.optimizer, config.stage2.optimizer):
         make_optimizer(steps=1, **optimizer)
     for name in ("steps", "data.batch_size", "stage2.steps", "stage2.batch_size", "log_every"):

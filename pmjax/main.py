@@ -19,27 +19,36 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, type=Path, help="where results are kept")
     flags, overrides = cli.parse(parser)
 
-    from pmjax import config, parallel, workdir
+    from pmjax import config, parallel, rendezvous, workdir
 
     settings = config.load(flags.config, overrides)
-    parallel.use_all_cores(settings.data.batch_size, settings.devices)
+    place = rendezvous.place()
+    parallel.use_all_cores(
+        settings.data.batch_size // place.count,
+        place.local_devices or settings.devices // place.count,
+    )
     cli.cache_compilations()
 
     from pmjax import evaluate, train
+    from pmjax.hosts import Log
     from pmjax.report import Report
 
-    workdir.claim(settings, flags.workdir)
-    report = Report(flags.workdir)
-    try:
-        train.fit(settings, flags.workdir, report)
-        evaluate.evaluate(flags.workdir, say=report.say)
-    except train.Stopped as stopped:
-        report.say(
-            f"{stopped} To go on, run the same command:\n  python -m pmjax.main "
-            + " ".join(sys.argv[1:])
-        )
-    finally:
-        report.close()
+    with rendezvous.join(place, workdir.facts(settings)) as hosts:
+        hosts.first("the workdir", lambda: workdir.claim(settings, flags.workdir))
+        workdir.check_shared(flags.workdir, hosts)
+        first = hosts.index == 0
+        report = Report(flags.workdir) if first else Log(flags.workdir, hosts.index)
+        hosts.note = (lambda line: None) if first else report.say
+        try:
+            train.fit(settings, flags.workdir, report, hosts)
+            hosts.first("evaluation", lambda: evaluate.evaluate(flags.workdir, say=report.say))
+        except train.Stopped as stopped:
+            report.say(
+                f"{stopped} To go on, run the same command:\n  python -m pmjax.main "
+                + " ".join(sys.argv[1:])
+            )
+        finally:
+            report.close()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 Losses and layers are written for the global batch. Under `jit` they see it, and XLA divides the
 work over the mesh. Under `pmap` each device sees its own rows and the axis has a name; the
 functions below give both the same numbers. No other module knows which of the two it is.
+
+The mesh may span several processes. Each then holds a part of every batch and of the table of
+examples, and all of the state.
 """
 
 import os
@@ -13,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pmjax.errors import UserError
@@ -49,18 +52,35 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def make_mesh(devices: int = 0) -> jax.sharding.Mesh:
-    """Returns the one-axis mesh over the first `devices` devices (0: all of them)."""
-    found = jax.devices()
+def make_mesh(devices: int = 0) -> Mesh:
+    """Returns the one-axis mesh over the first `devices` devices (0: those of all processes).
+
+    Each process's devices follow one another, so that its part of a batch is one piece.
+
+    Raises:
+      UserError: if there are fewer, or if they are some processes' and not the first's alone.
+    """
+    found = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     if devices > len(found):
         raise UserError(
             f"config.devices={devices}, but JAX sees {len(found)} ({found[0].platform})."
         )
     chosen = found[: devices or len(found)]
-    return jax.make_mesh((len(chosen),), (BATCH,), axis_types=(AxisType.Auto,), devices=chosen)
+    mesh = Mesh(np.asarray(chosen), (BATCH,), axis_types=(AxisType.Auto,))
+    if spans_hosts(mesh) and len(chosen) < len(found):
+        raise UserError(
+            f"config.devices={devices} leaves devices of some hosts unused: take 0 for all "
+            f"{len(found)}."
+        )
+    return mesh
 
 
-def check_batch(size: int, mesh: jax.sharding.Mesh, where: str) -> None:
+def spans_hosts(mesh: Mesh) -> bool:
+    """Tells whether the mesh has devices of several processes; all of them then take part."""
+    return len({device.process_index for device in mesh.devices.flat}) > 1
+
+
+def check_batch(size: int, mesh: Mesh, where: str) -> None:
     """Raises `UserError` unless the devices divide a global batch size."""
     if size % mesh.size:
         lower, upper = size // mesh.size * mesh.size, -(-size // mesh.size) * mesh.size
@@ -69,6 +89,13 @@ def check_batch(size: int, mesh: jax.sharding.Mesh, where: str) -> None:
             f"{where}={size} cannot be divided over {mesh.size} devices: take {near}, "
             f"or set config.devices."
         )
+
+
+def my_rows(size: int, mesh: Mesh) -> slice:
+    """Returns which rows of a global batch this process's devices take."""
+    mine = [i for i, d in enumerate(mesh.devices.flat) if d.process_index == jax.process_index()]
+    each = size // mesh.size
+    return slice(mine[0] * each, (mine[-1] + 1) * each)
 
 
 def axis_of(mode: str) -> str | None:
@@ -125,7 +152,59 @@ def sum_over_shards(fn: Callable, *args: Array) -> Array:
     return shards(*args)
 
 
-def compile_step(step: Callable, *, mode: str, mesh: jax.sharding.Mesh, gather: bool) -> Callable:
+def keep(data: np.ndarray, mesh: Mesh, *, budget: float) -> tuple[Array | None, bool]:
+    """Puts a table of examples on the devices, if it fits.
+
+    A table that takes a tenth of the budget or less is copied to every device: that costs nothing
+    worth saving, and batches are gathered without a word between devices. A larger one is divided,
+    so that each process reads and holds its own rows only.
+
+    Args:
+      data: [N, …], usually memory-mapped.
+      mesh: the devices.
+      budget: bytes that the table may take on each device.
+
+    Returns:
+      The table and whether it is divided; None if it does not fit: then batches are streamed.
+    """
+    if data.nbytes <= (budget if mesh.size == 1 else budget / 10):
+        return replicate(np.asarray(data), mesh), False
+    each = -(-len(data) // mesh.size)
+    if mesh.size == 1 or each * (data.nbytes // len(data)) > budget:
+        return None, False
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        device = index[0].start or 0
+        rows = np.asarray(data[device * each : (device + 1) * each])
+        padding = [(0, each - len(rows))] + [(0, 0)] * (data.ndim - 1)
+        return np.pad(rows, padding)[None]
+
+    shape = (mesh.size, each, *data.shape[1:])
+    return jax.make_array_from_callback(shape, NamedSharding(mesh, P(BATCH)), part), True
+
+
+def _gather_divided(table: Array, rows: Array) -> Array:
+    """Returns this device's part of the batch `rows` of a table of which it holds a part.
+
+    Every device looks up the whole batch in what it has, zeros elsewhere, and the sums over the
+    devices are scattered. One operand is not zero, so a sum of bytes is exact. Each device sends
+    about B·H·W·C bytes, a quarter of what float images would take; an all-to-all would send less,
+    but how many rows one device has for another changes with every batch, and shapes may not.
+
+    Args:
+      table: [N / devices, …], this device's part.
+      rows: [B] numbers of examples, the global batch.
+    """
+    place = rows - lax.axis_index(BATCH) * len(table)
+    mine = (place >= 0) & (place < len(table))
+    found = table[jnp.clip(place, 0, len(table) - 1)]
+    found = jnp.where(mine.reshape(-1, *[1] * (table.ndim - 1)), found, 0)
+    return lax.psum_scatter(found, BATCH, tiled=True)
+
+
+def compile_step(
+    step: Callable, *, mode: str, mesh: Mesh, gather: bool, divided: bool = False
+) -> Callable:
     """Compiles several steps into one dispatch.
 
     Args:
@@ -133,16 +212,26 @@ def compile_step(step: Callable, *, mode: str, mesh: jax.sharding.Mesh, gather: 
       mode: 'jit' (sharded over the mesh) or 'pmap'.
       mesh: from `make_mesh`.
       gather: whether batches are rows of a table that is kept on the devices.
+      divided: whether that table, from `keep`, is divided over them.
 
     Returns:
-      A function (state, table, xs) -> (state, metrics). `xs` holds K batches for K steps:
-      [K, B, …] examples or, with `gather`, [K, B] row numbers; metrics have a leading axis of K.
-      The state is donated.
+      A function (state, table, xs) -> (state, metrics). `xs` holds K batches for K steps: with
+      `gather`, [K, B] row numbers of the global batches; without, [K, B / processes, …] examples,
+      the rows `my_rows` of each. Metrics have a leading axis of K. The state is donated.
+      Its attribute `lower` gives the lowered program for the same arguments.
     """
+    fetch = _gather_divided if divided else lambda table, rows: table[rows]
+    if divided and mode == "jit":
+        fetch = jax.shard_map(
+            lambda table, rows: _gather_divided(table[0], rows),
+            mesh=mesh,
+            in_specs=(P(BATCH), P()),
+            out_specs=P(BATCH),
+        )
 
     def steps(state, table, xs):
         def one(state, x):
-            return step(state, table[x] if gather else x)
+            return step(state, fetch(table, x) if gather else x)
 
         if xs.shape[0] > 1:
             return lax.scan(one, state, xs)
@@ -150,48 +239,88 @@ def compile_step(step: Callable, *, mode: str, mesh: jax.sharding.Mesh, gather: 
         state, metrics = one(state, xs[0])
         return state, jax.tree.map(lambda value: value[None], metrics)
 
-    if mode == "pmap":
-        return _compile_pmap(steps, mesh)
-    replicated, batches = NamedSharding(mesh, P()), NamedSharding(mesh, P(None, BATCH))
+    compile_in = _compile_pmap if mode == "pmap" else _compile_jit
+    return compile_in(steps, mesh, whole=gather, divided=divided)
+
+
+def _compile_jit(steps: Callable, mesh: Mesh, *, whole: bool, divided: bool) -> Callable:
+    replicated = NamedSharding(mesh, P())
+    table = NamedSharding(mesh, P(BATCH)) if divided else replicated
+    batches = replicated if divided else NamedSharding(mesh, P(None, BATCH))
     compiled = jax.jit(
         steps,
         donate_argnums=0,
-        in_shardings=(replicated, replicated, batches),
+        in_shardings=(replicated, table, batches),
         out_shardings=(replicated, replicated),
-        compiler_options=_compiler_options(mesh),
+        compiler_options=compiler_options(mesh),
     )
 
     def run(state, table, xs):
         with jax.sharding.set_mesh(mesh):
-            return compiled(state, table, jax.device_put(xs, batches))
+            return compiled(state, table, _put(xs, batches, whole=whole))
 
+    def lower(state, table, xs):
+        with jax.sharding.set_mesh(mesh):
+            return compiled.lower(state, table, jax.ShapeDtypeStruct(xs.shape, xs.dtype))
+
+    run.lower = lower
     return run
 
 
-def _compile_pmap(steps: Callable, mesh: jax.sharding.Mesh) -> Callable:
+def _compile_pmap(steps: Callable, mesh: Mesh, *, whole: bool, divided: bool) -> Callable:
     compiled = jax.pmap(
         steps,
         axis_name=BATCH,
-        in_axes=(None, None, 1),
+        in_axes=(None, 0 if divided else None, None if divided else 1),
         out_axes=None,
         devices=list(mesh.devices.flat),
         donate_argnums=0,
     )
-    divided = NamedSharding(mesh, P(None, BATCH))
+    batches = NamedSharding(mesh, P() if divided else P(None, BATCH))
 
     def run(state, table, xs):
-        xs = np.asarray(xs).reshape(xs.shape[0], mesh.size, -1, *xs.shape[2:])
-        return compiled(state, table, jax.device_put(xs, divided))
+        if not divided:
+            devices = mesh.size if whole else mesh.local_mesh.size
+            xs = xs.reshape(xs.shape[0], devices, -1, *xs.shape[2:])
+        xs = _put(xs, batches, whole=whole)
+        if not spans_hosts(mesh):
+            return compiled(state, table, xs)
+        with jax.transfer_guard("allow"):  # pmap takes the state's key through the host
+            return compiled(state, table, xs)
 
+    def lower(state, table, xs):
+        if not divided:
+            xs = xs.reshape(xs.shape[0], mesh.local_mesh.size, -1, *xs.shape[2:])
+        return compiled.lower(state, table, jax.ShapeDtypeStruct(xs.shape, xs.dtype))
+
+    run.lower = lower
     return run
 
 
-def _compiler_options(mesh: jax.sharding.Mesh) -> dict[str, bool]:
+def _put(x: np.ndarray, sharding: NamedSharding, *, whole: bool) -> Array:
+    """Makes a global array, of which each process has given the whole or its own part."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    x = np.asarray(x)
+    with jax.transfer_guard("allow"):  # JAX takes these for implicit transfers
+        if whole:
+            return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+        return jax.make_array_from_process_local_data(sharding, x)
+
+
+def compiler_options(mesh: Mesh) -> dict[str, bool]:
     """Leaves each of several CPU devices its own core."""
-    one_thread_each = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
+    one_thread_each = mesh.devices.flat[0].platform == "cpu" and jax.local_device_count() > 1
     return {"xla_cpu_multi_thread_eigen": False} if one_thread_each else {}
 
 
-def replicate(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+def replicate(tree: Any, mesh: Mesh) -> Any:
     """Puts a copy of every array on every device of the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, P()))
+    sharding = NamedSharding(mesh, P())
+
+    def put(leaf):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(leaf)))
+        return _put(leaf, sharding, whole=True)
+
+    return jax.tree.map(put, tree) if spans_hosts(mesh) else jax.device_put(tree, sharding)

@@ -1,9 +1,6 @@
 """Both stages of a run, and the loop that trains either."""
 
 import hashlib
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -11,26 +8,28 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pmjax import build, checkpoint, datasets, model, parallel, priors
+from pmjax import build, checkpoint, datasets, model, parallel, priors, profile
 from pmjax.checkpoint import Checkpoints
 from pmjax.errors import UserError
+from pmjax.hosts import Hosts, Log, Stopped, processes
 from pmjax.report import Report
 from pmjax.step import Game, TrainState, init_state, train_step
-from pmjax.workdir import AUTOENCODER, digest, prior_path, write_embeddings
+from pmjax.workdir import AUTOENCODER, digest, prior_path, read_embeddings, write_embeddings
 
 
-class Stopped(Exception):
-    """SIGTERM or Ctrl-C came; the state is saved."""
+def fit(settings: ConfigDict, workdir: Path, report: Report | Log, hosts: Hosts) -> None:
+    """Trains what is not trained yet, and leaves the model in the workdir.
 
-
-def fit(settings: ConfigDict, workdir: Path, report: Report) -> None:
-    """Trains what is not trained yet, and leaves the model in the workdir."""
+    All hosts train stage 1. The first alone encodes the training set and fits the prior, unless
+    the config gives stage 2 all devices too.
+    """
     mesh = parallel.make_mesh(settings.devices)
     parallel.check_batch(settings.data.batch_size, mesh, "config.data.batch_size")
     stage2 = settings.stage2
     mesh2 = parallel.make_mesh(stage2.devices)
     parallel.check_batch(stage2.batch_size, mesh2, "config.stage2.batch_size")
     data = build.dataset(settings, "train")
+    _check_same(hosts.exchange("the training data", data.fingerprint, patient=True))
     for name in data.skipped:
         report.say(f"Left out, cannot be read: {name}")
     report.say(
@@ -47,6 +46,7 @@ def fit(settings: ConfigDict, workdir: Path, report: Report) -> None:
         keep=settings.checkpoint.keep,
         log_every=settings.log_every,
         report=report,
+        hosts=hosts,
     )
     state = train(
         stage="stage1",
@@ -57,16 +57,20 @@ def fit(settings: ConfigDict, workdir: Path, report: Report) -> None:
         steps_per_dispatch=settings.steps_per_dispatch,
         mesh=mesh,
         info={"config": digest(settings), "data": data.fingerprint},
+        traced=profile.parse(settings.profile),
         **common,
     )
-    _keep_autoencoder(state, workdir, data.data.shape[1:])
-    z = model.load(workdir).encode(data.data)
-    write_embeddings(workdir, z)
+
+    def embed() -> None:
+        _keep_autoencoder(state, workdir, data.data.shape[1:])
+        write_embeddings(workdir, model.load(workdir).encode(data.data))
+
+    hosts.first("embedding of the training set", embed)
     prior = build.prior(settings)
-    if settings.schedule == "joint":
-        arrays = prior.trained(state)
-    elif priors.is_trained(prior):
-        state = train(
+
+    def train_prior() -> TrainState:
+        z = read_embeddings(workdir)
+        return train(
             stage="stage2",
             game=build.stage2_game(settings),
             data=z,
@@ -77,11 +81,23 @@ def fit(settings: ConfigDict, workdir: Path, report: Report) -> None:
             info={"config": digest(settings), "data": hashlib.sha256(z.tobytes()).hexdigest()},
             **common,
         )
-        arrays = prior.trained(state)
-    else:
-        report.say(f"Fitting the prior '{settings.prior}' to {len(z)} embeddings.")
-        arrays = prior.fit(z, seed=settings.seed)
-    checkpoint.write_arrays(prior_path(workdir, settings.prior), arrays)
+
+    trained = priors.is_trained(prior)
+    if trained and settings.schedule == "two_stage" and parallel.spans_hosts(mesh2):
+        state = train_prior()
+
+    def finish() -> None:
+        if not trained:
+            z = read_embeddings(workdir)
+            report.say(f"Fitting the prior '{settings.prior}' to {len(z)} embeddings.")
+            arrays = prior.fit(z, seed=settings.seed)
+        elif settings.schedule == "joint" or parallel.spans_hosts(mesh2):
+            arrays = prior.trained(state)
+        else:
+            arrays = prior.trained(train_prior())
+        checkpoint.write_arrays(prior_path(workdir, settings.prior), arrays)
+
+    hosts.first("the prior", finish)
 
 
 def train(
@@ -101,8 +117,10 @@ def train(
     checkpoint_every: int,
     keep: int,
     log_every: int,
+    traced: tuple[int, int] | None = None,
     info: dict,
-    report: Report,
+    report: Report | Log,
+    hosts: Hosts | None = None,
 ) -> TrainState:
     """Trains a game on the examples `data` [N, …], from its newest checkpoint on.
 
@@ -117,13 +135,15 @@ def train(
       ema_decay: of the averages in the state.
       mode: 'jit' or 'pmap'.
       mesh: the devices.
-      device_budget: bytes up to which the data is kept on each device; beyond it is streamed.
+      device_budget: bytes that the data may take on each device; what does not fit is streamed.
       directory: where checkpoints are kept.
       checkpoint_every: steps.
       keep: how many checkpoints.
       log_every: steps.
+      traced: first step to trace and how many.
       info: is kept in each checkpoint; a checkpoint with another one is refused.
       report: where progress is shown.
+      hosts: the processes that the mesh may span (None: this one alone).
 
     Returns:
       The state after the last step, on the devices.
@@ -132,7 +152,9 @@ def train(
       UserError: if a loss or a gradient is not finite; the last checkpoint stays good.
       Stopped: after SIGTERM or Ctrl-C, when the state is saved.
     """
-    checkpoints = Checkpoints(directory / stage, keep=keep)
+    hosts = hosts or Hosts()
+    together = parallel.spans_hosts(mesh)
+    checkpoints = Checkpoints(directory / stage, keep=keep, hosts=hosts if together else None)
     restored = checkpoints.restore(
         jax.eval_shape(partial(init_state, game), jax.random.key(seed)), say=report.say
     )
@@ -151,38 +173,55 @@ def train(
         report.say(f"{stage}: going on from step {start}.")
     state = parallel.replicate(state, mesh)
 
-    on_device = datasets.fits(data, device_budget)
-    if not on_device:
+    table, divided = parallel.keep(data, mesh, budget=device_budget)
+    if table is None:
         report.say(
-            f"{stage}: {data.nbytes / 1e9:.2f} GB of data are more than the devices' budget "
-            f"of {device_budget / 1e9:.2f} GB; streaming."
+            f"{stage}: {data.nbytes / 1e9:.2f} GB of data are more than the budget of "
+            f"{device_budget / 1e9:.2f} GB on each of {mesh.size} devices; streaming."
         )
-    table = parallel.replicate(np.asarray(data), mesh) if on_device else None
     dispatches = _dispatches(start, steps, steps_per_dispatch)
-    batches = _batches(data, dispatches, batch_size=batch_size, seed=seed, rows_only=on_device)
+    rows = partial(datasets.batch_indices, len(data), batch_size, seed=seed)
+    if table is None:
+        stream = datasets.stream(
+            data,
+            batch_size=batch_size,
+            seed=seed,
+            start=start,
+            stop=steps,
+            rows=parallel.my_rows(batch_size, mesh),
+        )
+        batches = (np.stack([next(stream) for _ in range(*cut)]) for cut in dispatches)
+    else:
+        batches = (np.stack([rows(step=step) for step in range(*cut)]) for cut in dispatches)
     axis = parallel.axis_of(mode)
     run = parallel.compile_step(
         partial(train_step, game=game, ema_decay=ema_decay, axis=axis),
         mode=mode,
         mesh=mesh,
-        gather=on_device,
+        gather=table is not None,
+        divided=divided,
     )
 
+    trace = profile.Profile(traced, directory.parent / "profile")
     pending = None  # the dispatch before: its steps and its metrics
-    with _signals() as stop, jax.transfer_guard("disallow"):
+    with hosts.signals(), jax.transfer_guard("disallow"):
         for (first, last), batch in zip(dispatches, batches, strict=True):
+            trace.before(first, last)
             state, metrics = run(state, table, batch)
+            if trace.after(last, metrics):
+                report.say(f"{stage}: traced up to step {last}; see {directory.parent}/profile.")
             if pending:
                 _look(stage, *pending, steps=steps, log_every=log_every, report=report)
             pending = (first, metrics)
-            save = last == steps or _crosses(first, last, checkpoint_every) or stop
-            if save:
+            stop = hosts.stops(together=together)
+            if last == steps or _crosses(first, last, checkpoint_every) or stop:
                 _look(stage, *pending, steps=steps, log_every=log_every, report=report)
                 pending = None
                 checkpoints.save(state, info)
             if stop and last < steps:
                 checkpoints.close()
-                raise Stopped(f"{stage}: stopped by {stop[0]} after step {last}; it is saved.")
+                raise Stopped(f"{stage}: stopped by {stop} after step {last}; it is saved.")
+    trace.close()
     checkpoints.close()
     return state
 
@@ -191,26 +230,6 @@ def _dispatches(start: int, steps: int, per_dispatch: int) -> list[tuple[int, in
     """Cuts [start, steps) at the multiples of `per_dispatch`."""
     cuts = [start, *range((start // per_dispatch + 1) * per_dispatch, steps, per_dispatch), steps]
     return list(zip(cuts[:-1], cuts[1:], strict=True))
-
-
-def _batches(
-    data: np.ndarray,
-    dispatches: list[tuple[int, int]],
-    *,
-    batch_size: int,
-    seed: int,
-    rows_only: bool,
-) -> Iterator[np.ndarray]:
-    """Yields, for each dispatch, [K, B] row numbers or [K, B, …] examples: the same either way."""
-    rows = partial(datasets.batch_indices, len(data), batch_size, seed=seed)
-    if rows_only:
-        for first, last in dispatches:
-            yield np.stack([rows(step=step) for step in range(first, last)])
-    else:
-        start, stop = dispatches[0][0], dispatches[-1][1]
-        stream = datasets.stream(data, batch_size=batch_size, seed=seed, start=start, stop=stop)
-        for first, last in dispatches:
-            yield np.stack([next(stream) for _ in range(first, last)])
 
 
 def _crosses(first: int, last: int, every: int) -> bool:
@@ -246,20 +265,14 @@ def _check_info(found: dict, expected: dict, stage: str) -> None:
             )
 
 
-@contextmanager
-def _signals() -> Iterator[list[str]]:
-    """Collects SIGTERM and SIGINT in a list, so that the loop ends at a step."""
-    received: list[str] = []
-
-    def handle(number, frame):
-        received.append(signal.Signals(number).name)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _check_same(fingerprints: list[str]) -> None:
+    """Raises `UserError` unless all hosts have the first one's training data."""
+    others = [i for i, found in enumerate(fingerprints) if found != fingerprints[0]]
+    if others:
+        raise UserError(
+            f"The training data of {processes(others)} differ from process 0's. Give all hosts "
+            f"the same files (config.data.path, config.data.manual_dir)."
+        )
 
 
 def _keep_autoencoder(state: TrainState, workdir: Path, shape: tuple[int, ...]) -> None:

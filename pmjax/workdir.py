@@ -6,9 +6,12 @@ autoencoder.msgpack    E and G as trained
 embeddings.npy         E(x) of the training set, [N, d]
 priors/NAME.msgpack    what is fitted to the embeddings
 metrics.json, report.html, figures/, history.jsonl, events.*
+logs/host-I.log        what processes other than the first have to say
 """
 
 import hashlib
+import secrets
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -16,23 +19,27 @@ from ml_collections import ConfigDict
 
 from pmjax import config as configs
 from pmjax.errors import UserError
+from pmjax.hosts import Hosts, processes
 
 CONFIG = "config.json"
 AUTOENCODER = "autoencoder.msgpack"
 EMBEDDINGS = "embeddings.npy"
 
+# Keys that may differ between hosts: each can have its files elsewhere.
+_PATHS = ("data.path", "data.manual_dir", "data.cache_dir")
+
 # Keys that may change between two runs of one workdir: they do not change what is trained.
 _FREE = (
     "eval.",
     "log_every",
+    "profile",
     "checkpoint.",
     "parallel",
     "devices",
     "stage2.devices",
     "data.device_budget_gb",
-    "data.path",
-    "data.manual_dir",
-    "data.cache_dir",
+    "data.verify",
+    *_PATHS,
 )
 
 
@@ -62,6 +69,29 @@ def write_embeddings(workdir: Path, z: np.ndarray) -> None:
 def digest(settings: ConfigDict) -> str:
     """Returns a hash of the values that decide what is trained."""
     return hashlib.sha256(repr(sorted(_binding(settings).items())).encode()).hexdigest()[:16]
+
+
+def facts(settings: ConfigDict) -> dict:
+    """Returns what has to be the same on all hosts: the config less paths, and versions."""
+    values = configs.flat(settings)
+    versions = {f"version of {name}": metadata.version(name) for name in ("pmjax", "jax", "flax")}
+    return {f"config.{n}": v for n, v in values.items() if n not in _PATHS} | versions
+
+
+def check_shared(workdir: Path, hosts: Hosts) -> None:
+    """Raises `UserError` unless all hosts see the workdir that process 0 has."""
+    if hosts.count == 1:
+        return
+    mark, token = workdir / ".hosts", hosts.exchange("the workdir", secrets.token_hex())[0]
+    hosts.first("marking the workdir", lambda: mark.write_text(token))
+    seen = hosts.exchange("the mark", mark.is_file() and mark.read_text() == token)
+    hosts.first("the mark", mark.unlink)
+    if not all(seen):
+        blind = processes([i for i, sees in enumerate(seen) if not sees])
+        raise UserError(
+            f"{blind.capitalize()} and process 0 do not see the same workdir {workdir}: it must "
+            f"lie on a file system that all hosts share."
+        )
 
 
 def claim(settings: ConfigDict, workdir: Path) -> None:

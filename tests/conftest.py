@@ -46,6 +46,6 @@ def run_command(module: str, *args: str, **options) -> subprocess.CompletedProce
 def small_run(tmp_path_factory) -> Path:
     """The workdir of a finished small run."""
     workdir = tmp_path_factory.mktemp("run") / "small"
-    done = run_command("main", *SMALL, f"--workdir={workdir}")
+    done = run_command("main", *SMALL, "--config.profile=20:2", f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
     return workdir

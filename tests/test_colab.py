@@ -2,6 +2,10 @@
 
 import io
 import json
+import signal
+import subprocess
+import sys
+import time
 import zipfile
 
 import nbformat
@@ -78,22 +82,33 @@ def celeba(directory, *, train, validation, test):
     (directory / "list_eval_partition.txt").write_text("".join(lines))
 
 
-def test_celeba_trains_on_archives_in_the_official_layout(tmp_path):
+def test_celeba_stopped_in_stage_1_goes_on_to_the_end_on_archives_in_the_official_layout(tmp_path):
     celeba(tmp_path, train=48, validation=8, test=16)
+    options = [
+        "--config.data.verify=false",
+        "--config.steps=6",
+        "--config.log_every=1",
+        "--config.stage2.steps=40",
+        f"--config.data.cache_dir={tmp_path / 'cache'}",
+        "--config.eval.metrics=reconstruction",
+        "--config.eval.baselines=",
+    ]
+    command = [
+        *(sys.executable, "-m", "pmjax.main", "--config=configs/celeba.py:runlocal", *options),
+        *(f"--config.data.manual_dir={tmp_path}", f"--workdir={tmp_path / 'run'}"),
+    ]
+    history = tmp_path / "run" / "history.jsonl"
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as first:
+        while first.poll() is None and not (history.is_file() and history.read_text()):
+            time.sleep(0.01)
+        first.send_signal(signal.SIGTERM)
+        _, said = first.communicate()
+    assert first.returncode == 0 and "To go on, run the same command" in said
     done = execute(
-        "celeba.ipynb",
-        tmp_path,
-        VARIANT=":runlocal",
-        MANUAL_DIR=str(tmp_path),
-        OPTIONS=[
-            "--config.data.verify=false",
-            "--config.steps=4",
-            "--config.stage2.steps=40",
-            f"--config.data.cache_dir={tmp_path / 'cache'}",
-            "--config.eval.metrics=reconstruction",
-            "--config.eval.baselines=",
-        ],
+        "celeba.ipynb", tmp_path, VARIANT=":runlocal", MANUAL_DIR=str(tmp_path), OPTIONS=options
     )
+    rows = [json.loads(row) for row in history.read_text().splitlines()]
+    assert [row["step"] for row in rows if row["stage"] == "stage1"] == [1, 2, 3, 4, 5, 6]
     assert len(pictures(done, "interpolate")) == 1
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]
     assert np.isfinite(metrics["recon/mse"])

@@ -56,6 +56,16 @@ def test_a_run_leaves_metrics_report_and_pictures(small_run):
     assert list((small_run / "events").rglob("*tfevents*"))
 
 
+def test_wanted_steps_leave_a_trace_for_tensorboard_and_perfetto(small_run):
+    assert list((small_run / "profile").rglob("*.xplane.pb"))
+    assert list((small_run / "profile").rglob("perfetto_trace.json.gz"))
+
+
+def test_a_profile_that_is_not_step_and_count_is_refused(tmp_path):
+    done = run_command("main", *SMALL, "--config.profile=20", f"--workdir={tmp_path}")
+    assert done.returncode == 2 and "must be STEP:COUNT, such as 100:5" in done.stderr
+
+
 @pytest.mark.parametrize("streamed", [False, True], ids=["on_device", "streamed"])
 def test_killed_anywhere_it_goes_on_to_the_same_bits(small_run, tmp_path, streamed):
     rng = random.Random(int(streamed))

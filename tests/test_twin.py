@@ -17,8 +17,8 @@ import optax
 import pytest
 import torch
 
-from pmjax import bench, build, config
-from pmjax.peers import _torch_arrays
+from pmjax import build, config
+from pmjax.peers import _ours, _torch_arrays
 from pmjax.peers.torch import Twin, channels_first
 from pmjax.step import init_state, train_step
 
@@ -119,7 +119,7 @@ class Pair:
 
     def step(self, batch):
         """Makes a step on both sides; returns the metrics of both."""
-        drawn = bench.draws(self.settings, self.stage, self.state.key, int(self.state.step))
+        drawn = _ours.draws(self.settings, self.stage, self.state.key, int(self.state.step))
         drawn = {
             n: torch.tensor(np.asarray(v)).to(_dtype(self.state.params)) for n, v in drawn.items()
         }

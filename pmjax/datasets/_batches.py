@@ -71,10 +71,11 @@ def stream(
     seed: int,
     start: int,
     stop: int,
+    rows: slice = slice(None),
     prefetch: int = 8,
     threads: int = 2,
 ) -> Iterator[np.ndarray]:
-    """Yields data[batch_indices(step)] for step in range(start, stop), read ahead by threads.
+    """Yields data[batch_indices(step)[rows]] for step in range(start, stop), read ahead by threads.
 
     Args:
         data: [N, ...], usually memory-mapped.
@@ -82,6 +83,7 @@ def stream(
         seed: of the order, as for `batch_indices`.
         start: the first step: any step, without replaying those before it.
         stop: the step after the last.
+        rows: those of each batch that are read, where several hosts share it.
         prefetch: batches that are kept ready.
         threads: how many read.
     """
@@ -90,7 +92,8 @@ def stream(
     array = np.asarray(data)  # np.take gives plain arrays then, and lets other threads run
 
     def batch(step: int) -> np.ndarray:
-        return np.take(array, batch_indices(len(array), batch_size, step, seed=seed), axis=0)
+        indices = batch_indices(len(array), batch_size, step, seed=seed)
+        return np.take(array, indices[rows], axis=0)
 
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     return iter(grain.MapDataset.range(start, stop).map(batch).to_iter_dataset(options))

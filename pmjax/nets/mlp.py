@@ -92,7 +92,7 @@ class LatentGenerator(nn.Module):
 
 
 class LatentCritic(nn.Module):
-    """D: embeddings [..., d] to one number each; spectral norm on every layer by option."""
+    """D: embeddings [N, d] to one number each [N]; spectral norm on every layer by option."""
 
     width: int
     blocks: int
@@ -110,4 +110,4 @@ class LatentCritic(nn.Module):
         for _ in range(self.blocks):
             h = dense(self.width, nn.relu(x))
             x = x + dense(self.width, nn.relu(h))
-        return dense(1, nn.relu(x))[..., 0]
+        return dense(1, nn.relu(x))[:, 0]

@@ -1,0 +1,321 @@
+"""Several processes: they compute what one does, agree, and end together and with a reason."""
+
+import json
+import os
+import queue
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import _host
+import numpy as np
+import pytest
+from conftest import ROOT, SMALL
+
+from pmjax import hosts, parallel, rendezvous
+from pmjax.errors import UserError
+from pmjax.hosts import Connection, Hosts, Place
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(*command, timeout=300, **env):
+    """Starts two processes with two devices each; each writes to a pipe of its own."""
+    common = {
+        "PMJAX_COORDINATOR": f"127.0.0.1:{free_port()}",
+        "PMJAX_NUM_PROCESSES": "2",
+        "PMJAX_LOCAL_DEVICES": "2",
+        "PMJAX_HOST_TIMEOUT": str(timeout),
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            cwd=ROOT,
+            env=os.environ | common | {"PMJAX_PROCESS_ID": str(index)} | env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+
+
+def finish(pair, status=0):
+    outputs = [process.communicate(timeout=600)[0] for process in pair]
+    assert [process.returncode for process in pair] == [status] * len(pair), "\n".join(outputs)
+    return outputs
+
+
+def assert_close(found, expected):
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=2e-6, atol=1e-6, err_msg=name)
+
+
+# What two processes compute.
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """All metrics and leaves that one process gives on one device."""
+    return _host.fit(tmp_path_factory.mktemp("one"), mesh=parallel.make_mesh(1))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """The directory in which two processes left what they have computed."""
+    directory = tmp_path_factory.mktemp("two")
+    _host.fit(directory / "from_one", mesh=parallel.make_mesh(1), steps=_host.KEPT)
+    finish(start("tests/_host.py", "layouts", directory))
+    return directory
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("layout", ["divided", "streamed"])
+@pytest.mark.parametrize("mode", parallel.MODES)
+def test_two_processes_each_with_its_own_rows_give_what_one_gives(mode, layout, index, one, two):
+    assert_close(np.load(two / f"{mode}_{layout}_{index}.npz"), one)
+
+
+@pytest.mark.parametrize("mode", parallel.MODES)
+def test_a_divided_table_gives_the_same_batches_on_one_process(mode, one, tmp_path):
+    mesh = parallel.make_mesh(4)
+    budget = _host.BUDGETS["divided"]
+    table, divided = parallel.keep(_host.IMAGES, mesh, budget=budget)
+    assert divided and {s.data.nbytes for s in table.addressable_shards} == {11 * 64}
+    assert_close(_host.fit(tmp_path, mode=mode, mesh=mesh, budget=budget), one)
+
+
+def test_what_one_process_saved_two_go_on_from(one, two):
+    found = np.load(two / "from_one_1.npz")
+    steps = {name.split("/")[0] for name in found if name[0].isdigit()}
+    assert steps == {str(step) for step in range(_host.KEPT + 1, _host.STEPS + 1)}
+    assert_close(found, {name: one[name] for name in found})
+
+
+def test_what_two_processes_saved_one_restores_bit_for_bit(two):
+    restored = _host.fit(two / "jit_divided", mesh=parallel.make_mesh(1))
+    saved = np.load(two / "jit_divided_0.npz")
+    assert restored and not any(name[0].isdigit() for name in restored)  # no step was made
+    for name, value in restored.items():
+        np.testing.assert_array_equal(value, saved[name], err_msg=name)
+
+
+# Ends that nobody wished for.
+
+
+def test_a_killed_process_is_named_at_once(tmp_path):
+    pair = start("tests/_host.py", "trouble", tmp_path, TROUBLE="SIGKILL")
+    outputs = [process.communicate(timeout=200)[0] for process in pair]
+    assert [process.returncode for process in pair] == [2, -signal.SIGKILL], outputs[0]
+    assert "process 1 has gone without a word" in outputs[0]
+    assert "Traceback" not in outputs[0]
+
+
+@pytest.fixture
+def pair(monkeypatch):
+    """Two ends in one process, quick of pulse; an end is put in their queue instead of made."""
+    monkeypatch.setattr(hosts, "BEAT", 0.02)
+    both = [Hosts(Place(index=i, count=2, timeout=0.5)) for i in range(2)]
+    for ends, raw in zip(both, socket.socketpair(), strict=True):
+        ends.ended = queue.Queue()
+        ends._end = lambda shown, ends=ends, **_: ends.ended.put(shown)
+        ends.attach({1 - ends.index: Connection(raw)})
+    yield both
+    for ends in both:
+        ends._closed = True
+
+
+def test_a_process_that_makes_no_step_is_named(pair):
+    for _ in range(2):
+        pair[0].stops(together=True)
+    pair[1].stops(together=True)
+    assert "process 1 made no step" in pair[0].ended.get(timeout=10)
+
+
+def test_a_process_that_gives_no_sign_of_life_is_named(pair):
+    pair[1]._closed = True  # ends its beats; the connection stays
+    assert "process 1 has been silent" in pair[0].ended.get(timeout=10)
+
+
+def test_who_is_behind_has_the_timeout_from_when_another_got_ahead():
+    ends = Hosts(Place(index=0, count=3, timeout=10.0))
+    ends._peers = {i: Connection(socket.socket()) for i in (1, 2)}
+
+    def at(now, *made):
+        ends._dispatched, ends._peers[1].dispatched, ends._peers[2].dispatched = made
+        return ends._straggler(now)
+
+    assert at(0, 5, 5, 5) is None
+    assert at(100, 5, 5, 5) is None  # all compile
+    assert at(101, 6, 5, 6) is None
+    assert at(110, 6, 5, 6) is None
+    assert at(112, 6, 5, 6) == 1
+    assert at(113, 6, 6, 6) is None
+    assert at(130, 6, 7, 7) is None
+    assert at(141, 6, 7, 7) == 0
+
+
+def test_who_does_not_come_to_an_exchange_is_named(pair):
+    with pytest.raises(UserError, match="Process 1 did not come to the count"):
+        pair[0].exchange("the count", 3)
+
+
+def test_an_exchange_gives_everyone_everything(pair):
+    found = [None, None]
+
+    def ask(index):
+        found[index] = pair[index].exchange("x", [index, "a"])
+
+    run_together([lambda: ask(0), lambda: ask(1)])
+    assert found == [[[0, "a"], [1, "a"]]] * 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_wish_to_stop_stops_all_after_the_same_step(pair, seed):
+    rng = random.Random(seed)
+    wishes, at = rng.randrange(2), rng.randrange(5, 20)
+    made, stopped, changed = [0, 0], [None, None], threading.Condition()
+
+    def loop(index):
+        step = 0
+        while stopped[index] is None and step < 1000:
+            step += 1
+            time.sleep(rng.random() / 500)
+            with changed:  # what is read after a dispatch needs all to have made the one before
+                made[index] = step
+                changed.notify_all()
+                assert changed.wait_for(lambda: min(made) >= made[index] - 1, timeout=10)
+            if index == wishes and step == at:
+                if index == 0:
+                    pair[0]._wanted = "SIGTERM"
+                else:
+                    pair[1]._peers[0].send(kind="stop", by="SIGTERM on process 1")
+            if pair[index].stops(together=True):
+                stopped[index] = step
+
+    run_together([lambda: loop(0), lambda: loop(1)])
+    assert stopped[0] == stopped[1] and at < stopped[0] < 1000
+
+
+def run_together(calls):
+    errors = []
+
+    def call(function):
+        try:
+            function()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=call, args=(function,)) for function in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    return errors
+
+
+# Meeting.
+
+
+def meet(*places, facts=None):
+    """Lets processes meet; returns what they raise."""
+    facts = facts or [{}] * len(places)
+    coordinator = f"127.0.0.1:{free_port()}"
+    return run_together(
+        [
+            lambda i=i, n=n, f=f: rendezvous.meet(Place(i, n, coordinator, timeout=2.0), f)
+            for (i, n), f in zip(places, facts, strict=True)
+        ]
+    )
+
+
+def test_hosts_with_different_configs_name_the_keys():
+    errors = meet(
+        (0, 2), (1, 2), facts=[{"config.seed": 1, "a": (1,)}, {"config.seed": 2, "a": [1]}]
+    )
+    assert [type(error) for error in errors] == [UserError] * 2
+    assert "config.seed: 1 on process 0, 2 on process 1" in str(errors[0])
+    assert "a:" not in str(errors[0])
+
+
+def test_hosts_that_agree_meet():
+    assert meet((0, 3), (2, 3), (1, 3)) == []
+
+
+def test_a_process_that_does_not_come_is_named():
+    errors = meet((0, 3), (2, 3))
+    assert ["Process 1 did not come" in str(error) for error in errors] == [True, True]
+
+
+def test_a_process_zero_that_is_not_there_is_named():
+    (error,) = meet((1, 2))
+    assert "Process 0 cannot be reached" in str(error)
+
+
+@pytest.mark.parametrize("other", [(1, 3), (1, 4)], ids=["twice", "count"])
+def test_wrong_numbers_of_processes_are_named(other):
+    errors = meet((0, 3), (1, 3), other)
+    assert ["started differently" in str(error) for error in errors] == [True] * 3
+
+
+NAMES = ("PMJAX_COORDINATOR", "PMJAX_NUM_PROCESSES", "PMJAX_PROCESS_ID")
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (("a:1", "2", ""), "PMJAX_PROCESS_ID not"),
+        (("", "", "0"), "PMJAX_COORDINATOR and PMJAX_NUM_PROCESSES not"),
+        (("a", "2", "0"), "HOST:PORT"),
+        (("a:1", "two", "0"), "whole number"),
+        (("a:1", "2", "2"), "below PMJAX_NUM_PROCESSES"),
+    ],
+)
+def test_an_incomplete_environment_is_named(values, message):
+    with pytest.raises(UserError, match=message):
+        rendezvous.place(dict(zip(NAMES, values, strict=True)))
+
+
+def test_without_an_environment_there_is_one_process():
+    assert rendezvous.place({}) == Place()
+
+
+# The command.
+
+
+def test_a_run_on_two_processes_stops_goes_on_and_ends(tmp_path):
+    workdir = tmp_path / "run"
+    command = ("-m", "pmjax.main", *SMALL, f"--workdir={workdir}", "--config.log_every=1")
+    both = start(*command)
+    wait_for_step(workdir, 12, both)
+    both[1].send_signal(signal.SIGTERM)
+    outputs = finish(both)
+    log = (workdir / "logs" / "host-1.log").read_text()
+    (stopped,) = [line for line in outputs[0].splitlines() if "stopped by" in line]
+    assert "SIGTERM on process 1" in stopped
+    assert stopped.split(" To go on")[0] in log
+    assert not (workdir / "autoencoder.msgpack").exists()
+
+    outputs = finish(start(*command))
+    assert "going on from step" in outputs[0]
+    assert "Report:" in outputs[0] and "Report:" not in outputs[1]
+    assert (workdir / "metrics.json").is_file()
+    rows = [json.loads(line) for line in (workdir / "history.jsonl").read_text().splitlines()]
+    for stage in ("stage1", "stage2"):
+        assert [row["step"] for row in rows if row["stage"] == stage] == list(range(1, 61))
+
+
+def wait_for_step(workdir, step, both):
+    path = workdir / "history.jsonl"
+    while not (path.exists() and path.read_bytes().count(b"\n") >= step):
+        assert all(process.poll() is None for process in both), finish(both)
+        time.sleep(0.005)
