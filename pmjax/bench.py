@@ -20,7 +20,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pmjax import build, cli, config, errors, parallel, plugins, priors
+from pmjax import aot, build, cli, config, errors, parallel, plugins, priors
 from pmjax.errors import UserError
 from pmjax.peers import _ours
 
@@ -246,6 +246,9 @@ def main() -> None:
     parser.add_argument("--stage", choices=("1", "2", "both"), default="both")
     parser.add_argument("--seconds", type=float, default=20.0, help="for each side and stage")
     parser.add_argument("--json", type=Path, help="where to write the results")
+    parser.add_argument("--aot", help="compile for TPUs instead, not run: v5e:2x2,v5e:16x16")
+    parser.add_argument("--aot_batch", type=int, default=128, help="images a chip")
+    parser.add_argument("--aot_data", default=aot.DATA, help="shape of the set of images")
     flags, overrides = cli.parse(parser)
     _check_peer(flags.peer)
     if flags.json and not flags.json.absolute().parent.is_dir():
@@ -260,7 +263,11 @@ def main() -> None:
         "cores": cores(),
         "stages": {},
     }
-    for stage in _stages(flags.stage, settings):
+    if flags.aot:
+        shapes, data = flags.aot.split(","), aot.parse_data(flags.aot_data)
+        report["aot"] = aot.measure(settings, shapes, per_chip=flags.aot_batch, data=data)
+        print(aot.table(report["aot"]), flush=True)
+    for stage in [] if flags.aot else _stages(flags.stage, settings):
         result = measure(settings, stage=stage, peer=flags.peer, seconds=flags.seconds)
         report["stages"][str(stage)] = result
         print(table(stage, result, flags.peer), flush=True)

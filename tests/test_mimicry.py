@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from pmjax import nets
+from pmjax import nets, parallel
 from pmjax.errors import UserError
 from pmjax.methods import Plan
 from pmjax.nets import mimicry
@@ -116,3 +118,35 @@ def test_a_short_run_in_half_precision_follows_single_precision_within_two_perce
     np.testing.assert_allclose(half, single, rtol=0.02)
     assert single[-1] < single[0]
     assert np.any(half != single)
+
+
+def test_the_generators_batch_norm_is_over_the_whole_batch_on_four_devices():
+    z = np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32)
+    z[8:] += 2  # halves that differ, so that a device's own statistics would be wrong
+    weight = np.random.default_rng(1).normal(size=(32, 32, 3)).astype(np.float32)
+
+    def gradients(params, stats, z, *, axis=None):
+        net = mimicry.Decoder((32, 32, 3), scale=1 / 32, axis=axis)
+
+        def loss(params):
+            images, after = nets.update(net, params, stats, z)
+            return (images * weight).mean(), after
+
+        (value, after), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        return parallel.mean((value, grads), axis), after
+
+    net = mimicry.Decoder((32, 32, 3), scale=1 / 32)
+    params, stats = jax.jit(partial(nets.init, net))(jax.random.key(0), z)
+    compiled = partial(jax.jit, compiler_options=QUICK_COMPILE)
+    expected = compiled(gradients)(params, stats, z)
+    mesh = parallel.make_mesh(4)
+    sharded = jax.device_put(z, NamedSharding(mesh, P(parallel.BATCH)))
+    with jax.sharding.set_mesh(mesh):
+        everywhere = parallel.replicate((params, stats), mesh)
+        by_jit = compiled(gradients)(*everywhere, sharded)
+    by_pmap = jax.pmap(
+        partial(gradients, axis=parallel.BATCH), axis_name=parallel.BATCH,
+        in_axes=(None, None, 0), out_axes=None, devices=jax.devices()[:4],
+    )(params, stats, z.reshape(4, 4, 6))  # fmt: skip
+    for found in (by_jit, by_pmap):
+        chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)
