@@ -1,0 +1,399 @@
+"""Compiles the training step for TPUs that are not there, and reads what the compiler expects.
+
+libtpu's compiler works without a chip. It gives each chip's memory and FLOPs, and estimates the
+cycles of every scheduled operation. Times, rates and shares come from that: nothing is run.
+"""
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+import sys
+import time
+from collections import Counter
+from functools import partial
+from importlib import metadata
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
+from ml_collections import ConfigDict
+
+from pmjax import build, parallel
+from pmjax.errors import UserError
+from pmjax.step import init_state, train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A generation of TPUs.
+
+    Attributes:
+      clock: cycles a second. The vendor gives peaks; peak / (products a cycle · 2) is the clock.
+      flops_per_cycle: on bfloat16: matrix units · side² · 2.
+      link: bytes a second over one link in one direction.
+      hbm: bytes of memory.
+      axes: of the torus.
+      closes_at: size from which an axis of a slice is closed to a ring, with two links a chip.
+      options: that the compiler needs to take a chip as one device.
+    """
+
+    clock: float
+    flops_per_cycle: int
+    link: float
+    hbm: float
+    axes: int
+    closes_at: int
+    options: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def peak(self) -> float:
+        """FLOP/s on bfloat16."""
+        return self.clock * self.flops_per_cycle
+
+
+# Source of peaks, matrix units and links: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}. Links
+# are the stated bandwidth of a chip in both directions / ports / 2: v5e 400 GB/s over 4, v5p 1200
+# over 6, v6e 800 over 4; for v4, Jouppi et al. 2023 (arXiv 2304.01433), 6 links of 50 GB/s. The
+# all-reduce bandwidth that is stated for pods of v5e and v6e agrees: 51.2 and 102.4 TB/s over 256
+# chips are 4 links each. Where a cube of 4 or a side of 16 is complete, the axis is a ring.
+CHIPS = {
+    "v4": Chip(1.05e9, 2 * 4 * 128**2 * 2, 50e9, 32e9, 3, 4, {"chip_config_name": "megacore"}),
+    "v5e": Chip(1.5e9, 4 * 128**2 * 2, 50e9, 16e9, 2, 16),
+    "v5p": Chip(1.75e9, 2 * 4 * 128**2 * 2, 100e9, 95e9, 3, 4),
+    # The stated 918 T are two units of 256² with two products a cycle at 1.75 GHz, or with one at
+    # 3.5. By the compiler's cycles for a large product of matrices it cannot be 3.5.
+    "v6e": Chip(1.75e9, 2 * 2 * 256**2 * 2, 100e9, 32e9, 2, 16),
+}
+DATA = "162770x64x64x3"  # CelebA's training images
+
+# libtpu otherwise asks a server of Google Cloud what it runs on.
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+_EXAMPLES = "v5e:2x2, v5e:4x4, v5e:16x16, v6e:4x4, v4:2x2x1, v5p:2x2x1"
+
+
+def parse_shape(text: str) -> tuple[Chip, tuple[int, ...]]:
+    """Reads a slice's shape such as 'v5e:4x4'.
+
+    Raises:
+      UserError: if it has another form; it lists valid ones.
+    """
+    name, _, sides = text.partition(":")
+    found = re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sides)
+    chip = CHIPS.get(name)
+    if chip is None or not found or sides.count("x") + 1 != chip.axes:
+        raise UserError(
+            f"--aot: unknown shape '{text}'. Valid are GENERATION:AxB for v5e and v6e and "
+            f"GENERATION:AxBxC for v4 and v5p, several with commas between: {_EXAMPLES}."
+        )
+    return chip, tuple(int(side) for side in sides.split("x"))
+
+
+def parse_data(text: str) -> tuple[int, ...]:
+    """Reads the shape of a table of images such as '162770x64x64x3'."""
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*x[13]", text):
+        raise UserError(f"--aot_data={text} must be IMAGESxHEIGHTxWIDTHxCHANNELS, as {DATA}.")
+    return tuple(int(size) for size in text.split("x"))
+
+
+def links(chip: Chip, sides: tuple[int, ...]) -> int:
+    """Returns over how many links each chip of a slice sends at once in an all-reduce."""
+    return sum(0 if side == 1 else 2 if side >= chip.closes_at else 1 for side in sides)
+
+
+def all_reduce_s(size: float, chip: Chip, sides: tuple[int, ...]) -> float:
+    """Returns the seconds that the links need for an all-reduce of `size` bytes.
+
+    Each chip sends (and receives) 2 (n - 1) / n times the bytes, over all its links at once.
+    """
+    n = math.prod(sides)
+    return 2 * (n - 1) / n * size / (links(chip, sides) * chip.link) if n > 1 else 0.0
+
+
+@dataclasses.dataclass
+class Schedule:
+    """What a scheduled HLO module says, the trip counts of loops multiplied in.
+
+    Attributes:
+      cycles: the sum of the operations' estimates.
+      operations: {name and kind of result: cycles}, for finding what costs most.
+      collectives: {'all-reduce' and so on: bytes of its results on each device}.
+      unknown_loops: loops without a known trip count, counted as one turn.
+    """
+
+    cycles: int = 0
+    operations: Counter = dataclasses.field(default_factory=Counter)
+    collectives: Counter = dataclasses.field(default_factory=Counter)
+    unknown_loops: int = 0
+
+
+_HEAD = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{$")
+_OPERATION = re.compile(r"\s+(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\(")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_BELOW = re.compile(r"ROOT .* compare\([^,]*?%?([\w.-]+), [^,]*?%?([\w.-]+)\), direction=LT")
+_CONSTANT = re.compile(r" constant\((\d+)\)")
+_CALLED = re.compile(r"(?:body|condition|to_apply|calls)=%?([\w.-]+)")
+_ARRAY = re.compile(r"\b(pred|bf16|f8\w*|[sufc]\d+)\[([\d,]*)\]")
+_COLLECTIVES = (
+    "all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute",
+)  # fmt: skip
+
+
+def read(text: str) -> Schedule:
+    """Reads the text of a scheduled module.
+
+    A fusion's estimate stands for all that is fused, and a conditional is its longest branch. An
+    asynchronous operation counts in full where it starts.
+    """
+    computations, entry, current = {}, None, None
+    for line in text.splitlines():
+        if head := _HEAD.match(line):
+            current = computations.setdefault(head[2], [])
+            entry = head[2] if head[1] else entry
+        elif current is not None and (operation := _OPERATION.match(line)):
+            current.append((*operation.groups(), line))
+    if entry is None:
+        raise ValueError("no ENTRY computation in the HLO text")
+    schedule = Schedule()
+    _walk(computations, entry, 1, schedule)
+    return schedule
+
+
+def _walk(computations: dict, name: str, times: int, schedule: Schedule) -> None:
+    for operation, result, kind, line in computations[name]:
+        inner = times
+        if kind == "while":
+            trips = _trips(computations, line)
+            schedule.unknown_loops += trips is None
+            inner = times * (1 if trips is None else trips)
+        if kind in ("while", "call", "async-start"):
+            for called in _CALLED.findall(line):
+                _walk(computations, called, inner, schedule)
+        elif kind == "conditional":
+            branches = []
+            for called in re.findall(r"%([\w.-]+)", line.partition("), ")[2]):
+                if called in computations:
+                    branches.append(Schedule())
+                    _walk(computations, called, times, branches[-1])
+            longest = max(branches, key=lambda branch: branch.cycles)
+            schedule.cycles += longest.cycles
+            schedule.operations += longest.operations
+            schedule.collectives += longest.collectives
+            schedule.unknown_loops += longest.unknown_loops
+        elif not kind.endswith("-done"):
+            found = _CYCLES.search(line)
+            cycles = times * int(found[1]) if found else 0
+            schedule.cycles += cycles
+            schedule.operations[f"{operation} {result}"] += cycles
+            collective = kind.removesuffix("-start")
+            if collective in _COLLECTIVES:
+                # The start of an all-gather or a permutation holds operands, then results.
+                both = kind in ("all-gather-start", "collective-permute-start")
+                schedule.collectives[collective] += times * _bytes(result) // (1 + both)
+
+
+def _trips(computations: dict, line: str) -> int | None:
+    """Returns how often a loop runs: as it says, or from a condition `counter < constant`.
+
+    JAX's counters start at 0 and rise by 1; TPU's compiler says the number nowhere else.
+    """
+    if known := _TRIPS.search(line):
+        return int(known[1])
+    condition = computations[re.search(r"condition=%?([\w.-]+)", line)[1]]
+    for *_, text in condition:
+        if below := _BELOW.search(text):
+            limits = [_CONSTANT.search(line) for name, *_, line in condition if name == below[2]]
+            return int(limits[0][1]) if limits and limits[0] else None
+    return None
+
+
+def _bytes(shape: str) -> int:
+    """Returns the bytes of an array or a tuple of arrays, as HLO writes their shapes."""
+    total = 0
+    for kind, sizes in _ARRAY.findall(shape):
+        bits = 8 if kind == "pred" else int(re.search(r"\d+", kind)[0])
+        total += math.prod(int(size) for size in sizes.split(",") if size) * bits // 8
+    return total
+
+
+def measure(
+    settings: ConfigDict, shapes: list[str], *, per_chip: int, data: tuple[int, ...]
+) -> dict[str, Any]:
+    """Compiles the step of stage 1 for each shape and returns what bench's JSON has of them.
+
+    `shapes` are as `parse_shape` takes them, `per_chip` images on each chip replace the config's
+    batch size, and `data` is the shape of the table of images. Raises `UserError` for unknown
+    shapes and without libtpu.
+    """
+    for shape in shapes:
+        parse_shape(shape)
+    if per_chip < 1:
+        raise UserError(f"--aot_batch={per_chip} must be at least 1.")
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError('--aot needs libtpu\'s compiler: pip install "pmjax[tpu]".')
+    os.environ |= _ENVIRONMENT
+    jax.config.update("jax_platforms", "cpu")
+    written = _written_flops(settings, per_chip, data)
+    results = {}
+    for shape in shapes:
+        print(f"compiling for {shape}, which takes minutes", file=sys.stderr, flush=True)
+        results[shape] = _compile(settings, shape, per_chip, data) | {
+            "written_gflop": written / 1e9
+        }
+    return {
+        "estimated": True,
+        "batch_per_chip": per_chip,
+        "data": list(data),
+        "libtpu": metadata.version("libtpu"),
+        "shapes": derive(results),
+    }
+
+
+def lowered(settings: ConfigDict, mesh: Mesh, data: tuple[int, ...]) -> jax.stages.Lowered:
+    """Lowers a dispatch of stage 1 for a mesh, with the data where `pmjax.train` keeps it."""
+    game = build.stage1_game(settings, data[1:])
+    state = jax.eval_shape(partial(init_state, game), jax.random.key(settings.seed))
+    # As `parallel.keep` decides.
+    divided = mesh.size > 1 and math.prod(data) > settings.data.device_budget_gb * 1e8
+    held = (mesh.size, -(-data[0] // mesh.size), *data[1:]) if divided else data
+    step = partial(train_step, game=game, ema_decay=settings.ema_decay)
+    run = parallel.compile_step(step, mode="jit", mesh=mesh, gather=True, divided=divided)
+    rows = (settings.steps_per_dispatch, settings.data.batch_size)
+    return run.lower(
+        state, jax.ShapeDtypeStruct(held, jnp.uint8), jax.ShapeDtypeStruct(rows, jnp.int32)
+    )
+
+
+def _with_batch(settings: ConfigDict, size: int, **changes: Any) -> ConfigDict:
+    changed = settings.copy_and_resolve_references()
+    changed.data.batch_size = size
+    changed.update({"parallel": "jit"} | changes)
+    return changed
+
+
+def _written_flops(settings: ConfigDict, per_chip: int, data: tuple[int, ...]) -> float:
+    """Returns the FLOPs of a step as the nets are written, by XLA's count before optimization."""
+    alone = _with_batch(settings, per_chip, steps_per_dispatch=1)
+    return lowered(alone, parallel.make_mesh(1), (per_chip, *data[1:])).cost_analysis()["flops"]
+
+
+def _compile(
+    settings: ConfigDict, shape: str, per_chip: int, data: tuple[int, ...]
+) -> dict[str, Any]:
+    chip, sides = parse_shape(shape)
+    try:
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=shape, **chip.options)
+    except jax.errors.JaxRuntimeError as error:
+        if "lockfile" in str(error):
+            raise UserError("--aot: another process uses libtpu; it takes one at a time.") from None
+        raise UserError(
+            f"--aot={shape}: libtpu does not know such a slice ({error}). Valid are {_EXAMPLES}."
+        ) from None
+    mesh = Mesh(np.asarray(topology.devices), (parallel.BATCH,), axis_types=(AxisType.Auto,))
+    began = time.perf_counter()
+    chosen = _with_batch(settings, per_chip * mesh.size)
+    compiled = lowered(chosen, mesh, data).compile()
+    found = read(compiled.as_text())
+    memory, steps = compiled.memory_analysis(), settings.steps_per_dispatch
+    arguments, output = memory.argument_size_in_bytes, memory.output_size_in_bytes
+    program = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+    return {
+        "chips": mesh.size,
+        "batch_size": per_chip * mesh.size,
+        "steps_per_dispatch": steps,
+        "compile_s": time.perf_counter() - began,
+        "arguments_gb": arguments / 1e9,
+        "temporaries_gb": memory.temp_size_in_bytes / 1e9,
+        "output_gb": output / 1e9,
+        # Output that takes the place of an argument is not there twice.
+        "peak_gb": (arguments + output - memory.alias_size_in_bytes + program) / 1e9,
+        "hbm_gb": chip.hbm / 1e9,
+        # XLA counts a loop's body once, and the body is one step.
+        "compiled_gflop": compiled.cost_analysis()["flops"] / 1e9,
+        "step_cycles": found.cycles / steps,
+        "unknown_loops": found.unknown_loops,
+        "largest_ms": {
+            name: 1e3 * cycles / steps / chip.clock
+            for name, cycles in found.operations.most_common(30)
+        },
+        # Of the whole array: a scatter's result is one chip's part of it.
+        "collective_mb": {
+            kind: size / steps / 1e6 * (mesh.size if kind == "reduce-scatter" else 1)
+            for kind, size in found.collectives.items()
+        },
+        "clock_ghz": chip.clock / 1e9,
+        "peak_tflops": chip.peak / 1e12,
+    }
+
+
+_ROWS = (
+    ("chips", "chips", "d"),
+    ("arguments, GB", "arguments_gb", ".2f"),
+    ("temporaries, GB", "temporaries_gb", ".2f"),
+    ("output, GB", "output_gb", ".2f"),
+    ("peak, GB", "peak_gb", ".2f"),
+    ("of memory, GB", "hbm_gb", ".0f"),
+    ("GFLOP a step, as written", "written_gflop", ".0f"),
+    ("GFLOP a step, as compiled", "compiled_gflop", ".0f"),
+    ("est. ms, computation", "compute_ms", ".1f"),
+    ("all-reduce and such, MB", "collectives_mb", ".1f"),
+    ("est. ms on links", "links_ms", ".2f"),
+    ("est. ms a step", "step_ms", ".1f"),
+    ("est. images/s", "images_per_s_per_chip", ".0f"),
+    ("est. share of peak", "share_of_peak", ".1%"),
+    ("est. efficiency", "efficiency", ".1%"),
+    ("seconds to compile", "compile_s", ".0f"),
+)
+
+
+def derive(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Adds to each shape's figures the rates, shares and efficiencies that follow from them.
+
+    The time of a step is that of the estimated cycles and of the links, one after the other: as if
+    no communication were hidden behind computation.
+    """
+    for shape, result in results.items():
+        chip, sides = parse_shape(shape)
+        mb = result["collective_mb"]
+        compute_s = result["step_cycles"] / chip.clock
+        # A scatter of sums, or a gathering, is half of an all-reduce.
+        moved = sum(size / (1 if kind == "all-reduce" else 2) for kind, size in mb.items())
+        links_s = all_reduce_s(1e6 * moved, chip, sides)
+        result |= {
+            "compute_ms": 1e3 * compute_s,
+            "collectives_mb": sum(mb.values()),
+            "links_ms": 1e3 * links_s,
+            "step_ms": 1e3 * (compute_s + links_s),
+            "images_per_s_per_chip": result["batch_size"] / result["chips"] / (compute_s + links_s),
+            "share_of_peak": result["written_gflop"] * 1e9 / (compute_s + links_s) / chip.peak,
+        }
+    for shape, result in results.items():
+        generation = shape.partition(":")[0]
+        kin = [other for name, other in results.items() if name.partition(":")[0] == generation]
+        smallest = min(kin, key=lambda other: other["chips"])
+        result["efficiency"] = result["images_per_s_per_chip"] / smallest["images_per_s_per_chip"]
+    return results
+
+
+def table(report: dict[str, Any]) -> str:
+    """Returns what `measure` found as text."""
+    images, *sides = report["data"]
+    lines = [
+        f"Compiled by libtpu {report['libtpu']}, not run: times are the compiler's ESTIMATES.",
+        f"Stage 1, {report['batch_per_chip']} images a chip, {images} images of "
+        f"{'×'.join(map(str, sides))} on the devices. Each figure is one chip's.",
+        f"  {'':26}" + "".join(f"{name:>12}" for name in report["shapes"]),
+    ]
+    for name, key, form in _ROWS:
+        values = (format(result[key], form) for result in report["shapes"].values())
+        lines.append(f"  {name:26}" + "".join(f"{value:>12}" for value in values))
+    return "\n".join(lines)
