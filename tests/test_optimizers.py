@@ -54,3 +54,21 @@ def test_clipping_bounds_the_gradient_that_adam_sees():
 def test_an_unknown_schedule_gets_the_nearest():
     with pytest.raises(UserError, match="Did you mean 'cosine'"):
         make_optimizer(steps=1, schedule="cosin")
+
+
+def test_accumulation_moves_once_in_so_many_batches_along_the_schedule_of_updates():
+    found = rates(4, steps=4, schedule="linear", accumulate=2)
+    np.testing.assert_allclose(found, [0.0, 0.1, 0.0, 0.05], rtol=1e-4)
+
+
+def test_accumulation_averages_the_gradients_that_adam_sees():
+    optimizer = make_optimizer(steps=2, learning_rate=0.1, b1=0.9, accumulate=2)(1)
+    state = optimizer.init(np.float32(0))
+    for gradient in (1.0, 3.0):
+        _, state = optimizer.update(np.float32(gradient), state)
+    np.testing.assert_allclose(optax.tree.get(state, "mu"), 0.1 * 2.0, rtol=1e-5)
+
+
+def test_accumulation_below_one_is_refused():
+    with pytest.raises(UserError, match="accumulate=0 must be at least 1"):
+        make_optimizer(steps=1, accumulate=0)
