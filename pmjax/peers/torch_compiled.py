@@ -1,9 +1,14 @@
 """The training step in PyTorch, its nets compiled by torch.compile."""
 
-from pmjax.peers import torch
+import torch._functorch.config
+
+from pmjax.peers import torch as eager
+
+# Stage 1 takes two gradients of one pass; compiled nets would free what the second one needs.
+torch._functorch.config.donated_buffer = False
 
 
-class Side(torch.Side):
+class Side(eager.Side):
     """As the eager one."""
 
     compiled = True
