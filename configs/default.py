@@ -104,7 +104,7 @@ def get_config(variant: str = "", overrides: dict | None = None, variants: dict 
 
     # Devices.
     config.parallel = "jit"  # sharded over a mesh; or 'pmap'
-    config.devices = 0  # how many to use (0: all; on CPU one a core, while the batch suffices)
+    config.devices = 0  # how many to use (0: all; on CPU 1: it runs on all cores)
 
     # Looking at it.
     config.profile = ""  # 'STEP:COUNT' writes a trace of these steps of stage 1 to WORKDIR/profile

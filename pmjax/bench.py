@@ -76,7 +76,7 @@ def _serve(pipe, side: str, settings: dict, stage: int, args: dict) -> None:
 def _work(pipe, side: str, settings: ConfigDict, stage: int, args: dict) -> None:
     try:
         if side == "ours":
-            parallel.use_all_cores(settings.data.batch_size, settings.devices)
+            parallel.set_cpu_devices(settings.devices)
             made = _ours.Side(settings, stage=stage)
         else:
             made = plugins.load("peers", side, provides="Side").Side(settings, stage=stage, **args)

@@ -23,10 +23,7 @@ def main() -> None:
 
     settings = config.load(flags.config, overrides)
     place = rendezvous.place()
-    parallel.use_all_cores(
-        settings.data.batch_size // place.count,
-        place.local_devices or settings.devices // place.count,
-    )
+    parallel.set_cpu_devices(place.local_devices or settings.devices // place.count)
     cli.cache_compilations()
 
     from pmjax import evaluate, train

@@ -8,7 +8,7 @@ The mesh may span several processes. Each then holds a part of every batch and o
 examples, and all of the state.
 """
 
-import os
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -25,31 +25,16 @@ Array = jax.Array
 BATCH = "batch"
 MODES = ("jit", "pmap")
 
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
-def use_all_cores(batch_size: int, devices: int = 0) -> None:
-    """Gives the CPU backend one device a core; call it before JAX is first used.
 
-    XLA:CPU hardly divides a small convolution over threads, but two devices of one thread each
-    take two halves of the batch at full speed.
+def set_cpu_devices(count: int) -> None:
+    """Divides the CPU backend into several devices, to try a mesh; call it before JAX is used.
 
-    Args:
-      batch_size: of the global batch; by itself it gets no more devices than divide it, and at
-        least 16 examples on each.
-      devices: how many to make instead (0: by the cores).
+    One, the default, is the fastest: XLA runs its work on all cores.
     """
-    count = devices
-    if not devices:
-        count = 2 ** int(np.log2(min(_cores(), max(1, batch_size // 16))))
-        while batch_size % count:
-            count //= 2
-    jax.config.update("jax_num_cpu_devices", count)
-
-
-def _cores() -> int:
-    """Returns how many cores this process may use; in containers fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    jax.config.update("jax_num_cpu_devices", max(1, count))
 
 
 def make_mesh(devices: int = 0) -> Mesh:
@@ -135,6 +120,11 @@ def next_example(x: Array, axis: str | None) -> Array:
     size = lax.axis_size(axis)
     first = lax.ppermute(x[:1], axis, [(i, (i - 1) % size) for i in range(size)])
     return jnp.concatenate([x[1:], first])
+
+
+def everyone(x: Array, axis: str | None) -> Array:
+    """Returns the whole batch's rows, for what compares each example with all others."""
+    return x if axis is None else lax.all_gather(x, axis, tiled=True)
 
 
 def sum_over_shards(fn: Callable, *args: Array) -> Array:
@@ -239,6 +229,8 @@ def compile_step(
         state, metrics = one(state, xs[0])
         return state, jax.tree.map(lambda value: value[None], metrics)
 
+    if _on_cpu(mesh):
+        _keep_freed_memory()
     compile_in = _compile_pmap if mode == "pmap" else _compile_jit
     return compile_in(steps, mesh, whole=gather, divided=divided)
 
@@ -247,21 +239,25 @@ def _compile_jit(steps: Callable, mesh: Mesh, *, whole: bool, divided: bool) -> 
     replicated = NamedSharding(mesh, P())
     table = NamedSharding(mesh, P(BATCH)) if divided else replicated
     batches = replicated if divided else NamedSharding(mesh, P(None, BATCH))
-    compiled = jax.jit(
-        steps,
-        donate_argnums=0,
-        in_shardings=(replicated, table, batches),
-        out_shardings=(replicated, replicated),
-        compiler_options=compiler_options(mesh),
-    )
+    compiled = {
+        loop: jax.jit(
+            steps,
+            donate_argnums=0,
+            in_shardings=(replicated, table, batches),
+            out_shardings=(replicated, replicated),
+            compiler_options=compiler_options(mesh, loop=loop),
+        )
+        for loop in (False, True)
+    }
 
     def run(state, table, xs):
         with jax.sharding.set_mesh(mesh):
-            return compiled(state, table, _put(xs, batches, whole=whole))
+            return compiled[len(xs) > 1](state, table, _put(xs, batches, whole=whole))
 
     def lower(state, table, xs):
+        shape = jax.ShapeDtypeStruct(xs.shape, xs.dtype)
         with jax.sharding.set_mesh(mesh):
-            return compiled.lower(state, table, jax.ShapeDtypeStruct(xs.shape, xs.dtype))
+            return compiled[len(xs) > 1].lower(state, table, shape)
 
     run.lower = lower
     return run
@@ -308,10 +304,36 @@ def _put(x: np.ndarray, sharding: NamedSharding, *, whole: bool) -> Array:
         return jax.make_array_from_process_local_data(sharding, x)
 
 
-def compiler_options(mesh: Mesh) -> dict[str, bool]:
-    """Leaves each of several CPU devices its own core."""
-    one_thread_each = mesh.devices.flat[0].platform == "cpu" and jax.local_device_count() > 1
-    return {"xla_cpu_multi_thread_eigen": False} if one_thread_each else {}
+def compiler_options(mesh: Mesh, *, loop: bool = False) -> dict[str, bool | str]:
+    """Returns options of XLA for CPUs; others get none.
+
+    Several devices leave each other their cores. What is independent XLA starts side by side;
+    in a loop, where steps are small, that costs more than it gains.
+    """
+    if not _on_cpu(mesh):
+        return {}
+    options = {"xla_cpu_multi_thread_eigen": False} if jax.local_device_count() > 1 else {}
+    if loop:
+        options["xla_cpu_scheduler_type"] = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
+    return options
+
+
+def _on_cpu(mesh: Mesh) -> bool:
+    return mesh.devices.flat[0].platform == "cpu"
+
+
+def _keep_freed_memory() -> None:
+    """Lets this process keep what it frees, where the C library is glibc.
+
+    It would hand the temporaries of each step back to the kernel, and get them again page by page:
+    a quarter of the time of a step of small convolutions.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26)):
+        mallopt(option, value)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

@@ -126,7 +126,7 @@ def trouble(directory: Path, hosts: Hosts) -> None:
 def main() -> None:
     scenario, directory = globals()[sys.argv[1]], Path(sys.argv[2])
     place = rendezvous.place()
-    parallel.use_all_cores(0, place.local_devices)
+    parallel.set_cpu_devices(place.local_devices)
     jax.config.update("jax_compilation_cache_dir", str(directory / "cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     with rendezvous.join(place, {"scenario": sys.argv[1]}) as hosts:

@@ -56,6 +56,16 @@ def test_convolution_with_pooling_equals_its_two_steps_with_its_gradients():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+def test_convolution_with_upsampling_equals_its_two_steps_with_its_gradients():
+    x, w = images(3, 4, 3, 5), images(3, 3, 5, 2)
+    expected, pull_plain = jax.vjp(lambda x, w: layers.conv2d(layers.upsample(x), w, 1), x, w)
+    found, pull = jax.vjp(layers.conv_up, x, w)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    g = images(*expected.shape)
+    for a, b in zip(pull(g), pull_plain(g), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
 def test_downsampling_equals_pytorch_average_pooling():
     x = images(2, 4, 6, 3)
     expected = torch.nn.functional.avg_pool2d(to_torch(x), 2)

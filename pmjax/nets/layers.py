@@ -80,12 +80,43 @@ def conv_down(x: Array, w: Array) -> Array:
     return conv2d(x, w.reshape(2, 2, x.shape[-1], -1), 0)
 
 
+def conv_up(x: Array, w: Array) -> Array:
+    """Doubles H and W bilinearly, then convolves with a kernel [3, 3, C, O].
+
+    On a CPU in the other order, which is the same: the coarse pixels are multiplied by all nine
+    taps at once, a quarter of the products, and the nine results are resampled into their places.
+    """
+
+    def taps_first(x, w):
+        n, height, width, c = x.shape
+        taps = x.reshape(-1, c) @ w.transpose(2, 0, 1, 3).reshape(c, -1)
+        taps = taps.reshape(n, height, width, 3, 3, -1)
+        rows = _upsample_taps([taps[:, :, :, k] for k in range(3)], 1)
+        return _upsample_taps([rows[:, :, :, k] for k in range(3)], 2)
+
+    def resampling_first(x, w):
+        return conv2d(upsample(x), w, 1)
+
+    return lax.platform_dependent(x, w, cpu=taps_first, default=resampling_first)
+
+
+def _upsample_taps(taps: list[Array], axis: int) -> Array:
+    """Doubles an axis of three taps' products, and adds them as a convolution with zeros around."""
+    size = taps[0].shape[axis]
+    (even0, odd0), (even1, odd1), (even2, odd2) = (_halves(tap, axis) for tap in taps)
+    zero = jnp.zeros_like(_at(even0, axis, 0, 1))
+    left = jnp.concatenate([zero, _at(odd0, axis, 0, size - 1)], axis)
+    right = jnp.concatenate([_at(even2, axis, 1, size), zero], axis)
+    return _interleave(left + even1 + odd2, even0 + odd1 + right, axis)
+
+
 class Conv(nn.Module):
     """Convolution with bias, stride 1, Xavier-uniform with a gain (Mimicry's initialisation)."""
 
     features: int
     kernel: int = 3
     gain: float = 1.0
+    up: bool = False  # doubles height and width bilinearly before it
     down: bool = False  # averages 2×2 pixels behind it
     dtype: str = "float32"  # of the computation; the parameters are float32
 
@@ -99,6 +130,8 @@ class Conv(nn.Module):
         if self.down:
             return conv_down(x, w) + bias
         w = w.astype(self.dtype)
+        if self.up:
+            return conv_up(x, w) + bias
         return (conv2d(x, w, self.kernel // 2) if self.kernel > 1 else x @ w[0, 0]) + bias
 
 
@@ -119,12 +152,22 @@ def spectral_norm(layer: nn.Module, x: Array, *, train: bool) -> Array:
 def upsample(x: Array) -> Array:
     """Doubles height and width bilinearly (pixel centres, as PyTorch's align_corners=False)."""
     for axis in (1, 2):
-        size = x.shape[axis]
-        before = jnp.concatenate([_at(x, axis, 0, 1), _at(x, axis, 0, size - 1)], axis)
-        after = jnp.concatenate([_at(x, axis, 1, size), _at(x, axis, size - 1, size)], axis)
-        pair = jnp.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], axis + 1)
-        x = pair.reshape(*x.shape[:axis], 2 * size, *x.shape[axis + 1 :])
+        x = _interleave(*_halves(x, axis), axis)
     return x
+
+
+def _halves(x: Array, axis: int) -> tuple[Array, Array]:
+    """Returns the even and the odd pixels of an axis that is doubled bilinearly."""
+    size = x.shape[axis]
+    before = jnp.concatenate([_at(x, axis, 0, 1), _at(x, axis, 0, size - 1)], axis)
+    after = jnp.concatenate([_at(x, axis, 1, size), _at(x, axis, size - 1, size)], axis)
+    return 0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after
+
+
+def _interleave(even: Array, odd: Array, axis: int) -> Array:
+    shape = even.shape
+    pair = jnp.stack([even, odd], axis + 1)
+    return pair.reshape(*shape[:axis], 2 * shape[axis], *shape[axis + 1 :])
 
 
 def _at(x: Array, axis: int, start: int, stop: int) -> Array:

@@ -102,8 +102,13 @@ class Critic(nn.Module):
     dtype: str = "float32"
     axis: str | None = None
 
-    @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Sums the trunk's features over the pixels into a linear layer."""
-        x = _Trunk(self.scale, True, self.dtype)(x, train=train).sum((1, 2))
-        return at_least_float32(spectral_norm(dense(1, self.dtype), x, train=train)[:, 0])
+        return self.features(x, train=train)[1]
+
+    @nn.compact
+    def features(self, x: Array, *, train: bool) -> tuple[Array, Array]:
+        """Returns the trunk's features [N, k], and the number [N]."""
+        x = _Trunk(self.scale, True, self.dtype)(x, train=train)
+        out = spectral_norm(dense(1, self.dtype), x.sum((1, 2)), train=train)[:, 0]
+        return at_least_float32(x.reshape(x.shape[0], -1)), at_least_float32(out)

@@ -69,7 +69,7 @@ class GBlock(nn.Module):
         norm = partial(image_norm, train=train, dtype=self.dtype, axis=self.axis)
         norm = norm if self.batch_norm else lambda x: x
         grow = upsample if self.up else lambda x: x
-        h = conv(gain=_GAIN)(grow(nn.relu(norm(x))))
+        h = conv(gain=_GAIN, up=self.up)(nn.relu(norm(x)))
         h = conv(gain=_GAIN)(nn.relu(norm(h)))
         if self.up or x.shape[-1] != self.features:
             # The 1×1 convolution commutes with the resampling and is cheaper before it.
@@ -159,8 +159,13 @@ class Critic(nn.Module):
     dtype: str = "float32"
     axis: str | None = None
 
-    @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Flattens the trunk's features into a linear layer."""
+        return self.features(x, train=train)[1]
+
+    @nn.compact
+    def features(self, x: Array, *, train: bool) -> tuple[Array, Array]:
+        """Returns the trunk's features [N, k], and the number [N]."""
         x = _Trunk(self.critic_width, self.blocks, self.patch, self.dtype)(x, train=train)
-        return at_least_float32(dense(1, self.dtype)(x.reshape(x.shape[0], -1))[:, 0])
+        x = x.reshape(x.shape[0], -1)
+        return at_least_float32(x), at_least_float32(dense(1, self.dtype)(x)[:, 0])
