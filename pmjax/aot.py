@@ -98,7 +98,7 @@ def parse_shape(text: str) -> tuple[Chip, tuple[int, ...]]:
 
 
 def parse_data(text: str) -> tuple[int, ...]:
-    """Reads the shape of a table of images such as '162770x64x64x3'."""
+    """Reads the shape of a table of images."""
     if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*x[13]", text):
         raise UserError(f"--aot_data={text} must be IMAGESxHEIGHTxWIDTHxCHANNELS, as {DATA}.")
     return tuple(int(size) for size in text.split("x"))
@@ -143,16 +143,13 @@ _BELOW = re.compile(r"ROOT .* compare\([^,]*?%?([\w.-]+), [^,]*?%?([\w.-]+)\), d
 _CONSTANT = re.compile(r" constant\((\d+)\)")
 _CALLED = re.compile(r"(?:body|condition|to_apply|calls)=%?([\w.-]+)")
 _ARRAY = re.compile(r"\b(pred|bf16|f8\w*|[sufc]\d+)\[([\d,]*)\]")
-_COLLECTIVES = (
-    "all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute",
-)  # fmt: skip
+_COLLECTIVES = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
 
 
 def read(text: str) -> Schedule:
     """Reads the text of a scheduled module.
 
-    A fusion's estimate stands for all that is fused, and a conditional is its longest branch. An
-    asynchronous operation counts in full where it starts.
+    A fusion's estimate stands for all that is fused. Of a conditional the longest branch counts.
     """
     computations, entry, current = {}, None, None
     for line in text.splitlines():
@@ -179,19 +176,18 @@ def _walk(computations: dict, name: str, times: int, schedule: Schedule) -> None
             for called in _CALLED.findall(line):
                 _walk(computations, called, inner, schedule)
         elif kind == "conditional":
+            names = re.findall(r"%([\w.-]+)", line.partition("), ")[2])
             branches = []
-            for called in re.findall(r"%([\w.-]+)", line.partition("), ")[2]):
-                if called in computations:
-                    branches.append(Schedule())
-                    _walk(computations, called, times, branches[-1])
+            for called in filter(computations.get, names):
+                branches.append(Schedule())
+                _walk(computations, called, times, branches[-1])
             longest = max(branches, key=lambda branch: branch.cycles)
             schedule.cycles += longest.cycles
             schedule.operations += longest.operations
             schedule.collectives += longest.collectives
             schedule.unknown_loops += longest.unknown_loops
         elif not kind.endswith("-done"):
-            found = _CYCLES.search(line)
-            cycles = times * int(found[1]) if found else 0
+            cycles = times * sum(map(int, _CYCLES.findall(line)))
             schedule.cycles += cycles
             schedule.operations[f"{operation} {result}"] += cycles
             collective = kind.removesuffix("-start")
@@ -202,10 +198,7 @@ def _walk(computations: dict, name: str, times: int, schedule: Schedule) -> None
 
 
 def _trips(computations: dict, line: str) -> int | None:
-    """Returns how often a loop runs: as it says, or from a condition `counter < constant`.
-
-    JAX's counters start at 0 and rise by 1; TPU's compiler says the number nowhere else.
-    """
+    """Returns how often a loop runs: as it says, or from JAX's condition `counter < constant`."""
     if known := _TRIPS.search(line):
         return int(known[1])
     condition = computations[re.search(r"condition=%?([\w.-]+)", line)[1]]
@@ -230,9 +223,8 @@ def measure(
 ) -> dict[str, Any]:
     """Compiles the step of stage 1 for each shape and returns what bench's JSON has of them.
 
-    `shapes` are as `parse_shape` takes them, `per_chip` images on each chip replace the config's
-    batch size, and `data` is the shape of the table of images. Raises `UserError` for unknown
-    shapes and without libtpu.
+    `per_chip` images on each chip replace the config's batch size, and `data` is the shape of the
+    table of images. Raises `UserError` for unknown shapes and without libtpu.
     """
     for shape in shapes:
         parse_shape(shape)
@@ -242,13 +234,12 @@ def measure(
         raise UserError('--aot needs libtpu\'s compiler: pip install "pmjax[tpu]".')
     os.environ |= _ENVIRONMENT
     jax.config.update("jax_platforms", "cpu")
-    written = _written_flops(settings, per_chip, data)
+    written = written_flops(settings, per_chip, data[1:])
     results = {}
     for shape in shapes:
         print(f"compiling for {shape}, which takes minutes", file=sys.stderr, flush=True)
-        results[shape] = _compile(settings, shape, per_chip, data) | {
-            "written_gflop": written / 1e9
-        }
+        results[shape] = _compile(settings, shape, per_chip, data)
+        results[shape]["written_gflop"] = written / 1e9
     return {
         "estimated": True,
         "batch_per_chip": per_chip,
@@ -273,17 +264,25 @@ def lowered(settings: ConfigDict, mesh: Mesh, data: tuple[int, ...]) -> jax.stag
     )
 
 
-def _with_batch(settings: ConfigDict, size: int, **changes: Any) -> ConfigDict:
+def _with_batch(settings: ConfigDict, size: int) -> ConfigDict:
     changed = settings.copy_and_resolve_references()
     changed.data.batch_size = size
-    changed.update({"parallel": "jit"} | changes)
+    changed.parallel = "jit"
     return changed
 
 
-def _written_flops(settings: ConfigDict, per_chip: int, data: tuple[int, ...]) -> float:
-    """Returns the FLOPs of a step as the nets are written, by XLA's count before optimization."""
-    alone = _with_batch(settings, per_chip, steps_per_dispatch=1)
-    return lowered(alone, parallel.make_mesh(1), (per_chip, *data[1:])).cost_analysis()["flops"]
+def written_flops(settings: ConfigDict, batch_size: int, shape: tuple[int, ...]) -> float:
+    """Returns the FLOPs of a step of stage 1, by XLA's count before it optimizes.
+
+    Counted are the plain nets, which GPUs run. Forms for TPUs multiply by zeros and resample by
+    products of matrices: that adds nothing to the share of the peak.
+    """
+    chosen = _with_batch(settings, batch_size)
+    game = build.stage1_game(chosen, shape)
+    state = jax.eval_shape(partial(init_state, game), jax.random.key(chosen.seed))
+    step = jax.jit(partial(train_step, game=game, ema_decay=chosen.ema_decay))
+    images = jax.ShapeDtypeStruct((batch_size, *shape), jnp.uint8)
+    return step.trace(state, images).lower(lowering_platforms=("cuda",)).cost_analysis()["flops"]
 
 
 def _compile(
@@ -309,7 +308,6 @@ def _compile(
     return {
         "chips": mesh.size,
         "batch_size": per_chip * mesh.size,
-        "steps_per_dispatch": steps,
         "compile_s": time.perf_counter() - began,
         "arguments_gb": arguments / 1e9,
         "temporaries_gb": memory.temp_size_in_bytes / 1e9,
@@ -325,8 +323,7 @@ def _compile(
             name: 1e3 * cycles / steps / chip.clock
             for name, cycles in found.operations.most_common(30)
         },
-        # Of the whole array: a scatter's result is one chip's part of it.
-        "collective_mb": {
+        "collective_mb": {  # of the whole array: a scatter's result is one chip's part of it
             kind: size / steps / 1e6 * (mesh.size if kind == "reduce-scatter" else 1)
             for kind, size in found.collectives.items()
         },
@@ -350,6 +347,7 @@ _ROWS = (
     ("est. ms a step", "step_ms", ".1f"),
     ("est. images/s", "images_per_s_per_chip", ".0f"),
     ("est. share of peak", "share_of_peak", ".1%"),
+    ("  with time on links", "share_with_links", ".1%"),
     ("est. efficiency", "efficiency", ".1%"),
     ("seconds to compile", "compile_s", ".0f"),
 )
@@ -358,23 +356,26 @@ _ROWS = (
 def derive(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Adds to each shape's figures the rates, shares and efficiencies that follow from them.
 
-    The time of a step is that of the estimated cycles and of the links, one after the other: as if
-    no communication were hidden behind computation.
+    A step's time is that of the estimated cycles and of the links, one after the other, as if no
+    communication were hidden behind computation. The first share of the peak is without links.
     """
     for shape, result in results.items():
         chip, sides = parse_shape(shape)
         mb = result["collective_mb"]
         compute_s = result["step_cycles"] / chip.clock
+        ideal_s = 1e9 * result["written_gflop"] / chip.peak
         # A scatter of sums, or a gathering, is half of an all-reduce.
         moved = sum(size / (1 if kind == "all-reduce" else 2) for kind, size in mb.items())
         links_s = all_reduce_s(1e6 * moved, chip, sides)
+        step_s = compute_s + links_s
         result |= {
             "compute_ms": 1e3 * compute_s,
             "collectives_mb": sum(mb.values()),
             "links_ms": 1e3 * links_s,
-            "step_ms": 1e3 * (compute_s + links_s),
-            "images_per_s_per_chip": result["batch_size"] / result["chips"] / (compute_s + links_s),
-            "share_of_peak": result["written_gflop"] * 1e9 / (compute_s + links_s) / chip.peak,
+            "step_ms": 1e3 * step_s,
+            "images_per_s_per_chip": result["batch_size"] / result["chips"] / step_s,
+            "share_of_peak": ideal_s / compute_s,
+            "share_with_links": ideal_s / step_s,
         }
     for shape, result in results.items():
         generation = shape.partition(":")[0]
@@ -386,14 +387,13 @@ def derive(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def table(report: dict[str, Any]) -> str:
     """Returns what `measure` found as text."""
-    images, *sides = report["data"]
+    (images, *sides), shapes = report["data"], report["shapes"]
     lines = [
         f"Compiled by libtpu {report['libtpu']}, not run: times are the compiler's ESTIMATES.",
         f"Stage 1, {report['batch_per_chip']} images a chip, {images} images of "
         f"{'×'.join(map(str, sides))} on the devices. Each figure is one chip's.",
-        f"  {'':26}" + "".join(f"{name:>12}" for name in report["shapes"]),
+        f"  {'':26}" + "".join(f"{name:>12}" for name in shapes),
     ]
     for name, key, form in _ROWS:
-        values = (format(result[key], form) for result in report["shapes"].values())
-        lines.append(f"  {name:26}" + "".join(f"{value:>12}" for value in values))
+        lines.append(f"  {name:26}" + "".join(f"{v[key]:>12{form}}" for v in shapes.values()))
     return "\n".join(lines)

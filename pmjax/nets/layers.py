@@ -8,6 +8,7 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
+from pmjax.nets import _tpu
 from pmjax.parallel import sum_over_shards
 
 Array = jax.Array
@@ -65,16 +66,38 @@ def _conv2d_backward(padding, residuals, g):
 conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 
 
+def paired_conv(x: Array, w: Array) -> Array:
+    """Is `conv2d` for a kernel [3, 3, C, O], in the form that suits TPUs if channels are few."""
+    return lax.platform_dependent(x, w, tpu=_tpu.paired_conv, default=partial(conv2d, padding=1))
+
+
 # What a 3-tap filter becomes, seen from the coarser grid: [tap, position in the pixel pair, 3].
 _DOWN = np.array([[[1, 0, 0], [1, 1, 0]], [[0, 1, 1], [0, 0, 1]]]) / 2
 
 
-def conv_down(x: Array, w: Array) -> Array:
-    """Convolves with a kernel [3, 3, C, O], then averages 2×2 pixels: halves H and W.
+def conv_down(x: Array, w: Array, dtype: str | None = None) -> Array:
+    """Convolves with a kernel [k, k, C, O], k = 1 or 3, then averages 2×2 pixels: halves H and W.
 
-    The two are one 4×4 convolution with stride 2, which has 16/36 of the products; with 2×2
-    pixels folded into channels it is a 2×2 one with stride 1.
+    For k = 3 the two are one 4×4 convolution with stride 2, which has 16/36 of the products; with
+    2×2 pixels folded into channels it is a 2×2 one with stride 1. A 1×1 convolution is cheaper
+    behind the average. It computes in `dtype` (None: that of x).
     """
+    dtype = dtype or x.dtype
+    default = _conv_down if w.shape[0] > 1 else _average_down
+    return lax.platform_dependent(
+        x,
+        w,
+        tpu=lambda x, w: _tpu.conv_down(x.astype(dtype), w),
+        default=partial(default, dtype=dtype),
+    )
+
+
+def _average_down(x: Array, w: Array, *, dtype: str) -> Array:
+    return downsample(x).astype(dtype) @ w.astype(dtype)[0, 0]
+
+
+def _conv_down(x: Array, w: Array, *, dtype: str) -> Array:
+    x = x.astype(dtype)
     w = jnp.einsum("iak,jbl,klco->ijabco", _DOWN, _DOWN, w).astype(x.dtype)
     x = space_to_depth(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), 2)
     return conv2d(x, w.reshape(2, 2, x.shape[-1], -1), 0)
@@ -97,7 +120,7 @@ def conv_up(x: Array, w: Array) -> Array:
     def resampling_first(x, w):
         return conv2d(upsample(x), w, 1)
 
-    return lax.platform_dependent(x, w, cpu=taps_first, default=resampling_first)
+    return lax.platform_dependent(x, w, cpu=taps_first, tpu=_tpu.conv_up, default=resampling_first)
 
 
 def _upsample_taps(taps: list[Array], axis: int) -> Array:
@@ -118,6 +141,7 @@ class Conv(nn.Module):
     gain: float = 1.0
     up: bool = False  # doubles height and width bilinearly before it
     down: bool = False  # averages 2×2 pixels behind it
+    paired: bool = False  # on TPUs, two pixels of a row in one; for rows of such layers
     dtype: str = "float32"  # of the computation; the parameters are float32
 
     @nn.compact
@@ -126,13 +150,15 @@ class Conv(nn.Module):
         init = nn.initializers.variance_scaling(self.gain**2, "fan_avg", "uniform")
         w = self.param("kernel", init, (self.kernel, self.kernel, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x, bias = x.astype(self.dtype), bias.astype(self.dtype)
+        bias = bias.astype(self.dtype)
         if self.down:
-            return conv_down(x, w) + bias
-        w = w.astype(self.dtype)
+            return conv_down(x, w, self.dtype) + bias
+        x, w = x.astype(self.dtype), w.astype(self.dtype)
         if self.up:
             return conv_up(x, w) + bias
-        return (conv2d(x, w, self.kernel // 2) if self.kernel > 1 else x @ w[0, 0]) + bias
+        if self.kernel == 1:
+            return x @ w[0, 0] + bias
+        return (paired_conv(x, w) if self.paired else conv2d(x, w, self.kernel // 2)) + bias
 
 
 def at_least_float32(x: Array) -> Array:
@@ -151,9 +177,13 @@ def spectral_norm(layer: nn.Module, x: Array, *, train: bool) -> Array:
 
 def upsample(x: Array) -> Array:
     """Doubles height and width bilinearly (pixel centres, as PyTorch's align_corners=False)."""
-    for axis in (1, 2):
-        x = _interleave(*_halves(x, axis), axis)
-    return x
+
+    def interleaved(x):
+        for axis in (1, 2):
+            x = _interleave(*_halves(x, axis), axis)
+        return x
+
+    return lax.platform_dependent(x, tpu=_tpu.upsample, default=interleaved)
 
 
 def _halves(x: Array, axis: int) -> tuple[Array, Array]:

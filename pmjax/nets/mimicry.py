@@ -92,7 +92,7 @@ class Decoder(nn.Module):
         for features in others:
             x = GBlock(features, up=True, batch_norm=True, **common)(x, train=train)
         x = nn.relu(image_norm(x, train=train, **common))
-        return jnp.tanh(at_least_float32(Conv(channels, dtype=self.dtype)(x)))
+        return jnp.tanh(at_least_float32(Conv(channels, paired=True, dtype=self.dtype)(x)))
 
 
 class Critic(nn.Module):

@@ -14,7 +14,6 @@ from pmjax.nets.layers import (
     Conv,
     at_least_float32,
     depth_to_space,
-    downsample,
     space_to_depth,
     spectral_norm,
     upsample,
@@ -48,8 +47,7 @@ class DBlock(nn.Module):
         h = conv(x if self.optimized else nn.relu(x), hidden, gain=_GAIN)
         h = conv(nn.relu(h), self.features, gain=_GAIN, down=self.down)
         if self.down or x.shape[-1] != self.features:
-            # The 1×1 convolution commutes with the resampling and is cheaper after it.
-            x = conv(downsample(x) if self.down else x, self.features, kernel=1)
+            x = conv(x, self.features, kernel=1, down=self.down)
         return h + x
 
 
@@ -70,7 +68,7 @@ class GBlock(nn.Module):
         norm = norm if self.batch_norm else lambda x: x
         grow = upsample if self.up else lambda x: x
         h = conv(gain=_GAIN, up=self.up)(nn.relu(norm(x)))
-        h = conv(gain=_GAIN)(nn.relu(norm(h)))
+        h = conv(gain=_GAIN, paired=True)(nn.relu(norm(h)))
         if self.up or x.shape[-1] != self.features:
             # The 1×1 convolution commutes with the resampling and is cheaper before it.
             x = grow(conv(kernel=1)(x))

@@ -1,0 +1,124 @@
+"""Convolution and resampling in the forms that TPUs are fast at; the values are the same.
+
+A TPU multiplies for 128 output channels at a time, and moving pixels costs more than multiplying.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+Array = jax.Array
+_COLUMNS = 128  # of a matrix unit
+
+
+def _conv(x: Array, w: Array, rows: tuple, columns: tuple, stride: int = 1) -> Array:
+    return lax.conv_general_dilated(
+        x, w, (stride, stride), (rows, columns), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def paired_conv(x: Array, w: Array) -> Array:
+    """Is `layers.conv2d` for a kernel [3, 3, C, O]; few channels are folded, two pixels into one.
+
+    Half of the folded kernel is zeros, but without folding more of the matrix unit is idle.
+    """
+    if not _folds(x.shape[2], w.shape[-1]):
+        return _conv(x, w, (1, 1), (1, 1))
+    before, centre, after = (w[:, tap] for tap in range(3))
+    none = jnp.zeros_like(centre)
+    kernel = jnp.stack(
+        [
+            _fold([none, none], [before, none]),
+            _fold([centre, before], [after, centre]),
+            _fold([none, after], [none, none]),
+        ],
+        1,
+    )
+    n, height, width, c = x.shape
+    y = _conv(x.reshape(n, height, width // 2, 2 * c), kernel, (1, 1), (1, 1))
+    return y.reshape(n, height, width, -1)
+
+
+def _folds(width: int, features: int) -> bool:
+    return 2 * features <= _COLUMNS and width % 2 == 0
+
+
+def _fold(*kernels: list[Array]) -> Array:
+    """Makes one kernel of those from each pixel of a pair (a list) to each (its elements)."""
+    return jnp.concatenate([jnp.concatenate(to, -1) for to in kernels], -2)
+
+
+def conv_down(x: Array, w: Array) -> Array:
+    """Is `layers.conv_down`, as one convolution with stride 2; w is [k, k, C, O], k = 1 or 3."""
+    padding = w.shape[0] // 2
+    for axis in (0, 1):
+        zero = jnp.zeros_like(lax.slice_in_dim(w, 0, 1, axis=axis))
+        w = (jnp.concatenate([w, zero], axis) + jnp.concatenate([zero, w], axis)) / 2
+    return _conv(x, w.astype(x.dtype), (padding, padding), (padding, padding), 2)
+
+
+def conv_up(x: Array, w: Array) -> Array:
+    """Is `layers.conv_up`; few channels are not upsampled in width, but convolved from the coarse.
+
+    The even and the odd pixels of a row are then channels of a convolution of the coarse row, and
+    the row's ends, where neither the image nor its upsampling goes on, are put right.
+    """
+    if 2 * w.shape[-1] > _COLUMNS:
+        return _conv(upsample(x), w, (1, 1), (1, 1))
+    x = _double(x, 1)
+    before, centre, after = (w[:, tap].astype(jnp.float32) for tap in range(3))
+    kernel = [
+        _fold([3 * before + centre, before]),
+        _fold([before + 3 * (centre + after), 3 * (before + centre) + after]),
+        _fold([after, centre + 3 * after]),
+    ]
+    return _from_coarse(x, kernel, _fold([centre - before, before]), _fold([after, centre - after]))
+
+
+def upsample(x: Array) -> Array:
+    """Is `layers.upsample`, as products of matrices."""
+    if 2 * x.shape[-1] > _COLUMNS:
+        return _double(_double(x, 2), 1)
+    one = jnp.eye(x.shape[-1])[None]
+    zero = jnp.zeros_like(one)
+    kernel = [_fold([one, zero]), _fold([3 * one, 3 * one]), _fold([zero, one])]
+    return _from_coarse(_double(x, 1), kernel, _fold([one, zero]), _fold([zero, one]))
+
+
+def _from_coarse(x: Array, kernel: list[Array], first: Array, last: Array) -> Array:
+    """Makes two pixels of each one of a row.
+
+    Args:
+      x: [N, H, W, C].
+      kernel: four times that for the pixel before, this pixel and the one after, to channels of
+        both: [k, C, 2 O] each.
+      first: four times what the first pixel adds beyond.
+      last: four times what the last pixel adds beyond.
+    """
+    rows = (len(first) // 2, len(first) // 2)
+    kernel, first, last = (
+        (taps / 4).astype(x.dtype) for taps in (jnp.stack(kernel, 1), first[:, None], last[:, None])
+    )
+    y = _conv(x, kernel, rows, (1, 1))
+    n, height, width, _ = y.shape
+    for end, taps, space in (
+        (x[:, :, :1], first, (0, width - 1)),
+        (x[:, :, -1:], last, (width - 1, 0)),
+    ):
+        y += jnp.pad(_conv(end, taps, rows, (0, 0)), ((0, 0), (0, 0), space, (0, 0)))
+    return y.reshape(n, height, 2 * width, -1)
+
+
+def _double(x: Array, axis: int) -> Array:
+    """Doubles height (axis 1) or width (2) bilinearly."""
+    form = "nhwc,ph->npwc" if axis == 1 else "nhwc,qw->nhqc"
+    return jnp.einsum(form, x, _bilinear(x.shape[axis]).astype(x.dtype))
+
+
+def _bilinear(size: int) -> np.ndarray:
+    """Returns the matrix [2 size, size] that doubles one axis."""
+    places = np.arange(2 * size)
+    pixel = places // 2
+    neighbour = np.clip(pixel + np.where(places % 2, 1, -1), 0, size - 1)
+    return 0.75 * np.eye(size)[pixel] + 0.25 * np.eye(size)[neighbour]
