@@ -315,6 +315,7 @@ def compiler_options(mesh: Mesh, *, loop: bool = False) -> dict[str, bool | str]
     options = {"xla_cpu_multi_thread_eigen": False} if jax.local_device_count() > 1 else {}
     if loop:
         options["xla_cpu_scheduler_type"] = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
+        options["xla_cpu_copy_insertion_use_region_analysis"] = True  # copies less of the state
     return options
 
 

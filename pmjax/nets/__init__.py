@@ -3,6 +3,7 @@
     Encoder(latent_dim=…, **common, **args)(x) -> [N, latent_dim]
     Decoder(shape=…, **common, **args)(z)      -> [N, *shape], images within [-1, 1]
     Critic(**common, **args)(x)                -> [N]
+    Critic.features(x)                         -> its last features [N, k], and [N]
 
 `args` are the family's own (`config.nets_args`); all three take the same ones. `common` are
 `dtype`, in which the net computes (parameters, statistics and outputs are float32), and `axis`,
@@ -44,13 +45,27 @@ def init(net: nn.Module, key: jax.Array, *inputs: jax.Array) -> tuple[Params, St
     return params, stats
 
 
-def apply(net: nn.Module, params: Params, stats: Stats, *inputs, train: bool = False):
+def apply(
+    net: nn.Module,
+    params: Params,
+    stats: Stats,
+    *inputs,
+    train: bool = False,
+    method: str | None = None,
+):
     """Calls a net and leaves its mutable collections as they are."""
-    output, _ = update(net, params, stats, *inputs, train=train)
+    output, _ = update(net, params, stats, *inputs, train=train, method=method)
     return output
 
 
-def update(net: nn.Module, params: Params, stats: Stats, *inputs, train: bool = True):
-    """Calls a net; returns its output and its mutable collections after the call."""
+def update(
+    net: nn.Module,
+    params: Params,
+    stats: Stats,
+    *inputs,
+    train: bool = True,
+    method: str | None = None,
+):
+    """Calls a net, or one of its methods; returns the output and the collections after the call."""
     variables = {"params": params, **stats}
-    return net.apply(variables, *inputs, train=train, mutable=list(stats))
+    return net.apply(variables, *inputs, train=train, mutable=list(stats), method=method)

@@ -20,13 +20,14 @@ class MLP(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Maps [N, …] to [N, features]."""
+    def __call__(self, x: Array, *, hidden: bool = False) -> Array | tuple[Array, Array]:
+        """Maps [N, …] to [N, features]; with `hidden`, returns what the last layer sees, too."""
         x = x.reshape(x.shape[0], -1)
         for _ in range(self.layers):
             dense = nn.Dense(self.width, kernel_init=nn.initializers.he_normal(), dtype=self.dtype)
             x = nn.relu(dense(x))
-        return at_least_float32(nn.Dense(self.features, dtype=self.dtype)(x))
+        out = at_least_float32(nn.Dense(self.features, dtype=self.dtype)(x))
+        return (at_least_float32(x), out) if hidden else out
 
 
 class Encoder(nn.Module):
@@ -68,10 +69,15 @@ class Critic(nn.Module):
     dtype: str = "float32"
     axis: str | None = None
 
-    @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Applies the perceptron."""
-        return MLP(1, self.width, self.layers, self.dtype)(x)[:, 0]
+        return self.features(x, train=train)[1]
+
+    @nn.compact
+    def features(self, x: Array, *, train: bool) -> tuple[Array, Array]:
+        """Returns the last hidden layer [N, width], and the number [N]."""
+        hidden, out = MLP(1, self.width, self.layers, self.dtype)(x, hidden=True)
+        return hidden, out[:, 0]
 
 
 class LatentGenerator(nn.Module):
