@@ -48,16 +48,19 @@ def stage1_game(settings: ConfigDict, shape: tuple[int, ...]) -> Game:
             f"config.schedule='joint' needs a prior that is trained, "
             f"such as 'latent_gan'; '{settings.prior}' is fitted."
         )
-    return joint(game, prior.game(settings.latent_dim, optimizer, axis), averaged=("G", "g"))
+    second = prior.game(settings.latent_dim, optimizer, axis)
+    return joint(game, second, averaged=("G", *second.averaged))
 
 
-def stage2_game(settings: ConfigDict) -> Game:
-    """Builds the game of a prior that is trained on the embeddings."""
-    optimizer = make_optimizer(steps=settings.stage2.steps, **settings.stage2.optimizer)
-    axis = parallel.axis_of(settings.parallel)
-    return prior(settings).game(settings.latent_dim, optimizer, axis)
+def stage2_game(settings: ConfigDict, name: str | None = None) -> Game:
+    """Builds the game of a prior that is trained on the embeddings (None: the config's own)."""
+    chosen = prior(settings, name)
+    wanted = settings.stage2.optimizer.to_dict() | getattr(chosen, "optimizer", {})
+    optimizer = make_optimizer(steps=settings.stage2.steps, **wanted)
+    return chosen.game(settings.latent_dim, optimizer, parallel.axis_of(settings.parallel))
 
 
-def prior(settings: ConfigDict):
-    """Returns the config's prior, not yet fitted."""
-    return priors.make(settings.prior, settings.prior_args.to_dict())
+def prior(settings: ConfigDict, name: str | None = None):
+    """Returns a prior, not yet fitted: the config's own with its arguments, another by default."""
+    own = name in (None, settings.prior)
+    return priors.make(name or settings.prior, settings.prior_args.to_dict() if own else {})

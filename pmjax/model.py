@@ -1,6 +1,7 @@
 """What a user loads: encode, decode, reconstruct, sample, interpolate."""
 
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,14 @@ class Model:
         prior: str,
         workdir: Path | None = None,
         prior_args: dict[str, Any] | None = None,
-        seed: int = 0,
+        fit_prior: Callable[[str], dict[str, Any]] | None = None,
     ):
-        """Takes the nets E and G, and arrays {'params': {'E', 'G'}, 'stats': {'E', 'G'}}."""
+        """Takes the nets E and G, and arrays {'params': {'E', 'G'}, 'stats': {'E', 'G'}}.
+
+        `fit_prior` gives the arrays of a prior that the workdir does not have yet.
+        """
         self.shape, self.latent_dim, self.prior = tuple(shape), latent_dim, prior
-        self._workdir, self._seed, self._arrays = workdir, seed, arrays
+        self._workdir, self._fit_prior, self._arrays = workdir, fit_prior, arrays
         self._prior_args = {prior: prior_args or {}}
         self._priors: dict[str, tuple[Any, Any]] = {}
         self._encode = jax.jit(lambda a, x: self._call(encoder, "E", a, to_float(x)))
@@ -95,8 +99,8 @@ class Model:
         Args:
           num: how many.
           seed: of the draw.
-          prior: name of another prior than the run's own; it is fitted to the run's embeddings
-            where the workdir does not have it yet.
+          prior: name of another prior than the run's own; it is fitted to the run's embeddings,
+            or trained on them, where the workdir does not have it yet.
         """
         return self.decode(self.sample_latent(num, seed=seed, prior=prior))
 
@@ -125,13 +129,8 @@ class Model:
             path = self._workdir and prior_path(self._workdir, name)
             if path and path.is_file():
                 arrays = checkpoint.read_arrays(path)
-            elif priors.is_trained(prior):
-                raise UserError(
-                    f"{self._workdir} has no trained prior '{name}'"
-                    f"{'; training has not come to it yet' if name == self.prior else ''}."
-                )
             else:
-                arrays = prior.fit(self.embeddings(), seed=self._seed)
+                arrays = self._fit_prior(name)
                 checkpoint.write_arrays(path, arrays)
             self._priors[name] = prior, jax.tree.map(jnp.asarray, arrays)
         return self._priors[name]
@@ -160,6 +159,12 @@ def load(workdir: str | os.PathLike) -> Model:
     arrays = checkpoint.read_arrays(path)
     shape = tuple(int(size) for size in arrays["shape"])
     game = build.stage1_game(settings, shape)
+
+    def fit_prior(name: str) -> dict[str, Any]:
+        from pmjax import train  # which imports this module
+
+        return train.fit_prior(settings, workdir, name, say=lambda line: None)
+
     return Model(
         encoder=game.nets["E"][0],
         decoder=game.nets["G"][0],
@@ -169,7 +174,7 @@ def load(workdir: str | os.PathLike) -> Model:
         prior=settings.prior,
         workdir=workdir,
         prior_args=settings.prior_args.to_dict(),
-        seed=settings.seed,
+        fit_prior=fit_prior,
     )
 
 

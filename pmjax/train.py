@@ -1,8 +1,10 @@
 """Both stages of a run, and the loop that trains either."""
 
 import hashlib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -36,18 +38,7 @@ def fit(settings: ConfigDict, workdir: Path, report: Report | Log, hosts: Hosts)
         f"{settings.data.name}: {len(data.data)} examples of shape {data.data.shape[1:]}, "
         f"{mesh.size} × {jax.devices()[0].device_kind}, {settings.parallel}."
     )
-    common = dict(
-        seed=settings.seed,
-        ema_decay=settings.ema_decay,
-        mode=settings.parallel,
-        device_budget=settings.data.device_budget_gb * 1e9,
-        directory=workdir / "checkpoints",
-        checkpoint_every=settings.checkpoint.every,
-        keep=settings.checkpoint.keep,
-        log_every=settings.log_every,
-        report=report,
-        hosts=hosts,
-    )
+    common = dict(directory=workdir / "checkpoints", report=report, hosts=hosts)
     state = train(
         stage="stage1",
         game=build.stage1_game(settings, data.data.shape[1:]),
@@ -58,6 +49,7 @@ def fit(settings: ConfigDict, workdir: Path, report: Report | Log, hosts: Hosts)
         mesh=mesh,
         info={"config": digest(settings), "data": data.fingerprint},
         traced=profile.parse(settings.profile),
+        **_common(settings),
         **common,
     )
 
@@ -68,36 +60,95 @@ def fit(settings: ConfigDict, workdir: Path, report: Report | Log, hosts: Hosts)
     hosts.first("embedding of the training set", embed)
     prior = build.prior(settings)
 
-    def train_prior() -> TrainState:
-        z = read_embeddings(workdir)
-        return train(
-            stage="stage2",
-            game=build.stage2_game(settings),
-            data=z,
-            steps=stage2.steps,
-            batch_size=stage2.batch_size,
-            steps_per_dispatch=stage2.steps_per_dispatch,
-            mesh=mesh2,
-            info={"config": digest(settings), "data": hashlib.sha256(z.tobytes()).hexdigest()},
-            **common,
-        )
-
     trained = priors.is_trained(prior)
-    if trained and settings.schedule == "two_stage" and parallel.spans_hosts(mesh2):
-        state = train_prior()
+    together = parallel.spans_hosts(mesh2)
+    if trained and settings.schedule == "two_stage" and together:
+        state = _train_prior(settings, read_embeddings(workdir), mesh=mesh2, **common)
 
     def finish() -> None:
         if not trained:
-            z = read_embeddings(workdir)
-            report.say(f"Fitting the prior '{settings.prior}' to {len(z)} embeddings.")
-            arrays = prior.fit(z, seed=settings.seed)
-        elif settings.schedule == "joint" or parallel.spans_hosts(mesh2):
+            arrays = fit_prior(settings, workdir, settings.prior, say=report.say)
+        elif settings.schedule == "joint" or together:
             arrays = prior.trained(state)
         else:
-            arrays = prior.trained(train_prior())
+            z = read_embeddings(workdir)
+            arrays = prior.trained(_train_prior(settings, z, mesh=mesh2, **common))
         checkpoint.write_arrays(prior_path(workdir, settings.prior), arrays)
 
     hosts.first("the prior", finish)
+
+
+def fit_prior(
+    settings: ConfigDict, workdir: Path, name: str, *, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Returns the arrays of a prior on the embeddings that a finished stage 1 has left.
+
+    A prior that is trained and is not the run's own takes its arguments' defaults and the config's
+    `stage2`; what its training leaves is in a directory beside the arrays.
+
+    Raises:
+      UserError: for the run's own prior, if it is trained: that belongs to the training command.
+      KeyboardInterrupt: after SIGTERM or Ctrl-C, when the state is saved.
+    """
+    prior = build.prior(settings, name)
+    if hasattr(prior, "take"):
+        return prior.take(checkpoint.read_arrays(workdir / AUTOENCODER)["params"])
+    if priors.is_trained(prior) and name == settings.prior:
+        raise UserError(
+            f"{workdir} has no trained prior '{name}'; training has not come to it yet. Go on with "
+            f"the training command: python -m pmjax.main --workdir={workdir} --config=…"
+        )
+    z = read_embeddings(workdir)
+    if not priors.is_trained(prior):
+        say(f"Fitting the prior '{name}' to {len(z)} embeddings.")
+        return prior.fit(z, seed=settings.seed)
+    beside = prior_path(workdir, name).with_suffix("")
+    report = Report(beside)
+    try:
+        report.say(f"Training the prior '{name}' on {len(z)} embeddings.")
+        mesh, directory = parallel.make_mesh(1), beside / "checkpoints"
+        return prior.trained(
+            _train_prior(settings, z, name, mesh=mesh, directory=directory, report=report)
+        )
+    except Stopped as stopped:
+        report.say(f"{stopped} The same command goes on from there.")
+        raise KeyboardInterrupt from None
+    finally:
+        report.close()
+
+
+def _train_prior(
+    settings: ConfigDict, z: np.ndarray, name: str | None = None, **where
+) -> TrainState:
+    """Trains a prior (None: the config's own) on embeddings z [N, d]."""
+    stage2, prior = settings.stage2, build.prior(settings, name)
+    game = build.stage2_game(settings, name)
+    if hasattr(prior, "start"):
+        game = prior.start(game, z, seed=settings.seed)
+    return train(
+        stage="stage2" if name is None else name,
+        game=game,
+        data=z,
+        steps=stage2.steps,
+        batch_size=stage2.batch_size,
+        steps_per_dispatch=stage2.steps_per_dispatch,
+        info={"config": digest(settings), "data": hashlib.sha256(z.tobytes()).hexdigest()},
+        **_common(settings),
+        **where,
+    )
+
+
+def _common(settings: ConfigDict) -> dict[str, Any]:
+    """Returns the arguments of `train` that both stages take from the same keys."""
+    return dict(
+        seed=settings.seed,
+        ema_decay=settings.ema_decay,
+        mode=settings.parallel,
+        device_budget=settings.data.device_budget_gb * 1e9,
+        checkpoint_every=settings.checkpoint.every,
+        keep=settings.checkpoint.keep,
+        log_every=settings.log_every,
+    )
 
 
 def train(
@@ -276,10 +327,10 @@ def _check_same(fingerprints: list[str]) -> None:
 
 
 def _keep_autoencoder(state: TrainState, workdir: Path, shape: tuple[int, ...]) -> None:
-    """Writes E and G, averaged where the state has an average."""
+    """Writes E, G and what priors take, averaged where the state has an average."""
     params = state.params | state.ema
     arrays = {
-        "params": {name: params[name] for name in ("E", "G")},
+        "params": {name: params[name] for name in ("E", "G", *priors.TAKEN) if name in params},
         "stats": {name: state.stats[name] for name in ("E", "G")},
         "shape": np.asarray(shape),
     }

@@ -5,6 +5,7 @@ checkpoints/STAGE/     training states, from which the same command goes on
 autoencoder.msgpack    E and G as trained
 embeddings.npy         E(x) of the training set, [N, d]
 priors/NAME.msgpack    what is fitted to the embeddings
+priors/NAME/           the training of a prior that is not the run's own: checkpoints, events
 metrics.json, report.html, figures/, history.jsonl, events.*
 logs/host-I.log        what processes other than the first have to say
 """

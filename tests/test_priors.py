@@ -1,30 +1,22 @@
 """Priors: each one's samples have the distribution that it was fitted to."""
 
-import io
-
 import jax
 import numpy as np
 import ot
 import pytest
 from sklearn.mixture import GaussianMixture
 
-from pmjax import parallel, plugins, priors
+from pmjax import nets, plugins, priors
 from pmjax.errors import UserError
-from pmjax.optimizers import make_optimizer
-from pmjax.priors.latent_gan import BASES
-from pmjax.report import Report
-from pmjax.step import init_state
-from pmjax.train import train
+from pmjax.nets.mlp import LatentGenerator
+
+FITTED = [name for name in plugins.names("priors") if hasattr(priors.make(name), "fit")]
 
 
 def mixture_points(num, seed):
     rng = np.random.default_rng(seed)
     centres = np.array([[-1.2, 0.0], [1.2, 0.5]])
     return (centres[rng.integers(2, size=num)] + 0.3 * rng.normal(size=(num, 2))).astype("float32")
-
-
-def w2(a, b):
-    return np.sqrt(ot.emd2([], [], ot.dist(a, b), numItermax=10**6))
 
 
 def fit_and_sample(name, z, num, **args):
@@ -34,9 +26,10 @@ def fit_and_sample(name, z, num, **args):
 
 
 @pytest.mark.parametrize("name", plugins.names("priors"))
-def test_each_file_defines_a_prior_that_is_fitted_or_trained(name):
+def test_each_file_defines_a_prior_that_is_fitted_trained_or_taken(name):
     prior = priors.make(name)
-    assert hasattr(prior, "fit") != priors.is_trained(prior)
+    ways = [hasattr(prior, way) for way in ("fit", "game", "take")]
+    assert sum(ways) == 1 and priors.is_trained(prior) == ways[1]
     assert plugins.load("priors", name, provides="Prior").__doc__
 
 
@@ -68,54 +61,68 @@ def test_mixture_has_the_likelihood_of_scikit_learns_own_samples(covariance):
     np.testing.assert_allclose(np.sort(refitted.means_, 0), np.sort(reference.means_, 0), atol=0.03)
 
 
-def test_latent_gan_finds_both_modes(tmp_path):
-    z = mixture_points(2000, 0)
-    prior = priors.make("latent_gan", {"width": 64, "critic_repeats": 3})
-    optimizer = make_optimizer(steps=1500, learning_rate=1e-3, b1=0.0, b2=0.99)
-    state = train(
-        stage="test",
-        game=prior.game(2, optimizer, None),
-        data=z,
-        steps=1500,
-        batch_size=64,
-        steps_per_dispatch=500,
-        seed=0,
-        ema_decay=0.99,
-        mode="jit",
-        mesh=parallel.make_mesh(1),
-        device_budget=1e9,
-        directory=tmp_path,
-        checkpoint_every=10**9,
-        keep=1,
-        log_every=10**9,
-        info={},
-        report=Report(tmp_path, stream=io.StringIO()),
-    )
-    samples = np.asarray(prior.sample(prior.trained(state), jax.random.key(0), 1000))
-    fresh = mixture_points(1000, 1)
-    gaussian = fit_and_sample("gaussian", z, 1000)[2]
-    assert w2(samples, fresh) < 0.7 * w2(gaussian, fresh)
+def test_sphere_draws_have_their_radius_and_no_direction():
+    z = np.zeros((4, 7), np.float32)
+    _, _, samples = fit_and_sample("sphere_uniform", z, 50_000, radius=3.0)
+    np.testing.assert_allclose(np.linalg.norm(samples, axis=1), 3, rtol=1e-5)
+    np.testing.assert_allclose(samples.mean(0), 0, atol=0.02)
+    np.testing.assert_allclose(np.cov(samples.T), np.eye(7) * 9 / 7, atol=0.03)
 
 
-def test_latent_gan_samples_map_the_base_that_it_shows():
-    prior = priors.make("latent_gan", {"width": 8, "base_dim": 5})
-    params = jax.tree.map(
-        np.asarray,
-        init_g(prior, latent_dim=3),
-    )
-    base = prior.base(params, jax.random.key(4), 6)
+def test_standard_normal_is_that_whatever_the_embeddings_are():
+    _, _, samples = fit_and_sample("standard_normal", np.full((5, 3), 9, np.float32), 50_000)
+    np.testing.assert_allclose(samples.mean(0), 0, atol=0.02)
+    np.testing.assert_allclose(np.cov(samples.T), np.eye(3), atol=0.03)
+
+
+def test_jittered_draws_lie_by_a_training_embedding():
+    z = np.random.default_rng(0).normal(size=(300, 16)).astype("float32")
+    _, _, samples = fit_and_sample("knn_jitter", z, 2000, neighbour=2, share=0.1)
+    own = np.sort(ot.dist(z, z, "euclidean"), 1)[:, 2]
+    to_all = ot.dist(samples, z, "euclidean")
+    nearest = to_all.argmin(1)
+    share = to_all.min(1) / own[nearest]
+    assert np.sqrt(np.square(share).mean()) == pytest.approx(0.1, rel=0.03)
+    assert len(np.unique(nearest)) > 290
+
+
+def test_jitter_of_equal_embeddings_or_of_a_single_one_repeats_it():
+    for count in (1, 4):
+        z = np.ones((count, 3), np.float32)
+        np.testing.assert_array_equal(fit_and_sample("knn_jitter", z, 5)[2], 1)
+
+
+def test_mapping_applies_stage_1s_own_net():
+    F = LatentGenerator(latent_dim=3, width=8, blocks=3)
+    params, _ = nets.init(F, jax.random.key(0), np.zeros((2, 5), np.float32))
+    prior = priors.make("mapping")
+    taken = prior.take({"E": {}, "G": {}, "F": params})
+    base = prior.base(taken, jax.random.key(1), 6)
     assert base.shape == (6, 5)
-    assert prior.sample(params, jax.random.key(4), 6).shape == (6, 3)
+    wanted = nets.apply(F, params, {}, base)
+    np.testing.assert_array_equal(prior.sample(taken, jax.random.key(1), 6), wanted)
 
 
-def init_g(prior, latent_dim):
-    game = prior.game(latent_dim, make_optimizer(steps=1), None)
-    return init_state(game, jax.random.key(0)).params["g"]
+def test_mapping_says_which_methods_have_one():
+    with pytest.raises(UserError, match="this method has none"):
+        priors.make("mapping").take({"E": {}, "G": {}})
 
 
-def test_sphere_base_has_norm_one():
-    draws = BASES["sphere"](jax.random.key(0), (100, 7))
-    np.testing.assert_allclose(np.linalg.norm(draws, axis=1), 1, rtol=1e-5)
+@pytest.mark.parametrize("name", FITTED)
+def test_few_embeddings_and_constant_coordinates_are_no_obstacle(name):
+    z = np.random.default_rng(0).normal(size=(4, 6)).astype("float32")
+    z[:, 2] = 5.0
+    if name == "code_prior":
+        with pytest.raises(UserError, match="made of codes"):
+            fit_and_sample(name, z, 9)
+        return
+    prior, arrays, samples = fit_and_sample(name, z, 9)
+    assert samples.shape == (9, 6) and samples.dtype == np.float32
+    assert np.isfinite(samples).all()
+    if name in ("gaussian", "gmm", "knn_jitter"):
+        np.testing.assert_allclose(samples[:, 2], 5, atol=0.5)
+    np.testing.assert_array_equal(prior.sample(arrays, jax.random.key(1), 9), samples)
+    assert not np.array_equal(prior.sample(arrays, jax.random.key(2), 9), samples)
 
 
 def test_unknown_names_get_the_nearest():

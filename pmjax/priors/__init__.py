@@ -5,15 +5,23 @@ hyper-parameters (`config.prior_args`), and one of
 
     fit(z, seed) -> params         fitted at once: z [N, d] float32, params a dictionary of arrays
     game(latent_dim, optimizer, axis) -> step.Game, and trained(state) -> params
-                                   trained by the loop, on the embeddings as data
+                                   trained by the loop, on the embeddings as data; with
+                                   start(game, z, seed) -> Game, if the nets start from them
+    take(params) -> params         nothing to do but to take it from the parameters of stage 1's
+                                   nets, by name: E, G and those in `TAKEN`
 
 and `sample(params, key, num) -> z [num, d]`. A prior that maps draws of its own also has
-`base(key, num) -> [num, p]`.
+`base(key, num) -> [num, p]`. One that is trained with another optimizer than what
+`config.stage2.optimizer` says, which suits GANs, has a field for each difference and a property
+`optimizer`, {argument of make_optimizer: value}.
 """
 
 from typing import Any
 
 from pmjax import plugins
+
+# Nets of stage 1, where a method has them, that a workdir keeps beside E and G for priors to take.
+TAKEN = ("F",)
 
 
 def make(name: str, args: dict[str, Any] | None = None):

@@ -4,45 +4,71 @@ Geng et al. (arXiv 2009.11016), equations (12) and (13): the prior is fitted to 
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.core import FrozenDict
 
 from pmjax import errors, nets, parallel
+from pmjax.errors import UserError
 from pmjax.losses import hinge_critic, hinge_generator
 from pmjax.nets.mlp import LatentCritic, LatentGenerator
+from pmjax.priors import gmm
+from pmjax.priors.sphere_uniform import sphere
 from pmjax.step import Game, Player, TrainState
 
 Array = jax.Array
 
 
-def _sphere(key: Array, shape: tuple[int, ...]) -> Array:
-    z = jax.random.normal(key, shape)
-    return z / jnp.linalg.norm(z, axis=-1, keepdims=True)
+BASES = {"gaussian": jax.random.normal, "sphere": sphere}
+FITTED_BASES = {"gmm": gmm.Prior()}  # on the embeddings, which g then only has to correct
 
 
-BASES = {"gaussian": jax.random.normal, "sphere": _sphere}
+class FittedBase(nn.Module):
+    """Keeps the arrays of a fitted base in the training state, as the collection 'base'."""
+
+    arrays: FrozenDict[str, np.ndarray]
+
+    @nn.compact
+    def __call__(self, z: Array, *, train: bool) -> Array:
+        """Returns z [N, d] unchanged."""
+        for name, array in self.arrays.items():
+            self.variable("base", name, jnp.asarray, array)
+        return z
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prior:
     """A GAN on the embeddings; g and D are residual perceptrons."""
 
-    base_prior: str = "gaussian"  # z' ~ N(0, I), or 'sphere': N(0, I) divided by its norm
-    base_dim: int = 0  # of z'; 0: the embedding's
+    base_prior: str = "gaussian"  # z' ~ N(0, I); 'sphere': that over its norm; 'gmm': fitted
+    base_dim: int = 0  # of z'; 0: the embedding's, which a fitted base always has
+    residual: bool = False  # z = z' + g(z') instead of g(z'), for a base of the embedding's size
     width: int = 128  # of g's and D's hidden layers
     blocks: int = 2  # residual blocks in each
     spectral_norm: bool = True  # on every layer of D
+    critic_gain: float = 1.0  # D sees so many times z: under spectral norm, it can be that steep
     critic_repeats: int = 1  # updates of D in each step
     generator_repeats: int = 1  # updates of g in each step
 
     def __post_init__(self):
-        if self.base_prior not in BASES:
-            raise errors.unknown("base_prior", self.base_prior, BASES)
+        if self.base_prior not in BASES | FITTED_BASES:
+            raise errors.unknown("base_prior", self.base_prior, BASES | FITTED_BASES)
+        if self.base_dim and (self.residual or self.base_prior in FITTED_BASES):
+            raise UserError(
+                f"prior_args.base_dim={self.base_dim} must be 0, the embedding's, where g adds to "
+                f"its base (residual) or the base is fitted to the embeddings."
+            )
 
     def game(self, latent_dim: int, optimizer, axis: str | None) -> Game:
-        """Returns the nets g and D, and the players who move them."""
+        """Returns the nets g and D, and the players who move them.
+
+        A fitted base is N(0, I) until `start` puts it in place: with a joint schedule, never.
+        """
         g = LatentGenerator(latent_dim, self.width, self.blocks), (self.base_dim or latent_dim,)
         D = LatentCritic(self.width, self.blocks, self.spectral_norm), (latent_dim,)
         call_D = partial(nets.apply, D[0], train=True)
@@ -51,14 +77,17 @@ class Prior:
             return {"z": batch}, stats
 
         def generate(params, stats, z, key):
-            base = parallel.draw(BASES[self.base_prior], key, (len(z), *g[1]), axis)
-            return nets.update(g[0], params["g"], stats["g"], base)
+            fitted = stats.get("base", {}).get("base", {})
+            base = parallel.draw(self._sampler(fitted), key, (len(z), *g[1]), axis)
+            out, stats_g = nets.update(g[0], params["g"], stats["g"], base)
+            return (base + out if self.residual else out), stats_g
 
         def critic_loss(params, stats, shared, key):
             """Equation (12)."""
             z = jax.lax.stop_gradient(shared["z"])
             z_fake, _ = generate(params, stats, z, key)
-            both = jnp.concatenate([z, z_fake])  # one pass: larger products, one power iteration
+            # One pass: larger products, one power iteration.
+            both = self._scaled(jnp.concatenate([z, z_fake]))
             said, stats_D = nets.update(D[0], params["D"], stats["D"], both)
             real, fake = jnp.split(said, 2)
             metrics = {"D/real": real.mean(), "D/fake": fake.mean()}
@@ -67,7 +96,7 @@ class Prior:
         def generator_loss(params, stats, shared, key):
             """Equation (13)."""
             z_fake, stats_g = generate(params, stats, shared["z"], key)
-            fake = call_D(params["D"], stats["D"], z_fake)
+            fake = call_D(params["D"], stats["D"], self._scaled(z_fake))
             return hinge_generator(fake), ({}, stats | {"g": stats_g})
 
         players = (
@@ -76,15 +105,35 @@ class Prior:
         )
         return Game({"g": g, "D": D}, forward, (), players, averaged=("g",))
 
+    def start(self, game: Game, z: np.ndarray, *, seed: int) -> Game:
+        """Returns the game with its base fitted to embeddings z [N, d], if it is to be."""
+        if self.base_prior not in FITTED_BASES:
+            return game
+        arrays = FITTED_BASES[self.base_prior].fit(z, seed=seed)
+        base = FittedBase(FrozenDict(arrays)), (z.shape[1],)
+        return dataclasses.replace(game, nets=game.nets | {"base": base})
+
     def trained(self, state: TrainState) -> dict:
-        """Returns what `sample` needs: g's averaged parameters."""
-        return state.ema["g"]
+        """Returns what `sample` needs: g's averaged parameters, and a fitted base."""
+        return dict(state.ema["g"]) | state.stats.get("base", {})
 
     def base(self, params: dict, key: Array, num: int) -> Array:
         """Draws z' [num, p]."""
-        return BASES[self.base_prior](key, (num, params["enter"]["kernel"].shape[0]))
+        shape = (num, params["enter"]["kernel"].shape[0])
+        return self._sampler(params.get("base", {}))(key, shape)
 
     def sample(self, params: dict, key: Array, num: int) -> Array:
         """Draws g(z') [num, d]; with the same key, from the z' that `base` draws."""
         g = LatentGenerator(params["leave"]["kernel"].shape[1], self.width, self.blocks)
-        return nets.apply(g, params, {}, self.base(params, key, num))
+        base = self.base(params, key, num)
+        out = nets.apply(g, {n: p for n, p in params.items() if n != "base"}, {}, base)
+        return base + out if self.residual else out
+
+    def _sampler(self, fitted: dict[str, Array]) -> Callable[[Array, tuple[int, ...]], Array]:
+        """Returns (key, [N, p]) -> z'; a base without arrays is the Gaussian."""
+        if fitted:
+            return lambda key, shape: FITTED_BASES[self.base_prior].sample(fitted, key, shape[0])
+        return BASES.get(self.base_prior, jax.random.normal)
+
+    def _scaled(self, z: Array) -> Array:
+        return z if self.critic_gain == 1 else self.critic_gain * z

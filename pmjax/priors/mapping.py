@@ -1,0 +1,39 @@
+"""The prior of methods that learn one themselves: z = F(z'), z' ~ N(0, I), with stage 1's net F.
+
+Pidhorskyi, Adjeroh, Doretto: Adversarial Latent Autoencoders (2020).
+"""
+
+import dataclasses
+
+import jax
+
+from pmjax import nets
+from pmjax.errors import UserError
+from pmjax.nets.mlp import LatentGenerator
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Prior:
+    """Stage 1's own mapping; there is nothing to fit."""
+
+    def take(self, params: dict) -> dict:
+        """Returns F's parameters out of those of stage 1's nets."""
+        if "F" not in params:
+            raise UserError(
+                "Prior 'mapping' is the net F of methods that train one; this "
+                "method has none. Take a prior that is fitted to the embeddings, such as 'gmm'."
+            )
+        return params["F"]
+
+    def base(self, params: dict, key: Array, num: int) -> Array:
+        """Draws z' [num, p]."""
+        return jax.random.normal(key, (num, params["enter"]["kernel"].shape[0]))
+
+    def sample(self, params: dict, key: Array, num: int) -> Array:
+        """Draws F(z') [num, d]; with the same key, from the z' that `base` draws."""
+        blocks = sum(name.startswith("Dense_") for name in params) // 2
+        width, latent_dim = params["leave"]["kernel"].shape
+        F = LatentGenerator(latent_dim, width, blocks)
+        return nets.apply(F, params, {}, self.base(params, key, num))

@@ -1,0 +1,109 @@
+"""A normalizing flow: affine couplings, each an invertible map with a known Jacobian.
+
+Dinh, Sohl-Dickstein, Bengio: Density Estimation Using Real NVP (2017).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from pmjax import nets, parallel
+from pmjax.priors import _standardized
+from pmjax.step import Game, TrainState
+
+Array = jax.Array
+
+
+class Couplings(nn.Module):
+    """f: z to u. Each coupling scales and moves half of the coordinates, as the other half says.
+
+    Which half is a fixed random choice; every second coupling has the other one's complement.
+    """
+
+    dim: int
+    couplings: int
+    width: int
+    layers: int
+
+    def setup(self):
+        """Makes one perceptron for each coupling; they start as the identity."""
+        self.nets = [self._net() for _ in range(self.couplings)]
+
+    def _net(self) -> nn.Module:
+        hidden = [f for _ in range(self.layers) for f in (nn.Dense(self.width), nn.relu)]
+        return nn.Sequential([*hidden, nn.Dense(2 * self.dim, kernel_init=nn.initializers.zeros)])
+
+    def _given(self, index: int) -> np.ndarray:
+        """Returns which coordinates the coupling leaves as they are: booleans [d]."""
+        order = np.random.default_rng(index // 2).permutation(self.dim)
+        return (order % 2 == 0) != bool(index % 2)
+
+    def _terms(self, index: int, z: Array) -> tuple[Array, Array]:
+        """Returns the logarithms of scales and the shifts [N, d]: 0 for the coordinates given."""
+        given = self._given(index)
+        scale, shift = jnp.split(self.nets[index](jnp.where(given, z, 0)), 2, -1)
+        return jnp.where(given, 0, 2 * jnp.tanh(scale / 2)), jnp.where(given, 0, shift)
+
+    def __call__(self, z: Array, *, train: bool) -> tuple[Array, Array]:
+        """Maps z [N, d] to u [N, d]; also returns log |det ∂u/∂z| [N]."""
+        log_det = jnp.zeros(len(z))
+        for index in range(self.couplings):
+            scale, shift = self._terms(index, z)
+            z = z * jnp.exp(scale) + shift
+            log_det += scale.sum(-1)
+        return z, log_det
+
+    def inverse(self, u: Array, *, train: bool) -> Array:
+        """Maps u [N, d] back to z."""
+        for index in reversed(range(self.couplings)):
+            scale, shift = self._terms(index, u)
+            u = (u - shift) * jnp.exp(-scale)
+        return u
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prior:
+    """A flow from the standardised embeddings to N(0, I), by maximum likelihood."""
+
+    couplings: int = 8
+    width: int = 128  # of the hidden layers
+    layers: int = 2  # hidden ones in each coupling
+    noise: float = 0.05  # added to the data: a density on less than all dimensions has no maximum
+    b1: float = 0.9  # of Adam, in place of config.stage2.optimizer's
+
+    @property
+    def optimizer(self) -> dict[str, float]:
+        """What differs from config.stage2.optimizer."""
+        return {"b1": self.b1}
+
+    def _flow(self, latent_dim: int) -> Couplings:
+        return Couplings(latent_dim, self.couplings, self.width, self.layers)
+
+    def game(self, latent_dim: int, optimizer, axis: str | None) -> Game:
+        """Returns the net f, and the player who moves it."""
+        f = self._flow(latent_dim)
+
+        def loss(params, z, key):
+            """-log p(z) = ‖f(z)‖²/2 - log |det ∂f/∂z| but for a constant, over d."""
+            z = z + self.noise * parallel.draw(jax.random.normal, key, z.shape, axis)
+            u, log_det = nets.apply(f, params["f"], {}, z)
+            return (jnp.square(u).sum(-1) / 2 - log_det).mean() / latent_dim, {}
+
+        return _standardized.game({"f": (f, (latent_dim,))}, loss, latent_dim, optimizer, axis)
+
+    def trained(self, state: TrainState) -> dict:
+        """Returns what `sample` needs: f's averaged parameters, and the standardisation."""
+        return _standardized.trained(state, "f")
+
+    def base(self, params: dict, key: Array, num: int) -> Array:
+        """Draws u [num, d]."""
+        return jax.random.normal(key, (num, len(params["mean"])))
+
+    def sample(self, params: dict, key: Array, num: int) -> Array:
+        """Draws f⁻¹(u) [num, d]; with the same key, from the u that `base` draws."""
+        u = self.base(params, key, num)
+        f = self._flow(u.shape[1])
+        return _standardized.restore(params, nets.apply(f, params["f"], {}, u, method="inverse"))

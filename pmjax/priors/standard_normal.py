@@ -1,0 +1,23 @@
+"""The prior that variational autoencoders impose: N(0, I)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Prior:
+    """N(0, I), whatever the embeddings are."""
+
+    def fit(self, z: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
+        """Takes from embeddings z [N, d] no more than their size."""
+        return {"mean": np.zeros(z.shape[1], np.float32)}
+
+    def sample(self, params: dict[str, Array], key: Array, num: int) -> Array:
+        """Draws [num, d]."""
+        mean = jnp.asarray(params["mean"])
+        return mean + jax.random.normal(key, (num, len(mean)))

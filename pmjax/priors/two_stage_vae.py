@@ -1,0 +1,89 @@
+"""A second VAE, on the embeddings: without excess dimensions, it can reach its prior N(0, I).
+
+Dai and Wipf, Diagnosing and Enhancing VAE Models (2019): the decoder's variance is learned, and is
+part of what is sampled.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from pmjax import nets
+from pmjax.losses import gaussian_kl
+from pmjax.methods import reparameterize
+from pmjax.nets.mlp import LatentGenerator
+from pmjax.priors import _standardized
+from pmjax.step import Game, TrainState
+
+Array = jax.Array
+
+
+class Decoder(nn.Module):
+    """The mean of p(z|u) by a residual perceptron, and one standard deviation γ for all of it."""
+
+    latent_dim: int
+    width: int
+    blocks: int
+    gamma: float
+
+    @nn.compact
+    def __call__(self, u: Array, *, train: bool) -> tuple[Array, Array]:
+        """Maps u [N, k] to means [N, d] and log γ, a number."""
+        mean = LatentGenerator(self.latent_dim, self.width, self.blocks, name="mean")
+        start = nn.initializers.constant(math.log(self.gamma))
+        return mean(u, train=train), self.param("log_gamma", start, ())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prior:
+    """A VAE on the standardised embeddings; encoder and decoder are residual perceptrons."""
+
+    dim: int = 0  # of its own latent u (0: the embedding's)
+    width: int = 256  # of the hidden layers
+    blocks: int = 2  # residual blocks in each
+    gamma: float = 0.1  # at the start; from 1 on, q(u|z) can collapse to N(0, I) for good
+    b1: float = 0.9  # of Adam, in place of config.stage2.optimizer's
+
+    @property
+    def optimizer(self) -> dict[str, float]:
+        """What differs from config.stage2.optimizer."""
+        return {"b1": self.b1}
+
+    def game(self, latent_dim: int, optimizer, axis: str | None) -> Game:
+        """Returns the nets 'encoder' and 'decoder', and the player who moves both."""
+        dim = self.dim or latent_dim
+        encoder = LatentGenerator(2 * dim, self.width, self.blocks)
+        decoder = Decoder(latent_dim, self.width, self.blocks, self.gamma)
+
+        def loss(params, z, key):
+            """KL(q(u|z) ‖ N(0, I)) + ‖z - ẑ‖²/(2γ²) + d log γ, over d."""
+            posterior = jnp.split(nets.apply(encoder, params["encoder"], {}, z), 2, -1)
+            u = reparameterize(*posterior, key, axis)
+            mean, log_gamma = nets.apply(decoder, params["decoder"], {}, u)
+            error = jnp.square((z - mean) * jnp.exp(-log_gamma)).mean() / 2 + log_gamma
+            kl = gaussian_kl(*posterior).mean() / latent_dim
+            return error + kl, {"kl": kl, "gamma": jnp.exp(log_gamma)}
+
+        parts = {"encoder": (encoder, (latent_dim,)), "decoder": (decoder, (dim,))}
+        return _standardized.game(parts, loss, latent_dim, optimizer, axis)
+
+    def trained(self, state: TrainState) -> dict:
+        """Returns what `sample` needs: the decoder's averaged parameters, the standardisation."""
+        return _standardized.trained(state, "decoder")
+
+    def base(self, params: dict, key: Array, num: int) -> Array:
+        """Draws u [num, k]."""
+        u_key, _ = jax.random.split(key)
+        dim = params["decoder"]["mean"]["enter"]["kernel"].shape[0]
+        return jax.random.normal(u_key, (num, dim))
+
+    def sample(self, params: dict, key: Array, num: int) -> Array:
+        """Draws [num, d] from p(z|u); with the same key, for the u that `base` draws."""
+        _, noise_key = jax.random.split(key)
+        decoder = Decoder(len(params["mean"]), self.width, self.blocks, self.gamma)
+        mean, log_gamma = nets.apply(decoder, params["decoder"], {}, self.base(params, key, num))
+        noise = jax.random.normal(noise_key, mean.shape)
+        return _standardized.restore(params, mean + jnp.exp(log_gamma) * noise)
