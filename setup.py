@@ -28,6 +28,7 @@ setup(
         "scipy>=1.15,<2",
         "scikit-learn>=1.7,<2",
         "POT>=0.9.6,<0.10",
+        "threadpoolctl>=3.5,<4",
         "pillow>=12,<14",
         "matplotlib>=3.10,<4",
         "tqdm>=4.66,<5",
@@ -41,6 +42,7 @@ setup(
         "prepare": ["tensorflow-cpu>=2.21,<2.22"],
         "test": [
             "pytest>=9,<10",
+            "pytest-xdist>=3.8,<4",
             "ruff>=0.15,<0.18",
             "torch==2.13.0",
             "hypothesis>=6.150,<7",

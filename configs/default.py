@@ -116,6 +116,10 @@ def get_config(variant: str = "", overrides: dict | None = None, variants: dict 
     config.eval.metrics = ("reconstruction", "latent", "fd_efficientnet_lite0")  # pmjax/evals
     config.eval.baselines = ("gaussian", "gmm")  # priors that are fitted beside the run's own
     config.eval.num_samples = 4000  # from each prior
+    config.eval.fid_protocols = ("10k_test",)  # of metric fid; or '50k_train', or any number
+    config.eval.inception_weights = ""  # file ('': $PMJAX_INCEPTION_WEIGHTS, the cache, download)
+    config.eval.inception_variant = "pytorch_fid"  # or 'torch_fidelity', 'clean_fid'
+    config.eval.inception_precision = "float32"  # or 'bfloat16'
 
     config.lock()
     known = PRESETS | (variants or {})

@@ -18,8 +18,8 @@ def get_config(variant: str = ""):
         variant,
         {
             "data.name": "mnist",
-            "steps": 10_000,
-            "stage2.steps": 20_000,
+            "steps": 4000,
+            "stage2.steps": 12_000,
             "eval.metrics": ("reconstruction", "latent", "fd_efficientnet_lite0", "classes"),
         },
         {"runlocal": default.RUNLOCAL},

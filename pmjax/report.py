@@ -21,6 +21,7 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 
 from pmjax.errors import UserError
+from pmjax.meanings import GROUPS, MEANINGS
 
 WINDOW = 30.0  # seconds over which the rate is taken
 LIVE_EVERY, PLAIN_EVERY = 0.1, 10.0  # seconds between status lines, on a terminal and elsewhere
@@ -229,43 +230,6 @@ def save_png(path, image: np.ndarray) -> None:
     Image.fromarray(image).save(path, format="PNG", optimize=True)
 
 
-# Groups of metrics by the part of the name before '/': heading and meaning; {} is that part.
-GROUPS = {
-    "recon": ("Reconstruction", "How close G(E(x)) comes to x, over the whole test set."),
-    "latent": ("Latent space", "The coordinates of the training set's embeddings, in inference "
-               "mode; the latent BatchNorm asks for mean 0 and variance 1 in each."),
-    "fd": ("Fréchet distance ({})", "Squared distance between the features of generated and of "
-           "test images; lower is better. Read it against the floor, which real images reach, and "
-           "recon_train, what a perfect prior would reach. Comparable neither with FID on "
-           "Inception features nor across numbers of samples."),
-    "classes": ("Classes among the samples", "Shares of the samples that a classifier fitted on "
-                "real images puts in a class; near 0 means that the class is missing."),
-    "w2": ("2-Wasserstein distance", "How far generated points have to move to become fresh real "
-           "ones; lower is better, and two sets of real points already differ by the floor."),
-    "topology": ("Topology of the embedding", "Whether neighbours stay neighbours between data "
-                 "and latent space; 1 is perfect."),
-}  # fmt: skip
-MEANINGS = {
-    "recon/mse": "mean squared error in the data's own units, [-1, 1] for images; lower is better",
-    "recon/mse01": "the same for values in [0, 1]: a quarter of it",
-    "recon/psnr": "peak signal-to-noise ratio in dB; higher is better",
-    "latent/mean_abs_max": "largest mean of a coordinate, without its sign",
-    "latent/var_min": "smallest variance of a coordinate",
-    "latent/var_max": "largest variance of a coordinate",
-    "latent/corr_abs_mean": "mean correlation of two coordinates, without its sign",
-    "classes/share_min": "of the rarest class",
-    "classes/share_max": "of the most frequent class",
-    "classes/accuracy": "of the classifier on the test set: how far to trust it",
-    "topology/trustworthiness": "falls when latent neighbours are none in the data",
-    "topology/continuity": "falls when neighbours in the data are torn apart",
-    "floor": "real against real: what perfect samples would reach",
-    "recon": "reconstructions of the test set against itself",
-    "recon_train": "reconstructed training images: a perfect prior through this decoder",
-    "latent_gan": "samples by the latent GAN",
-    "gaussian": "samples by one Gaussian fitted to the embeddings",
-    "gmm": "samples by a Gaussian mixture fitted to the embeddings",
-    "ratio": "the run's own prior over the floor; 1 is perfect",
-}
 STYLE = """
 :root { color-scheme: light dark; --back: #fbfbfa; --card: #fff; --ink: #1f2328; --soft: #667;
   --line: #e3e4e6; --mark: #3f6fd8; }
@@ -364,27 +328,29 @@ def _tables(metrics):
     groups: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():
         group, _, rest = name.rpartition("/")
-        groups.setdefault(group, {})[rest] = float(value)
-    return f"<div class='tables'>{''.join(_table(*item) for item in groups.items())}</div>"
+        if rest != "spread":
+            groups.setdefault(group, {})[rest] = float(value)
+    tables = "".join(_table(*item, metrics) for item in groups.items())
+    return f"<div class='tables'>{tables}</div>"
 
 
-def _table(group, values):
-    kind = "fd" if group.startswith("fd_") else group
+def _table(group, values, metrics):
+    kind = "fd" if group.startswith("fd_") and "/" not in group else group
     heading, meaning = GROUPS.get(kind, ("{}", ""))
     heading = heading.format(group.removeprefix("fd_") or "Other")
     bars = kind in ("fd", "w2")  # distances of one kind, whose lengths say something together
     top = max((value for name, value in values.items() if name != "ratio"), default=0)
-    lines = []
+    lines = ""
     for name, value in values.items():
         note = MEANINGS.get(f"{group}/{name}", MEANINGS.get(name, "") if bars else "")
         small = f"<small>{note}</small>" if note else ""
         length = 100 * value / top if top > 0 and name != "ratio" else 0
         bar = f"<td class='bar'><i style='width:{length:.1f}%'></i></td>" if bars else ""
-        lines.append(
-            f"<tr><td>{_text(name)}{small}</td>{bar}<td class='number'>{value:.4g}</td></tr>"
-        )
-    note = f"<p>{_text(meaning)}</p>" if meaning else ""
-    return f"<section><h3>{_text(heading)}</h3>{note}<table>{''.join(lines)}</table></section>"
+        spread = metrics.get(f"{group}/{name}/spread")
+        number = f"{value:.4g}" + ("" if spread is None else f" ± {spread:.2g}")
+        lines += f"<tr><td>{_text(name)}{small}</td>{bar}<td class='number'>{number}</td></tr>"
+    meaning = f"<p>{_text(meaning)}</p>" if meaning else ""
+    return f"<section><h3>{_text(heading)}</h3>{meaning}<table>{lines}</table></section>"
 
 
 def _figure(figure):

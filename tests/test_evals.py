@@ -7,17 +7,23 @@ import numpy as np
 import ot
 import pytest
 import scipy.linalg
+from scipy.spatial.distance import pdist, squareform
 from sklearn.datasets import load_digits
+from sklearn.manifold import Isomap
 
 from pmjax import evals, plugins
 from pmjax.datasets import swiss_roll, to_float
 from pmjax.errors import UserError
-from pmjax.evals import _features, wasserstein
-from pmjax.evals._features import efficientnet_lite0
+from pmjax.evals import _features, reconstruction, topology, wasserstein
+from pmjax.evals._features import efficientnet_lite0, inception_2015
 
 METRICS = plugins.names("evals")
-IMAGE_METRICS = {"fd_efficientnet_lite0", "classes"}
-POINT_METRICS = {"wasserstein"}
+INCEPTION_METRICS = {"fid", "fid_infinity", "kid", "prdc", "inception_score"}
+IMAGE_METRICS = {"classes"} | INCEPTION_METRICS
+IMAGE_METRICS |= {name for name in METRICS if name.endswith("efficientnet_lite0")}
+POINT_METRICS = {"wasserstein", "sinkhorn"}
+LABEL_METRICS = {"linear_probe", "kmeans"}
+ONE_SET_METRICS = {"lines", "swiss_roll"}  # for the data set of this name
 
 
 def split(data, labels=None):
@@ -38,6 +44,9 @@ class Model:
 
     def reconstruct(self, x):
         return self.decode(self.encode(x))
+
+    def sample_latent(self, num, *, seed, prior=None):
+        return self.encode(self.sample(num, seed=seed, prior=prior))
 
     def sample(self, num, *, seed, prior=None):
         source = self.priors[prior]
@@ -80,13 +89,34 @@ def test_a_metric_is_a_documented_function_of_a_context(name):
     assert next(iter(function.__annotations__.values())) is evals.Context
 
 
+@pytest.fixture
+def pixels_for_inception(monkeypatch):
+    """Some pixels in place of features that need a file of weights."""
+
+    def stream(images, **_):
+        for part in [images] if hasattr(images, "shape") else images:
+            yield part.reshape(len(part), -1)[:, ::5].astype(np.float32)
+
+    monkeypatch.setattr(inception_2015, "stream", stream)
+    monkeypatch.setattr(inception_2015, "DIM", 13)
+    monkeypatch.setattr(inception_2015, "identity", lambda **_: {"variant": "pytorch_fid"})
+    monkeypatch.setattr(inception_2015, "logits", lambda features, **_: features[:, :5] / 99)
+
+
 @pytest.mark.parametrize("name", METRICS)
-def test_a_metric_gives_finite_numbers_or_says_that_the_data_do_not_fit(name, digits):
+def test_a_metric_gives_finite_numbers_or_says_that_the_data_do_not_fit(
+    name, digits, pixels_for_inception
+):
     train, train_labels, test, test_labels = digits
     labels = (train_labels[:200], test_labels[:200])
-    images = context(train[:200], test[:200], labels=labels, num_samples=100)
-    for ctx, refused in ((images, POINT_METRICS), (point_context(num_samples=50), IMAGE_METRICS)):
-        if name in refused:
+    model = Model((8, 8, 1), own=train[:200], knn_jitter=train[:200])
+    images = context(train[:200], test[:200], labels=labels, model=model, num_samples=100)
+    points = Model((3,), own=normal_points, knn_jitter=normal_points)
+    for ctx, refused in (
+        (images, POINT_METRICS),
+        (point_context(model=points, num_samples=50), IMAGE_METRICS | LABEL_METRICS),
+    ):
+        if name in refused | ONE_SET_METRICS:
             with pytest.raises(UserError, match=f"Metric '{name}' needs"):
                 evals.run([name], ctx)
         else:
@@ -205,6 +235,31 @@ def test_a_perfect_reconstruction_counts_as_100_decibels():
     assert evals.run(["reconstruction"], context(images, images))["recon/psnr"] == 100
 
 
+def plain_ssim(x, y, size):
+    """The index of Wang et al. (2004), window by window, of images [H, W, C] in [0, 1]."""
+    i = np.arange(size) - size // 2
+    weights = np.exp(-(i**2 + i[:, None] ** 2) / (2 * 1.5**2))
+    weights = (weights / weights.sum()).ravel()
+    values = []
+    for c, top, left in np.ndindex(x.shape[2], x.shape[0] - size + 1, x.shape[1] - size + 1):
+        a, b = (z[top : top + size, left : left + size, c].ravel() for z in (x, y))
+        (var_a, cov), (_, var_b) = np.cov([a, b], aweights=weights, bias=True)
+        mean_a, mean_b = weights @ a, weights @ b
+        above = (2 * mean_a * mean_b + 0.01**2) * (2 * cov + 0.03**2)
+        values.append(above / (mean_a**2 + mean_b**2 + 0.01**2) / (var_a + var_b + 0.03**2))
+    return np.mean(values)
+
+
+@pytest.mark.parametrize(("shape", "size"), [((16, 13, 3), 11), ((8, 12, 1), 7)])
+def test_ssim_agrees_with_its_definition(shape, size):
+    rng = np.random.default_rng(0)
+    x = rng.uniform(size=(40, *shape)).astype(np.float32)
+    y = (x + rng.normal(scale=0.2, size=x.shape)).astype(np.float32)
+    found = reconstruction.ssim(x, y)
+    np.testing.assert_allclose(found[[0, 39]], [plain_ssim(x[i], y[i], size) for i in (0, 39)])
+    np.testing.assert_allclose(reconstruction.ssim(x, x), 1)
+
+
 def test_points_have_only_the_plain_error():
     model = Model((3,), own=normal_points)
     model.reconstruct = lambda x: x - np.float32([0, 0, 3])
@@ -221,6 +276,14 @@ def test_latent_moments_agree_with_numpy():
     assert values["latent/var_max"] == pytest.approx(z.var(0).max(), rel=1e-4)
     correlation = np.abs(np.corrcoef(z.T)[np.triu_indices(4, 1)]).mean()
     assert values["latent/corr_abs_mean"] == pytest.approx(correlation, rel=1e-4)
+
+
+def test_latent_covariances_agree_with_numpy():
+    z = normal_points(500, 0, 4) @ np.random.default_rng(1).normal(size=(4, 4)).astype(np.float32)
+    values = evals.run(["latent"], context(z, z[:9]))
+    covariances = np.abs(np.cov(z.T, bias=True)[np.triu_indices(4, 1)])
+    assert values["latent/cov_abs_mean"] == pytest.approx(covariances.mean(), rel=1e-4)
+    assert values["latent/cov_abs_max"] == pytest.approx(covariances.max(), rel=1e-4)
 
 
 @pytest.mark.parametrize("dim", [1, 3])
@@ -267,7 +330,7 @@ def test_fd_grows_with_noise_and_with_lost_classes(digits):
     sources["five_classes"] = train[labels < 5]
     ctx = context(train, test, model=Model((8, 8, 1), **sources), num_samples=250)
     values = evals.run(["fd_efficientnet_lite0"], ctx)
-    fd = {key.split("/")[1]: value for key, value in values.items()}
+    fd = {key.removeprefix("fd_efficientnet_lite0/"): value for key, value in values.items()}
     assert fd["recon"] == pytest.approx(0, abs=1e-6)
     assert fd["recon_train"] == pytest.approx(fd["floor"])
     assert fd["clean"] == pytest.approx(fd["floor"], rel=0.1)
@@ -286,7 +349,7 @@ def test_features_are_computed_once_for_all_metrics(digits, monkeypatch):
     monkeypatch.setattr(efficientnet_lite0, "features", features)
     ctx = context(train, test, labels=(train_labels, test_labels), num_samples=300)
     evals.run(["fd_efficientnet_lite0", "classes"], ctx)
-    assert sorted(calls) == sorted([len(test), 300, 300, len(test), 300])
+    assert sorted(calls) == sorted([len(test), 300, 300, len(test), 300, 300])
 
 
 def test_a_feature_set_is_made_for_each_resolution(digits):
@@ -368,6 +431,61 @@ def test_topology_tells_collapsing_from_tearing():
     model.encode = lambda x: x + np.float32(5) * (np.floor(x * 8).sum(1, keepdims=True) % 2)
     torn = evals.run(["topology"], context(x, x, model=model))
     assert torn["topology/continuity"] < torn["topology/trustworthiness"]
+
+
+@pytest.mark.parametrize("dim", [1, 200])
+def test_distance_correlation_agrees_with_its_definition(dim):
+    x = normal_points(30, 0, dim).astype(np.float64)
+    z = np.sin(x[:, :1]) + 0.3 * normal_points(30, 1, 1)
+    a, b = (np.linalg.norm(y[:, None] - y, axis=-1) for y in (x, z))
+
+    def centred(d):
+        n = len(d)
+        u = np.zeros_like(d)
+        for i, j in np.ndindex(d.shape):
+            if i != j:
+                means = d[i].sum() / (n - 2) + d[:, j].sum() / (n - 2)
+                u[i, j] = d[i, j] - means + d.sum() / (n - 1) / (n - 2)
+        return u
+
+    u, v = centred(a), centred(b)
+    expected = max(np.sum(u * v) / np.sqrt(np.sum(u * u) * np.sum(v * v)), 0) ** 0.5
+    assert topology.distance_correlation(a, b) == pytest.approx(expected)
+    assert topology.distance_correlation(a, 3 * a) == pytest.approx(1)
+
+
+def test_distance_correlation_is_about_0_for_independent_samples_of_many_dimensions():
+    a, b = (squareform(pdist(normal_points(500, seed, 200))) for seed in range(2))
+    assert topology.distance_correlation(a, b) < 0.1
+
+
+def test_geodesics_are_those_of_isomap():
+    x, _ = swiss_roll.points(300, 0)
+    distances = squareform(pdist(x.astype(np.float64)))
+    expected = Isomap(n_neighbors=8, metric="precomputed").fit(distances).dist_matrix_
+    np.testing.assert_allclose(topology.geodesic_distances(distances, 8), expected, rtol=1e-6)
+
+
+def test_geodesics_reach_separate_groups_and_equal_examples():
+    x = np.r_[np.zeros((9, 2)), np.full((9, 2), 3.0), [[3, 4]]]
+    geodesics = topology.geodesic_distances(squareform(pdist(x)), 2)
+    assert geodesics[0, 8] == pytest.approx(0) and geodesics[0, 18] == pytest.approx(18**0.5 + 1)
+
+
+def test_topology_prefers_the_unrolled_sheet_to_the_view_from_above():
+    x, _ = swiss_roll.points(800, 0)
+    model = Model((3,), own=x)
+    model.encode = lambda x: swiss_roll.unroll(x)[1]
+    unrolled = evals.run(["topology"], context(x, x, model=model), topology={"neighbours": 6})
+    model.encode = lambda x: x[:, :2]
+    above = evals.run(["topology"], context(x, x, model=model), topology={"neighbours": 6})
+    assert unrolled["topology/geodesic_correlation"] > 0.99
+    assert above["topology/geodesic_correlation"] < 0.8
+    assert unrolled["topology/neighbours_kept"] > 0.9 > 0.5 > above["topology/neighbours_kept"]
+    model.encode = lambda x: x @ np.float32([[0, 1, 0], [0, 0, 1], [1, 0, 0]])
+    rotated = evals.run(["topology"], context(x, x, model=model), topology={"neighbours": 6})
+    assert rotated["topology/neighbours_kept"] == 1
+    assert rotated["topology/distance_correlation"] == pytest.approx(1, abs=1e-6)
 
 
 def test_class_shares_are_those_of_the_samples(digits):

@@ -20,7 +20,8 @@ splits 'train' and 'test' (or what `splits` names), with records of one of two f
     {"image": bytes, "label": int, "file": bytes}       # an encoded image of any size and format
     {"point": float32 [D], "label": float}
 
-where 'label' and 'file' (what to call it when it is broken) may be missing. `png` encodes an array.
+where 'label' (an int for a class, a float for a coordinate) and 'file' (what to call it when it is
+broken) may be missing. `png` encodes an array.
 A split is either an iterable, which a TFDS builder stores first, or, better for large sets, a
 sequence that can be pickled, from which each process that decodes takes what it needs:
 `pmjax/datasets/_records.py` has some, whose images may be uint8 arrays as well.

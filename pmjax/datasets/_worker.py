@@ -38,7 +38,7 @@ def decode_chunk(records: Sequence[dict], file: Path, size: int, start: int, sto
         for i in range(start, stop):
             record = records[i]
             label = record.get("label")
-            labels.append(label if label is None else int(label))
+            labels.append(label if label is None else np.asarray(label).item())
             try:
                 image = decode(record["image"], size)
             except ValueError as e:

@@ -14,7 +14,8 @@ import inspect
 import sys
 import time
 import zlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +34,9 @@ CHUNK = 1000  # examples a call of the model: bounds what is held as float
 class Context:
     """A model, its data, and everything that several metrics need, computed once.
 
+    Two sets of images without a model are a context too: `Context.of_sets`. A metric that asks it
+    for a model, a training set or reconstructions is refused; `compared` gives what there is.
+
     Args:
         model: encodes, decodes, reconstructs and samples.
         train: the training set.
@@ -41,16 +45,72 @@ class Context:
         seed: of every random choice that a metric makes.
         num_samples: how many examples `samples` and `subset` give.
         fresh: (num, seed) -> float32 [num, D], new real points, where a data set can make them.
+        sets: {name in `priors`: samples like `test.data`} that are given and not drawn.
+        extractors: {feature extractor: its arguments}, where they are not the defaults.
+        statistics: an .npz file of a mean and a covariance of features, instead of `test`.
+
+    Attributes:
+        used: {feature extractor: what its numbers depend on}, of those that metrics have used.
     """
 
-    model: "Model"
-    train: Dataset
-    test: Dataset
+    model: "Model | None"
+    train: Dataset | None
+    test: Dataset | None
     priors: tuple[str, ...]
     seed: int = 0
     num_samples: int = 4000
     fresh: Callable[[int, int], np.ndarray] | None = None
+    sets: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    extractors: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    statistics: Path | None = None
+    used: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict, init=False)
     _cache: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self):
+        for name, what in _PARTS.items():
+            if getattr(self, name) is None:
+                setattr(self, name, _Absent(what))
+
+    @classmethod
+    def of_sets(
+        cls, samples: np.ndarray, reference: Dataset | Path, *, more: Dataset | None = None, **args
+    ) -> "Context":
+        """Returns the context of two sets of images, whose one 'prior' is 'samples'.
+
+        Args:
+            samples: uint8 [N, H, W, C], all of which are compared.
+            reference: real images, or the file of their statistics.
+            more: other real images; as many as there are samples give the floor.
+            **args: others of the class.
+        """
+        statistics = reference if isinstance(reference, Path) else None
+        return cls(
+            model=None,
+            train=more,
+            test=None if statistics else reference,
+            priors=("samples",),
+            num_samples=len(samples),
+            sets={"samples": samples},
+            statistics=statistics,
+            **args,
+        )
+
+    def has(self, part: str) -> bool:
+        """Tells whether there is a 'model', a 'train' or a 'test' set."""
+        return not isinstance(getattr(self, part), _Absent)
+
+    def compared(self, also: Sequence[str] = ("recon", "recon_train")) -> dict[str, str]:
+        """Returns {what: source of `_features.features_of`} to compare with 'test'.
+
+        <what> is each prior, 'floor' (as many training images), where there is a training set, and,
+        where there is a model, what of its decoder is asked for by `also`.
+        """
+        sources = dict(zip(self.priors, self.priors, strict=True))
+        if self.has("train"):
+            sources["floor"] = "train"
+        if self.has("model"):
+            sources |= {source: source for source in also}
+        return sources
 
     def cached(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """Returns what `make` returned when it was first called for this key."""
@@ -62,6 +122,10 @@ class Context:
         """Returns a seed in [0, 2³¹) that depends on the context's seed and on the words."""
         return zlib.crc32(repr((self.seed, *words)).encode()) >> 1
 
+    def is_cached(self, key: Hashable) -> bool:
+        """Tells whether `cached` has been called for this key."""
+        return key in self._cache
+
     def subset(self, split: str, num: int | None = None) -> np.ndarray:
         """Returns min(num, N) random, sorted indices of a split; num=None: `num_samples`."""
         size = len(self._data(split))
@@ -71,17 +135,21 @@ class Context:
     def samples(self, prior: str | None = None) -> np.ndarray:
         """Returns `num_samples` samples of a prior (None: the run's own), like `test.data`."""
         prior = self.own_prior if prior is None else prior
+        if prior in self.sets:
+            return self.sets[prior]
         return self.cached(("samples", prior), lambda: self.draw(prior, self.num_samples, 0))
 
     def draw(self, prior: str, num: int, index: int) -> np.ndarray:
         """Returns the index-th independent draw of `num` samples, like `test.data`."""
-        parts = []
+        return np.concatenate(list(self.drawn(prior, num, index)))
+
+    def drawn(self, prior: str, num: int, index: int = 0) -> Iterator[np.ndarray]:
+        """Yields what `draw` returns, in parts of `CHUNK` at most."""
         for start in range(0, num, CHUNK):
             seed = self.derived_seed("samples", index, start)
             part = self.model.sample(min(CHUNK, num - start), seed=seed, prior=prior)
             part = _finite(f"samples of prior '{prior}'", part)
-            parts.append(to_uint8(part) if self.has_images else part)
-        return np.concatenate(parts)
+            yield to_uint8(part) if self.has_images else part
 
     def reconstructions(self, split: str, num: int | None = None) -> np.ndarray:
         """Returns float32 reconstructions, in [-1, 1] for images, of a split or its `subset`."""
@@ -93,12 +161,33 @@ class Context:
 
         return self.cached(("reconstructions", split, num), make)
 
+    def reconstructed(self, split: str, num: int) -> Iterator[np.ndarray]:
+        """Yields uint8 reconstructions of `subset`, in parts of `CHUNK` at most."""
+        chosen = self.subset(split, num)
+        for start in range(0, len(chosen), CHUNK):
+            part = self.model.reconstruct(self._data(split)[chosen[start : start + CHUNK]])
+            yield to_uint8(_finite("reconstructions", part))
+
     def embeddings(self, split: str) -> np.ndarray:
         """Returns the float32 embeddings [N, d] of a split, in inference mode."""
         return self.cached(
             ("embeddings", split),
             lambda: self._apply(self.model.encode, "embeddings", self._data(split)),
         )
+
+    def midpoints(self) -> np.ndarray:
+        """Returns the decoded midpoints of `num_samples` random pairs of test embeddings."""
+
+        def make():
+            z = self.embeddings("test")
+            if len(z) < 2:
+                raise UserError("Midpoints need two test examples or more.")
+            rng = np.random.default_rng(self.derived_seed("midpoints"))
+            first = rng.integers(len(z), size=self.num_samples)
+            second = (first + rng.integers(1, len(z), size=self.num_samples)) % len(z)
+            return self._apply(self.model.decode, "midpoints", (z[first] + z[second]) / 2)
+
+        return self.cached("midpoints", make)
 
     @property
     def own_prior(self) -> str:
@@ -110,7 +199,7 @@ class Context:
     @property
     def has_images(self) -> bool:
         """Whether the data are images and not points."""
-        return self.test.data.ndim == 4
+        return not self.has("test") or self.test.data.ndim == 4
 
     def require_images(self, metric: str) -> None:
         """Refuses data that are not images."""
@@ -131,6 +220,27 @@ class Context:
         return np.concatenate([_finite(what, function(chunk)) for chunk in chunks])
 
 
+class _NotThere(UserError):
+    """Says what a metric needs and the context lacks."""
+
+
+class _Absent:
+    """Stands for a part that a context lacks: whoever asks it for anything is refused."""
+
+    def __init__(self, what: str):
+        self._what = what
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise _NotThere(self._what)
+
+
+_PARTS = {
+    "model": "a trained model (--workdir)",
+    "train": "a set of other real images (--floor)",
+    "test": "the reference's images, not only their statistics",
+}
 _LEAVE = "Leave it out of --config.eval.metrics."
 
 
@@ -182,7 +292,10 @@ def run(
     values = {}
     for name in metrics:
         start = time.perf_counter()
-        new = {key: float(x) for key, x in functions[name](ctx, **args.get(name, {})).items()}
+        try:
+            new = {key: float(x) for key, x in functions[name](ctx, **args.get(name, {})).items()}
+        except _NotThere as error:
+            raise UserError(f"Metric '{name}' needs {error}. {_LEAVE}") from None
         for key, value in new.items():
             if not np.isfinite(value):
                 raise UserError(

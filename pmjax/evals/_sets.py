@@ -1,0 +1,153 @@
+"""Images that any other tool has left: a folder of files, or an array in .npy or .npz."""
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pmjax.datasets import Dataset
+from pmjax.datasets._cache import fingerprint
+from pmjax.datasets._images import _eight_bit
+from pmjax.datasets.image_folder import EXTENSIONS
+from pmjax.errors import UserError
+
+SHOWN = 10  # files that a message names
+
+
+def load(path: Path) -> Dataset | Path:
+    """Returns the images of a folder or an array's file, or the path of an .npz of statistics.
+
+    Images of a folder stay in it until they are used; all must have one size, and no alpha channel.
+    An array is uint8 [N, H, W, 1 or 3], or float within [0, 1].
+
+    Raises:
+        UserError: names what is missing, unreadable, of another size, not finite or out of range.
+    """
+    if path.is_dir():
+        files = sorted(f for f in path.rglob("*") if f.suffix.lower() in EXTENSIONS)
+        images = Folder(path, files)
+        return Dataset(images, None, images.fingerprint(), ())
+    if path.suffix not in (".npy", ".npz") or not path.is_file():
+        raise UserError(f"{path} is no folder of images and no .npy or .npz file.")
+    try:
+        found = np.load(path, allow_pickle=False)
+        if path.suffix == ".npz":
+            if {"mu", "sigma"} <= set(found):
+                return path
+            if len(found.files) == 1 or "arr_0" in found:
+                found = found["arr_0" if "arr_0" in found else found.files[0]]
+            else:
+                raise ValueError(f"arrays {', '.join(found.files)}, and none of them is 'arr_0'")
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read as images or as statistics ({error}).") from error
+    images = _eight_bits(path, found)
+    return Dataset(images, None, fingerprint(images, None), ())
+
+
+def _eight_bits(path, images):
+    if images.dtype.kind == "f":
+        if not np.isfinite(images).all():
+            raise UserError(f"{path} holds NaN or infinite values.")
+        if images.min(initial=0) < 0 or images.max(initial=0) > 1:
+            raise UserError(
+                f"{path} holds floats from {images.min():.4g} to {images.max():.4g}: give uint8, "
+                "or floats within [0, 1]."
+            )
+        images = (images * 255 + 0.5).astype(np.uint8)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise UserError(
+            f"{path} holds {images.dtype} {list(images.shape)}: images are [N, H, W, 1 or 3]."
+        )
+    return images
+
+
+class Folder:
+    """Files of one size as an array uint8 [N, H, W, 1 or 3], decoded where it is indexed.
+
+    RGB, or grey if every file is. Nothing is rotated, cropped or resized, as in other tools of
+    evaluation. At most a slice is held at a time.
+    """
+
+    dtype = np.dtype(np.uint8)
+    ndim = 4
+
+    def __init__(self, path: Path, files: list[Path]):
+        if not files:
+            raise UserError(f"{path} holds no images ({', '.join(EXTENSIONS)}).")
+        self.path, self.files = path, files
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            heads = list(pool.map(_head, files))
+        self._refuse((f, why) for f, (why, *_) in zip(files, heads, strict=True) if why)
+        sizes: dict[tuple[int, int], list[Path]] = {}
+        for file, (_, size, _) in zip(files, heads, strict=True):
+            sizes.setdefault(size, []).append(file)
+        if len(sizes) > 1:
+            listed = ", ".join(
+                f"{len(fs)} of {w}×{h} (as {fs[0].relative_to(path)})"
+                for (w, h), fs in sorted(sizes.items(), key=lambda item: -len(item[1]))[:SHOWN]
+            )
+            raise UserError(
+                f"The images in {path} have different sizes: {listed}. Distances depend on how "
+                "they are brought to one: resize samples and reference in the same way first."
+            )
+        ((width, height),) = sizes
+        channels = 1 if all(grey for *_, grey in heads) else 3
+        self.shape = (len(files), height, width, channels)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
+        files = self.files[index] if isinstance(index, slice) else [self.files[i] for i in index]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            decoded = list(pool.map(_decode, files))
+        self._refuse((f, x) for f, x in zip(files, decoded, strict=True) if isinstance(x, str))
+        out = np.empty((len(files), *self.shape[1:]), np.uint8)
+        for row, image in zip(out, decoded, strict=True):
+            row[:] = image if image.ndim == 3 else image[..., None]
+        return out
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return self[:].astype(dtype or np.uint8, copy=False)
+
+    def fingerprint(self) -> str:
+        """Returns the sha256 over the contents of all files."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            with file.open("rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+        return digest.hexdigest()
+
+    def _refuse(self, broken: Iterable[tuple[Path, str]]) -> None:
+        broken = [f"{file.relative_to(self.path)}: {why}" for file, why in broken]
+        if broken:
+            more = f"; and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
+            raise UserError(
+                f"{len(broken)} of the images in {self.path} cannot be taken "
+                f"({'; '.join(broken[:SHOWN])}{more}). Mend or remove them."
+            )
+
+
+def _head(file: Path) -> tuple[str, tuple[int, int], bool]:
+    """Returns what is wrong with a file, its size, and whether it is grey, from its first bytes."""
+    try:
+        with Image.open(file) as image:
+            wrong = "it has an alpha channel" if image.has_transparency_data else ""
+            return wrong, image.size, image.mode in ("1", "L") or image.mode.startswith("I")
+    except Exception as error:  # decoders of broken files raise nearly anything
+        known = isinstance(error, Image.UnidentifiedImageError)
+        return "not an image" if known else str(error) or type(error).__name__, (0, 0), True
+
+
+def _decode(file: Path) -> np.ndarray | str:
+    """Returns the pixels, or what is wrong."""
+    try:
+        with Image.open(file) as image:
+            return np.asarray(_eight_bit(image))
+    except Exception as error:
+        return str(error) or type(error).__name__

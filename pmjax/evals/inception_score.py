@@ -1,0 +1,46 @@
+"""The Inception Score of the samples."""
+
+import numpy as np
+from scipy.special import rel_entr, softmax
+
+from pmjax.errors import UserError
+from pmjax.evals import Context, _relatives
+from pmjax.evals._features import logits_of
+
+
+def evaluate(ctx: Context, *, splits: int = 10) -> dict[str, float]:
+    """Returns 'inception_score/<prior>', and '…/floor' of as many training images.
+
+    Salimans et al., 2016: the mean over `splits` random parts of the samples, whose deviation is
+    the spread; higher is better. It knows ImageNet's classes alone and no reference, so that it
+    says little elsewhere: read it against the floor. 'flag/fewer_images_than_classes' is the number
+    of images of a part where that is below the number of classes, which bounds the score.
+    """
+    ctx.require_images("inception_score")
+    sets = {
+        what: logits_of(ctx, "inception_2015", source, bias=False)  # as in the first implementation
+        for what, source in ctx.compared(()).items()
+    }
+    seed = ctx.derived_seed("inception_score")
+    values = _relatives.named(
+        "inception_score",
+        {what: inception_score(x, splits=splits, seed=seed) for what, x in sets.items()},
+    )
+    part = min(map(len, sets.values())) // splits
+    few = part < min(x.shape[1] for x in sets.values())
+    return values | ({"inception_score/flag/fewer_images_than_classes": part} if few else {})
+
+
+def inception_score(logits: np.ndarray, *, splits: int, seed: int) -> tuple[float, float]:
+    """Returns exp E KL(p(y|x) ‖ p(y)) of logits [N, classes]: mean and deviation over parts."""
+    if not 1 <= splits <= len(logits):
+        raise UserError(
+            f"{len(logits)} images cannot be divided into {splits} parts: set splits to at least 1 "
+            "and at most the number of images."
+        )
+    order = np.random.default_rng(seed).permutation(len(logits))
+    scores = [
+        np.exp(rel_entr(p, p.mean(0)).sum(1).mean())
+        for p in np.array_split(softmax(logits[order].astype(np.float64), axis=1), splits)
+    ]
+    return float(np.mean(scores)), float(np.std(scores))

@@ -1,0 +1,592 @@
+"""Inception's graph and its weights' files, against PyTorch; statistics and FID's protocols."""
+
+import collections
+import io
+import pickle
+import struct
+import types
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch import nn
+
+from pmjax import evals
+from pmjax.datasets import to_float
+from pmjax.errors import UserError
+from pmjax.evals import _features
+from pmjax.evals._features import (
+    _inception_graph,
+    _inception_weights,
+    _statistics,
+    inception_2015,
+)
+from pmjax.evals._frechet import frechet_distance
+
+FUN = nn.functional
+
+
+class Conv(nn.Module):
+    def __init__(self, width, out, kernel, **args):
+        super().__init__()
+        self.conv = nn.Conv2d(width, out, kernel, bias=False, **args)
+        self.bn = nn.BatchNorm2d(out, eps=0.001)
+
+    def forward(self, x):
+        return FUN.relu(self.bn(self.conv(x)))
+
+
+def mean_pool(x):
+    return FUN.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+
+
+class A(nn.Module):
+    def __init__(self, width, pool):
+        super().__init__()
+        self.branch1x1 = Conv(width, 64, 1)
+        self.branch5x5_1 = Conv(width, 48, 1)
+        self.branch5x5_2 = Conv(48, 64, 5, padding=2)
+        self.branch3x3dbl_1 = Conv(width, 64, 1)
+        self.branch3x3dbl_2 = Conv(64, 96, 3, padding=1)
+        self.branch3x3dbl_3 = Conv(96, 96, 3, padding=1)
+        self.branch_pool = Conv(width, pool, 1)
+
+    def forward(self, x):
+        double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
+        five = self.branch5x5_2(self.branch5x5_1(x))
+        return torch.cat([self.branch1x1(x), five, double, self.branch_pool(mean_pool(x))], 1)
+
+
+class B(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.branch3x3 = Conv(width, 384, 3, stride=2)
+        self.branch3x3dbl_1 = Conv(width, 64, 1)
+        self.branch3x3dbl_2 = Conv(64, 96, 3, padding=1)
+        self.branch3x3dbl_3 = Conv(96, 96, 3, stride=2)
+
+    def forward(self, x):
+        double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
+        return torch.cat([self.branch3x3(x), double, FUN.max_pool2d(x, 3, 2)], 1)
+
+
+class C(nn.Module):
+    def __init__(self, inside):
+        super().__init__()
+        wide, high = dict(kernel=(1, 7), padding=(0, 3)), dict(kernel=(7, 1), padding=(3, 0))
+        self.branch1x1 = Conv(768, 192, 1)
+        self.branch7x7_1 = Conv(768, inside, 1)
+        self.branch7x7_2 = Conv(inside, inside, **wide)
+        self.branch7x7_3 = Conv(inside, 192, **high)
+        self.branch7x7dbl_1 = Conv(768, inside, 1)
+        self.branch7x7dbl_2 = Conv(inside, inside, **high)
+        self.branch7x7dbl_3 = Conv(inside, inside, **wide)
+        self.branch7x7dbl_4 = Conv(inside, inside, **high)
+        self.branch7x7dbl_5 = Conv(inside, 192, **wide)
+        self.branch_pool = Conv(768, 192, 1)
+
+    def forward(self, x):
+        seven = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
+        double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
+        double = self.branch7x7dbl_5(self.branch7x7dbl_4(double))
+        return torch.cat([self.branch1x1(x), seven, double, self.branch_pool(mean_pool(x))], 1)
+
+
+class D(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.branch3x3_1 = Conv(768, 192, 1)
+        self.branch3x3_2 = Conv(192, 320, 3, stride=2)
+        self.branch7x7x3_1 = Conv(768, 192, 1)
+        self.branch7x7x3_2 = Conv(192, 192, (1, 7), padding=(0, 3))
+        self.branch7x7x3_3 = Conv(192, 192, (7, 1), padding=(3, 0))
+        self.branch7x7x3_4 = Conv(192, 192, 3, stride=2)
+
+    def forward(self, x):
+        seven = self.branch7x7x3_3(self.branch7x7x3_2(self.branch7x7x3_1(x)))
+        three = self.branch3x3_2(self.branch3x3_1(x))
+        return torch.cat([three, self.branch7x7x3_4(seven), FUN.max_pool2d(x, 3, 2)], 1)
+
+
+class E(nn.Module):
+    def __init__(self, width, pool):
+        super().__init__()
+        wide, high = dict(kernel=(1, 3), padding=(0, 1)), dict(kernel=(3, 1), padding=(1, 0))
+        self.pool = pool
+        self.branch1x1 = Conv(width, 320, 1)
+        self.branch3x3_1 = Conv(width, 384, 1)
+        self.branch3x3_2a, self.branch3x3_2b = Conv(384, 384, **wide), Conv(384, 384, **high)
+        self.branch3x3dbl_1 = Conv(width, 448, 1)
+        self.branch3x3dbl_2 = Conv(448, 384, 3, padding=1)
+        self.branch3x3dbl_3a, self.branch3x3dbl_3b = Conv(384, 384, **wide), Conv(384, 384, **high)
+        self.branch_pool = Conv(width, 192, 1)
+
+    def forward(self, x):
+        three = self.branch3x3_1(x)
+        double = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
+        parts = [self.branch1x1(x), self.branch3x3_2a(three), self.branch3x3_2b(three)]
+        parts += [self.branch3x3dbl_3a(double), self.branch3x3dbl_3b(double)]
+        return torch.cat([*parts, self.branch_pool(self.pool(x))], 1)
+
+
+class Twin(nn.Module):
+    """pytorch-fid's graph, independent of the code under test."""
+
+    def __init__(self):
+        super().__init__()
+        self.Conv2d_1a_3x3 = Conv(3, 32, 3, stride=2)
+        self.Conv2d_2a_3x3 = Conv(32, 32, 3)
+        self.Conv2d_2b_3x3 = Conv(32, 64, 3, padding=1)
+        self.Conv2d_3b_1x1 = Conv(64, 80, 1)
+        self.Conv2d_4a_3x3 = Conv(80, 192, 3)
+        self.Mixed_5b, self.Mixed_5c, self.Mixed_5d = A(192, 32), A(256, 64), A(288, 64)
+        self.Mixed_6a = B(288)
+        self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e = map(C, (128, 160, 160, 192))
+        self.Mixed_7a = D()
+        self.Mixed_7b = E(1280, mean_pool)
+        self.Mixed_7c = E(2048, lambda x: FUN.max_pool2d(x, 3, 1, 1))
+        self.fc = nn.Linear(2048, 1008)
+
+    def forward(self, x):
+        x = FUN.max_pool2d(self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x))), 3, 2)
+        x = FUN.max_pool2d(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)), 3, 2)
+        for name, block in self.named_children():
+            x = block(x) if name.startswith("Mixed") else x
+        return x.mean((2, 3))
+
+
+@pytest.fixture(scope="module")
+def twin():
+    torch.manual_seed(0)
+    net = Twin().eval()
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if isinstance(module, nn.BatchNorm2d):
+            for values, low, high in (
+                (module.weight.data, 0.5, 1.5), (module.bias.data, -0.2, 0.5),
+                (module.running_mean, -0.3, 0.3), (module.running_var, 0.5, 1.5),
+            ):  # fmt: skip
+                values.uniform_(low, high)
+    return net
+
+
+@pytest.fixture(scope="module")
+def weights(twin, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "random.pth"
+    torch.save(twin.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    images = load_sample_images().images
+    return np.stack([image[50:146:2, 200:280:2] for image in images])  # [2, 48, 40, 3]
+
+
+def resized_like_tensorflow_1(images):
+    """Takes each pixel from its upper left neighbour on, one output pixel at a time."""
+    _, height, width, _ = images.shape
+    out = np.empty((len(images), 299, 299, 3), np.float32)
+    for i in range(299):
+        top, down = divmod(i * height / 299, 1)
+        rows = images[:, int(top)] * (1 - down) + images[:, min(int(top) + 1, height - 1)] * down
+        for j in range(299):
+            left, right = divmod(j * width / 299, 1)
+            out[:, i, j] = rows[:, int(left)] * (1 - right)
+            out[:, i, j] += rows[:, min(int(left) + 1, width - 1)] * right
+    return out
+
+
+def resized_by_pillow(image):
+    channels = (Image.fromarray(image[..., c].astype(np.float32), mode="F") for c in range(3))
+    return np.stack([np.asarray(c.resize((299, 299), Image.BICUBIC)) for c in channels])
+
+
+def inputs(images, variant):
+    """Returns what the published tools would give their net."""
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    if variant == "pytorch_fid":
+        x = FUN.interpolate(x / 255, size=(299, 299), mode="bilinear", align_corners=False)
+        return 2 * x - 1
+    if variant == "torch_fidelity":
+        x = torch.from_numpy(resized_like_tensorflow_1(images)).permute(0, 3, 1, 2)
+    else:
+        x = torch.from_numpy(np.stack([resized_by_pillow(image) for image in images]))
+    return (x - 128) / 128
+
+
+@pytest.mark.parametrize("variant", inception_2015.VARIANTS)
+def test_features_and_logits_agree_with_pytorch(twin, weights, photographs, variant):
+    with torch.no_grad():
+        expected = twin(inputs(photographs, variant))
+        scores = twin.fc(expected).numpy()
+    given = {"weights": weights, "verify": False}
+    features = inception_2015.features(photographs, variant=variant, batch_size=2, **given)
+    assert features.shape == (2, 2048) and features.dtype == np.float32
+    assert np.abs(features - expected.numpy()).max() < 1e-4 * np.abs(expected.numpy()).max()
+    assert np.linalg.norm(features - expected.numpy()) < 1e-4 * np.linalg.norm(expected.numpy())
+    ours = inception_2015.logits(features, variant=variant, **given)
+    assert np.linalg.norm(ours - scores) < 1e-4 * np.linalg.norm(scores)
+    unbiased = inception_2015.logits(features, bias=False, **given)
+    np.testing.assert_allclose(unbiased, ours - twin.fc.bias.detach().numpy(), atol=1e-4)
+
+
+def test_grey_images_are_repeated_and_others_refused(photographs):
+    grey = photographs[..., :1]
+    for variant in inception_2015.VARIANTS[:2]:
+        prepared = [
+            inception_2015._prepared(x, variant=variant) for x in (grey, np.repeat(grey, 3, 3))
+        ]
+        np.testing.assert_array_equal(*prepared)
+    alpha = np.zeros((2, 8, 8, 4), np.uint8)
+    for images in (alpha, to_float(photographs)):
+        with pytest.raises(UserError, match="1 or 3"):
+            list(_features._batches.run(None, {}, images, name="Inception", batch_size=2))
+
+
+@pytest.fixture(scope="module")
+def small_state():
+    """Arrays under all names, of few values."""
+    rng = np.random.default_rng(0)
+    state = collections.OrderedDict()
+    for name, _ in _inception_graph.convolutions():
+        state[f"{name}.conv.weight"] = rng.normal(size=(3, 2, 1, 3))
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            state[f"{name}.bn.{part}"] = rng.uniform(size=3)
+    state |= {"fc.weight": rng.normal(size=(7, 5)), "fc.bias": rng.normal(size=7)}
+    return {name: value.astype(np.float32) for name, value in state.items()}
+
+
+def as_pytorch(state, path, **args):
+    torch.save({name: torch.from_numpy(value) for name, value in state.items()}, path, **args)
+
+
+def as_pytorch_of_old(state, path):
+    as_pytorch(state, path, _use_new_zipfile_serialization=False)
+
+
+def as_flax(state, path):
+    tree = {"fc": {"kernel": state["fc.weight"].T, "bias": state["fc.bias"]}}
+    for name, _ in _inception_graph.convolutions():
+        node = tree
+        for part in name.split("."):
+            node = node.setdefault(part, {})
+        node["conv"] = {"kernel": state[f"{name}.conv.weight"].transpose(2, 3, 1, 0)}
+        parts = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+        node["bn"] = {theirs: state[f"{name}.bn.{ours}"] for theirs, ours in parts.items()}
+    path.write_bytes(pickle.dumps(tree, protocol=4))
+
+
+def field(number, value):
+    """Returns a field of a protocol buffer: a number, or bytes."""
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def varint(value):
+    more = value >> 7
+    return bytes([value & 127 | (128 if more else 0)]) + (varint(more) if more else b"")
+
+
+def as_tensorflow(state, path):
+    def const(name, value):
+        dims = b"".join(field(2, field(1, size)) for size in value.shape)
+        if value.ndim > 1:
+            content = field(4, np.ascontiguousarray(value).tobytes())
+        else:
+            content = field(5, value.tobytes())
+        tensor = field(1, 1) + field(2, dims) + content
+        attributes = [(b"dtype", field(6, 1)), (b"value", field(8, tensor))]
+        entries = b"".join(field(5, field(1, key) + field(2, value)) for key, value in attributes)
+        return field(1, field(1, name.encode()) + field(2, b"Const") + entries)
+
+    graph = field(1, field(1, b"input") + field(2, b"Placeholder")) + field(4, field(1, 21))
+    for name, scope in _inception_graph.convolutions():
+        graph += const(f"{scope}/conv2d_params", state[f"{name}.conv.weight"].transpose(2, 3, 1, 0))
+        for theirs, ours in (("gamma", "weight"), ("beta", "bias"),
+                             ("moving_mean", "running_mean"),
+                             ("moving_variance", "running_var")):  # fmt: skip
+            graph += const(f"{scope}/batchnorm/{theirs}", state[f"{name}.bn.{ours}"])
+    graph += const("softmax/weights", state["fc.weight"].T)
+    graph += const("softmax/biases", state["fc.bias"])
+    path.write_bytes(graph)
+
+
+FORMATS = {
+    "a.pth": as_pytorch,
+    "b.pth": as_pytorch_of_old,
+    "c.pickle": as_flax,
+    "d.pb": as_tensorflow,
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_each_format_of_the_weights_gives_the_same_arrays(tmp_path, small_state, name):
+    FORMATS[name](small_state, tmp_path / name)
+    read, sha256 = _inception_weights.read(tmp_path / name, verify=False)
+    assert len(sha256) == 64
+    for key, value in small_state.items():
+        np.testing.assert_array_equal(read[key], value)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_truncated_weights_are_refused(tmp_path, small_state, name):
+    path = tmp_path / name
+    FORMATS[name](small_state, path)
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(UserError, match="not a readable"):
+        _inception_weights.read(path, verify=False)
+
+
+def test_tensorflow_scopes_are_those_of_the_published_conversion():
+    scopes = dict(_inception_graph.convolutions())
+    assert len(scopes) == len(set(scopes.values())) == 94
+    assert scopes["Conv2d_4a_3x3"] == "conv_4"
+    assert scopes["Mixed_5b.branch5x5_2"] == "mixed/tower/conv_1"
+    assert scopes["Mixed_5d.branch_pool"] == "mixed_2/tower_2/conv"
+    assert scopes["Mixed_6a.branch3x3dbl_3"] == "mixed_3/tower/conv_2"
+    assert scopes["Mixed_6e.branch7x7dbl_5"] == "mixed_7/tower_1/conv_4"
+    assert scopes["Mixed_7a.branch7x7x3_4"] == "mixed_8/tower_1/conv_3"
+    assert scopes["Mixed_7c.branch3x3_2b"] == "mixed_10/tower/mixed/conv_1"
+    assert scopes["Mixed_7c.branch3x3dbl_3a"] == "mixed_10/tower_1/mixed/conv"
+
+
+def test_our_names_are_those_of_the_published_state_dict(twin):
+    ours = {f"{name}.conv.weight" for name, _ in _inception_graph.convolutions()}
+    assert ours == {name for name in twin.state_dict() if name.endswith("conv.weight")}
+
+
+def test_other_weights_than_the_published_are_refused_unless_said(tmp_path, small_state):
+    for name in ("pt_inception-2015-12-05-6726825d.pth", "mine.pth", "mine-12345678.pb"):
+        as_pytorch(small_state, tmp_path / name)
+        expected = "12345678" if "1234" in name else "6726825d"
+        with pytest.raises(UserError, match=f"begins with {expected} and has [0-9a-f]{{16}}"):
+            _inception_weights.read(tmp_path / name)
+    _inception_weights.read(tmp_path / "mine.pth", verify=False)
+
+
+def test_weights_of_another_net_are_refused(tmp_path, small_state):
+    as_pytorch(small_state, tmp_path / "small.pth")
+    as_pytorch({"fc.weight": np.zeros(3)}, tmp_path / "other.pth")
+    for name in ("small.pth", "other.pth"):
+        with pytest.raises(UserError, match="set of weights"):
+            inception_2015.load_params(tmp_path / name, verify=False)
+
+
+class Attack:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return io.open, (str(self.path), "w")
+
+
+def test_a_hostile_pickle_is_refused_and_not_run(tmp_path):
+    path, victim = tmp_path / "weights.pickle", tmp_path / "victim"
+    path.write_bytes(pickle.dumps({"fc": Attack(victim)}))
+    with pytest.raises(UserError, match="io.open"):
+        _inception_weights.read(path, verify=False)
+    assert not victim.exists()
+
+
+def test_weights_are_looked_for_in_the_argument_the_variable_the_cache_and_the_network(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PMJAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(_inception_weights, "URL", (tmp_path / "published").as_uri())
+    with pytest.raises(UserError, match=r"Put pt_inception-2015-12-05-6726825d.pth"):
+        _inception_weights.find()
+
+    (tmp_path / "published").write_bytes(b"something else")
+    with pytest.raises(UserError, match="begins with 6726825d"):
+        _inception_weights.find()
+    found = _inception_weights.sha256(tmp_path / "published")
+    assert not list((tmp_path / "cache" / "inception").iterdir())
+    monkeypatch.setattr(_inception_weights, "HASH", found[:8])
+    cached = _inception_weights.find()
+    assert cached.read_bytes() == b"something else" and cached.parent.parent == tmp_path / "cache"
+
+    monkeypatch.setattr(_inception_weights, "URL", "file:///nowhere")
+    assert _inception_weights.find() == cached
+    given, named = tmp_path / "given", tmp_path / "named"
+    for path in (given, named):
+        path.touch()
+    monkeypatch.setenv("PMJAX_INCEPTION_WEIGHTS", str(named))
+    assert _inception_weights.find() == named
+    assert _inception_weights.find(given) == given
+    with pytest.raises(UserError, match="no weights file"):
+        _inception_weights.find(tmp_path / "missing")
+
+
+def test_moments_of_parts_are_exact_far_from_zero():
+    x = np.random.default_rng(0).normal(1000, 0.01, (3000, 5)).astype(np.float32)
+    mean, cov, count = _features.moments([x[:7], x[7:2000], x[2000:]])
+    assert count == 3000
+    np.testing.assert_allclose(mean, x.mean(0, dtype=np.float64), rtol=1e-12)
+    np.testing.assert_allclose(cov, np.cov(x.astype(np.float64).T), rtol=1e-9, atol=1e-13)
+
+
+def test_statistics_of_other_features_are_refused(tmp_path):
+    about = {"extractor": "inception_2015", "variant": "clean_fid"}
+    path = tmp_path / "s.npz"
+    _statistics.write(path, (np.ones(3), np.eye(3), 9), about)
+    mean, cov, count = _statistics.read(path, dim=3, about=about)
+    assert count == 9 and mean.sum() == 3 and cov.trace() == 3
+    with pytest.raises(UserError, match="these features have 2048 dimensions"):
+        _statistics.read(path, dim=2048)
+    with pytest.raises(UserError, match="variant clean_fid, and here it is pytorch_fid"):
+        _statistics.read(path, dim=3, about=about | {"variant": "pytorch_fid"})
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"mu": np.zeros(2)}, "cannot be read"),
+        ({"mu": np.full(2, np.nan), "sigma": np.eye(2)}, "NaN"),
+        ({"mu": np.zeros(2), "sigma": np.array([[1, 2], [0, 1]])}, "not a covariance"),
+        ({"mu": np.zeros(2), "sigma": -np.eye(2)}, "not a covariance"),
+    ],
+)
+def test_statistics_that_are_none_are_refused(tmp_path, arrays, message):
+    np.savez(tmp_path / "s.npz", **arrays)
+    with pytest.raises(UserError, match=message):
+        _statistics.read(tmp_path / "s.npz", dim=2)
+
+
+def test_published_statistics_are_read(tmp_path):
+    np.savez(tmp_path / "s.npz", mu=np.arange(2.0), sigma=np.eye(2))
+    mean, cov, count = _statistics.read(tmp_path / "s.npz", dim=2, about={"variant": "any"})
+    np.testing.assert_array_equal(mean, [0, 1])
+    assert count == 0
+
+
+def test_reference_statistics_are_computed_once_for_a_content(tmp_path, monkeypatch):
+    monkeypatch.setenv("PMJAX_CACHE", str(tmp_path))
+    calls = []
+
+    def make():
+        calls.append(1)
+        return np.zeros(2), np.eye(2), 5
+
+    about = {"extractor": "any", "weights": "0" * 64}
+    for fingerprint in ("one", "one", "other", ""):
+        _statistics.cached(about, fingerprint, make, 2)
+    assert len(calls) == 3
+    (file, *_) = (tmp_path / "statistics").glob("*.npz")
+    file.write_bytes(b"damaged")
+    for fingerprint in ("one", "other"):
+        _statistics.cached(about, fingerprint, make, 2)
+    assert len(calls) == 4
+
+
+class Model:
+    """Reconstructs images darker, and samples from noise."""
+
+    def reconstruct(self, x):
+        return to_float(x) * np.float32(0.5)
+
+    def sample(self, num, *, seed, prior):
+        return np.random.default_rng(seed).uniform(-1, 1, (num, 4, 4, 3)).astype(np.float32)
+
+
+@pytest.fixture
+def tiny_inception(monkeypatch):
+    """Features that cost nothing: the first two pixels."""
+
+    def stream(images, **args):
+        for part in [images] if hasattr(images, "shape") else images:
+            yield part.reshape(len(part), -1)[:, :6].astype(np.float32)
+
+    monkeypatch.setattr(inception_2015, "stream", stream)
+    monkeypatch.setattr(inception_2015, "DIM", 6)
+    monkeypatch.setattr(
+        inception_2015,
+        "identity",
+        lambda variant="pytorch_fid", **_: {"weights": "w", "variant": variant},
+    )
+
+
+def split(num, seed, fingerprint=""):
+    data = np.random.default_rng(seed).integers(0, 256, (num, 4, 4, 3), np.uint8)
+    return types.SimpleNamespace(data=data, labels=None, fingerprint=fingerprint, skipped=())
+
+
+def context(**args):
+    given = dict(model=Model(), train=split(60, 0), test=split(40, 1), priors=("own", "gmm"))
+    return evals.Context(**given | args)
+
+
+def test_fid_names_its_protocol_and_stands_beside_its_floor(tiny_inception):
+    ctx = context()
+    values = evals.run(["fid"], ctx, fid={"protocols": ("30_test", "50_train")})
+    head = "fid/30_test/pytorch_fid/"
+    assert set(values) == {
+        *(f"{head}{what}" for what in ("own", "gmm", "floor", "recon", "recon_train")),
+        *(f"fid/50_train/pytorch_fid/{what}"
+          for what in ("own", "gmm", "floor", "recon", "recon_test", "flag/floor_images")),
+    }  # fmt: skip
+    assert values["fid/50_train/pytorch_fid/flag/floor_images"] == 40
+
+    def moments(images):
+        x = images.reshape(len(images), -1)[:, :6].astype(np.float64)
+        return x.mean(0), np.cov(x.T)
+
+    reference = moments(ctx.test.data)
+    floor = moments(ctx.train.data[ctx.subset("train", 30)])
+    assert values[head + "floor"] == pytest.approx(frechet_distance(*floor, *reference))
+    own = moments(ctx.draw("own", 30, 0))
+    assert values[head + "own"] == pytest.approx(frechet_distance(*own, *reference))
+    assert ctx.used == {"inception_2015": {"weights": "w", "variant": "pytorch_fid"}}
+
+
+def test_fid_of_the_evaluation_s_own_sets_is_that_of_the_same_protocol(tiny_inception):
+    protocols = {"fid": {"protocols": ("30_test",)}}
+    streamed = evals.run(["fid"], context(), **protocols)
+    shared = evals.run(["fid"], context(num_samples=30), **protocols)
+    assert shared == pytest.approx(streamed, rel=1e-9)
+
+
+def test_fewer_images_than_features_are_flagged(tiny_inception, capsys):
+    values = evals.run(["fid"], context(), fid={"protocols": ("5_test",)})
+    assert values["fid/5_test/pytorch_fid/flag/fewer_images_than_features"] == 5
+    assert "large bias" in capsys.readouterr().err
+
+
+def test_fid_takes_published_statistics_of_the_reference(tiny_inception, tmp_path):
+    reference, samples = split(50, 2).data, split(40, 3).data
+    x = reference.reshape(50, -1)[:, :6]
+    np.savez(tmp_path / "s.npz", mu=x.mean(0), sigma=np.cov(x.T.astype(np.float64)))
+    ctx = evals.Context.of_sets(samples, tmp_path / "s.npz")
+    whole = evals.Context.of_sets(samples, types.SimpleNamespace(data=reference, fingerprint=""))
+    values = evals.run(["fid"], ctx)
+    assert list(values) == ["fid/40_samples/pytorch_fid/samples"]
+    assert values == pytest.approx(evals.run(["fid"], whole), rel=1e-6)
+    with pytest.raises(UserError, match="'kid' needs the reference's images"):
+        evals.run(["kid"], ctx)
+
+
+def test_the_context_s_arguments_reach_the_extractor(tiny_inception):
+    ctx = context(extractors={"inception_2015": {"variant": "clean_fid"}})
+    values = evals.run(["fid"], ctx, fid={"protocols": ("20_test",)})
+    assert all(key.startswith("fid/20_test/clean_fid/") for key in values)
+
+
+@pytest.mark.parametrize("protocol", ["50k", "0_test", "k_train", "10k_val"])
+def test_an_unknown_protocol_is_refused(tiny_inception, protocol):
+    with pytest.raises(UserError, match="no protocol of FID"):
+        evals.run(["fid"], context(), fid={"protocols": (protocol,)})
+
+
+def test_structures_of_the_protocol_buffer_that_are_not_float_constants_are_skipped():
+    tensor = field(1, 3) + field(2, b"") + field(7, 5)  # an int32
+    node = (
+        field(1, b"number")
+        + field(2, b"Const")
+        + field(5, field(1, b"value") + field(2, field(8, tensor)))
+    )
+    fixed = varint(3 << 3 | 5) + struct.pack("<f", 1.0) + varint(9 << 3 | 1) + bytes(8)
+    assert _inception_weights.constants_of(field(1, node + fixed) + fixed) == {}

@@ -1,0 +1,392 @@
+"""Distances between sets of features against their published definitions, and on real images."""
+
+import types
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from sklearn.datasets import load_digits
+
+from pmjax import evals
+from pmjax.datasets import to_float
+from pmjax.errors import UserError
+from pmjax.evals import _frechet, _kernel, _manifold, inception_score
+from pmjax.evals._features import efficientnet_lite0, features_of
+
+KS = {"neighbours": 3, "density_neighbours": 5}
+
+
+def normal(seed, num, dim, scale=1.0, shift=0.0):
+    return (np.random.default_rng(seed).normal(size=(num, dim)) * scale + shift).astype(np.float32)
+
+
+def frechet(a, b):
+    return _frechet.frechet_estimate(_frechet.Sample(a), _frechet.Sample(b))
+
+
+# The Fréchet distance
+
+
+def test_frechet_distance_of_2048_dimensions_has_its_closed_form():
+    rng = np.random.default_rng(0)
+    v = rng.normal(size=2048)
+    basis = np.eye(2048) - 2 * np.outer(v, v) / (v @ v)  # the eigenvectors of both
+    variances1 = np.r_[np.ones(700), np.logspace(0, -20, 700), np.zeros(648)]
+    variances2 = np.r_[np.full(400, 4.0), np.logspace(-20, 0, 1000), np.zeros(300), np.ones(348)]
+    mean1, mean2 = rng.normal(size=(2, 2048)) * 0.1
+    expected = np.sum((mean1 - mean2) ** 2) + np.sum((variances1**0.5 - variances2**0.5) ** 2)
+    cov1, cov2 = ((basis * variances) @ basis for variances in (variances1, variances2))
+    distance = _frechet.frechet_distance(mean1, cov1, mean2, cov2)
+    assert distance == pytest.approx(expected, rel=1e-6)
+
+
+def test_statistics_of_other_features_are_refused():
+    moments = [_frechet.gaussian(normal(0, 20, dim)) for dim in (3, 4)]
+    with pytest.raises(UserError, match="3 and of 4 dimensions"):
+        _frechet.frechet_distance(*moments[0], *moments[1])
+
+
+@pytest.mark.parametrize("num", [30, 500], ids=["rank-deficient", "full rank"])
+def test_the_estimate_is_the_distance(num):
+    a, b = normal(0, num, 60), normal(1, 400, 60, 1.5)
+    expected = _frechet.frechet_distance(*_frechet.gaussian(a), *_frechet.gaussian(b))
+    assert frechet(a, b)[0] == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("dim", [4, 40, 150])
+@pytest.mark.parametrize(("scale", "shift"), [(1.3, 0.0), (1.0, 0.3)], ids=["scale", "shift"])
+def test_the_frechet_spread_is_the_deviation_over_draws(dim, scale, shift, monkeypatch):
+    monkeypatch.setattr(_frechet, "ENOUGH", 90)
+    monkeypatch.setattr(_frechet, "BLOCK", 40)
+    decay = np.arange(1, dim + 1) ** -0.7
+    draws = np.array(
+        [
+            frechet(
+                normal(2 * i, 120, dim, scale * decay, shift), normal(2 * i + 1, 200, dim, decay)
+            )
+            for i in range(80)
+        ]
+    )
+    assert draws[:, 1].mean() == pytest.approx(draws[:, 0].std(), rel=0.25)
+
+
+def test_constant_features_have_a_distance_and_no_spread():
+    for num in (3, 30):
+        zeros, ones = (np.full((num, 5), value, np.float32) for value in (0, 1))
+        assert frechet(zeros, ones) == (5, 0)
+    with pytest.raises(UserError, match="two examples"):
+        frechet(zeros, ones[:1])
+
+
+def test_the_frechet_spread_of_a_floor_errs_on_the_safe_side():
+    draws = np.array([frechet(normal(2 * i, 200, 8), normal(2 * i + 1, 200, 8)) for i in range(99)])
+    assert 1 < draws[:, 1].mean() / draws[:, 0].std() < 1.8
+
+
+def test_extrapolation_removes_the_bias_of_few_samples():
+    dim, reference = 20, _frechet.Sample(normal(0, 20_000, 20))
+    truth = dim * 0.3**2 + dim * (1.2 - 1) ** 2
+    draws = [normal(1 + i, 300, dim, 1.2, 0.3) for i in range(10)]
+    plain = np.mean([_frechet.frechet_estimate(_frechet.Sample(x), reference)[0] for x in draws])
+    extrapolated = np.array(
+        [_frechet.frechet_infinity(x, reference, points=15, seed=0) for x in draws]
+    )
+    assert plain > 1.1 * truth
+    assert extrapolated[:, 0].mean() == pytest.approx(truth, abs=0.3 * (plain - truth))
+    assert extrapolated[:, 1].mean() == pytest.approx(extrapolated[:, 0].std(), rel=0.6)
+
+
+@pytest.mark.parametrize(("num", "points"), [(300, 2), (19, 3), (30, 29)])
+def test_extrapolation_refuses_what_gives_no_line(num, points):
+    reference = _frechet.Sample(normal(0, 50, 3))
+    with pytest.raises(UserError, match="give no line: take at least 3 points"):
+        _frechet.frechet_infinity(normal(1, num, 3), reference, points=points, seed=0)
+
+
+# The kernel distance
+
+
+def mmd2(x, y):
+    """The unbiased estimate, term by term (Gretton et al., 2012, equation 3)."""
+    x, y = x.astype(np.float64), y.astype(np.float64)
+
+    def k(a, b):
+        return (sum(a * b) / len(a) + 1) ** 3
+
+    m, n = len(x), len(y)
+    first = sum(k(x[i], x[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
+    second = sum(k(y[i], y[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    return first + second - 2 * sum(k(a, b) for a in x for b in y) / (m * n)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.2])
+def test_the_kernel_distance_agrees_with_its_definition(scale):
+    x, y = normal(0, 40, 6, scale), normal(1, 40, 6)
+    found = _kernel.kernel_distances(y, {"x": x}, subset_size=40, subsets=2, seed=0)["x"]
+    assert found == pytest.approx((mmd2(x, y), 0), rel=1e-6, abs=1e-12)  # subsets are all there is
+
+
+def test_the_kernel_distance_averages_subsets_without_bias():
+    x, y = normal(0, 80, 6, 1.2), normal(1, 70, 6)
+    mean, deviation = _kernel.kernel_distances(y, {"x": x}, subset_size=20, subsets=1000, seed=0)[
+        "x"
+    ]
+    assert mean == pytest.approx(mmd2(x, y), abs=4 * deviation / np.sqrt(1000))
+    halved = _kernel.kernel_distances(y, {"x": x}, subset_size=40, subsets=1000, seed=0)["x"]
+    assert 0.3 * deviation < halved[1] < 0.75 * deviation
+
+
+def test_a_kernel_distance_does_not_depend_on_the_sets_beside_it():
+    sets = {"a": normal(0, 50, 3), "b": normal(1, 60, 3)}
+    args = {"subset_size": 20, "subsets": 3, "seed": 0}
+    both = _kernel.kernel_distances(normal(2, 40, 3), sets, **args)
+    assert _kernel.kernel_distances(normal(2, 40, 3), {"b": sets["b"]}, **args)["b"] == both["b"]
+
+
+@pytest.mark.parametrize(("subset_size", "subsets"), [(1, 5), (51, 5), (20, 0)])
+def test_subsets_that_cannot_be_drawn_are_refused(subset_size, subsets):
+    sets = {"x": normal(0, 50, 3)}
+    with pytest.raises(UserError, match="cannot be drawn from 50: set subset_size"):
+        _kernel.kernel_distances(
+            normal(1, 60, 3), sets, subset_size=subset_size, subsets=subsets, seed=0
+        )
+
+
+# Precision, recall, density, coverage
+
+
+def manifold(features):
+    return _manifold.Manifold(features, **KS)
+
+
+def published(real, fake):
+    """Kynkäänniemi et al., 2019, equations 1 and 2; Naeem et al., 2020, equations 4 and 5."""
+    real, fake = real.astype(np.float64), fake.astype(np.float64)
+
+    def distance(a, b):
+        return np.sqrt(np.sum((a - b) ** 2))
+
+    def radius(i, points, k):  # the first distance is 0, to itself
+        return sorted(distance(points[i], other) for other in points)[k]
+
+    def inside(point, points, k):
+        return any(distance(point, p) <= radius(i, points, k) for i, p in enumerate(points))
+
+    balls = [radius(i, real, 5) for i in range(len(real))]
+    hits = np.array(
+        [[distance(r, f) < ball for f in fake] for r, ball in zip(real, balls, strict=True)]
+    )
+    return {
+        "precision": np.mean([inside(f, real, 3) for f in fake]),
+        "recall": np.mean([inside(r, fake, 3) for r in real]),
+        "density": hits.sum() / (5 * len(fake)),
+        "coverage": hits.any(1).mean(),
+    }
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.7), (0.5, 0.0), (1.5, 1.0)])
+def test_precision_recall_density_and_coverage_agree_with_their_definitions(
+    scale, shift, monkeypatch
+):
+    monkeypatch.setattr(_manifold, "BLOCK", 16)
+    real, fake = normal(0, 40, 5), normal(1, 25, 5, scale, shift)
+    values = _manifold.prdc(manifold(real), manifold(fake))
+    assert values == pytest.approx(published(real, fake), abs=1e-9)
+    assert 0 < values["coverage"] < 1 and values["recall"] > 0
+
+
+def test_prdc_of_a_set_and_itself_is_perfect_and_of_a_far_one_nothing():
+    real = normal(0, 200, 5, shift=10)
+    itself = _manifold.prdc(manifold(real), manifold(real))
+    assert [itself[name] for name in ("precision", "recall", "coverage")] == [1, 1, 1]
+    assert itself["density"] == pytest.approx(1, abs=0.21)  # its ties are at the balls' edges
+    far = _manifold.prdc(manifold(real), manifold(real + 100))
+    assert list(far.values()) == [0, 0, 0, 0]
+
+
+def test_the_spread_of_prdc_is_about_the_deviation_over_draws():
+    draws = [
+        _manifold.prdc_estimate(
+            manifold(normal(2 * i, 500, 3)), manifold(normal(2 * i + 1, 500, 3, 1.3)), seed=0
+        )
+        for i in range(30)
+    ]
+    for name in ("precision", "recall", "density", "coverage"):
+        values, spreads = np.array([draw[name] for draw in draws]).T
+        assert 0.6 < spreads.mean() / values.std() < 1.7, name
+
+
+def test_neighbours_beyond_the_examples_are_refused():
+    with pytest.raises(UserError, match="set neighbours and density_neighbours"):
+        _manifold.Manifold(normal(0, 5, 3), **KS)
+    with pytest.raises(UserError, match="take 100 at least"):
+        _manifold.prdc_estimate(manifold(normal(0, 99, 3)), manifold(normal(1, 200, 3)), seed=0)
+
+
+# The Inception Score
+
+
+def test_the_inception_score_agrees_with_its_definition():
+    logits = normal(0, 60, 7, 2)
+    p = np.exp(logits.astype(np.float64))
+    p /= p.sum(1, keepdims=True)
+    divergence = sum(np.sum(q * (np.log(q) - np.log(p.mean(0)))) for q in p) / 60
+    found = inception_score.inception_score(logits, splits=1, seed=0)
+    assert found == pytest.approx((np.exp(divergence), 0), rel=1e-6)
+
+
+def test_the_inception_score_of_certain_classes_is_their_number():
+    logits = np.repeat(np.eye(5) * 2000, 40, axis=0)  # the other classes' probabilities underflow
+    assert inception_score.inception_score(logits, splits=1, seed=0) == pytest.approx((5, 0))
+    mean, deviation = inception_score.inception_score(logits, splits=4, seed=0)
+    assert 4.5 < mean < 5 and 0 < deviation < 0.3
+    assert inception_score.inception_score(logits[:1], splits=1, seed=0) == (1, 0)
+
+
+def test_more_parts_than_images_are_refused():
+    with pytest.raises(UserError, match="3 images cannot be divided into 4 parts: set splits"):
+        inception_score.inception_score(np.zeros((3, 5)), splits=4, seed=0)
+
+
+# On images
+
+
+@pytest.fixture(scope="module")
+def digits():
+    images, labels = load_digits(return_X_y=True)
+    return (images * 15.9).astype(np.uint8).reshape(-1, 8, 8, 1), labels
+
+
+def context(train, test, num_samples, **priors):
+    """A context whose model is the identity and whose priors draw from given images."""
+
+    def sample(num, *, seed, prior):
+        chosen = np.random.default_rng(seed).permutation(len(priors[prior]))[:num]
+        return to_float(priors[prior][chosen])
+
+    model = types.SimpleNamespace(
+        encode=lambda x: to_float(np.asarray(x)).reshape(len(x), -1),
+        decode=lambda z: z.reshape(-1, *test.shape[1:]),
+        reconstruct=lambda x: to_float(np.asarray(x)),
+        sample=sample,
+    )
+    data = [types.SimpleNamespace(data=x, labels=None) for x in (train, test)]
+    return evals.Context(model, *data, priors=tuple(priors), num_samples=num_samples)
+
+
+FAMILIES = ("fd", "kd", "fd_infinity", "prdc")
+
+
+@pytest.fixture(scope="module")
+def degraded(digits):
+    """The metrics of clean, blurred, noisy and fewer images against a test set of digits."""
+    images, labels = digits
+    train, other, test = images[:500], images[500:1000], images[1000:1300]
+    rng = np.random.default_rng(0)
+    priors = {"clean": other}
+    for i, (blur, noise, classes) in enumerate(
+        ((0.5, 25, 6), (0.8, 60, 2), (1.2, 120, 1)), start=1
+    ):
+        noisy = other + rng.normal(0, noise, other.shape)
+        priors[f"blur{i}"] = ndimage.gaussian_filter(other, (0, blur, blur, 0))
+        priors[f"noise{i}"] = np.clip(noisy, 0, 255).astype(np.uint8)
+        priors[f"modes{i}"] = images[np.r_[:1000, 1300:1797]][
+            (labels < classes)[np.r_[:1000, 1300:1797]]
+        ]
+    ctx = context(train, test, 200, **priors)
+    names = [f"{family}_efficientnet_lite0" for family in FAMILIES]
+    return evals.run(
+        names, ctx, **{name: {"resolution": 32} for name in names}, say=lambda line: None
+    )
+
+
+@pytest.mark.parametrize("kind", ["blur", "noise", "modes"])
+@pytest.mark.parametrize("family", ["fd", "kd", "fd_infinity"])
+def test_distances_grow_with_blur_noise_and_lost_classes(degraded, family, kind):
+    keys = [
+        f"{family}_efficientnet_lite0/{what}"
+        for what in ("clean", *(f"{kind}{i}" for i in (1, 2, 3)))
+    ]
+    values = [degraded[key] for key in keys]
+    assert np.all(np.diff(values) > 0), values
+
+
+@pytest.mark.parametrize(
+    ("quantity", "kind"),
+    [("precision", "noise"), ("density", "noise"), ("coverage", "noise"), ("coverage", "blur"),
+     ("coverage", "modes"), ("recall", "modes")],
+)  # fmt: skip
+def test_prdc_falls_with_what_it_measures(degraded, quantity, kind):
+    names = ("clean", *(f"{kind}{i}" for i in (1, 2, 3)))
+    values = [degraded[f"prdc_efficientnet_lite0/{quantity}/{what}"] for what in names]
+    assert np.all(np.diff(values) < 0), values
+
+
+def test_lost_classes_cost_recall_and_not_precision(degraded):
+    clean, lost = (
+        {q: degraded[f"prdc_efficientnet_lite0/{q}/{what}"] for q in ("precision", "recall")}
+        for what in ("clean", "modes3")
+    )
+    assert lost["recall"] < 0.5 * clean["recall"]
+    assert lost["precision"] > 0.8 * clean["precision"]
+
+
+def test_other_training_images_reproduce_the_floor_within_its_spread(degraded):
+    floors = [key for key in degraded if key.endswith("/floor")]
+    assert len(floors) == 3 + 4
+    for key in floors:
+        clean = key.removesuffix("floor") + "clean"
+        spread = np.hypot(degraded[f"{key}/spread"], degraded[f"{clean}/spread"])
+        assert abs(degraded[clean] - degraded[key]) < 3 * spread, key
+
+
+def test_identical_sets_have_no_distance(degraded):
+    assert degraded["fd_efficientnet_lite0/recon"] == pytest.approx(0, abs=1e-6)
+    distance, spread = (degraded[f"kd_efficientnet_lite0/recon{end}"] for end in ("", "/spread"))
+    assert abs(distance) < 2 * spread < 0.1 * degraded["kd_efficientnet_lite0/noise3"]
+
+
+def test_midpoints_are_further_than_reconstructions(degraded):
+    for family in ("fd", "kd"):
+        distances = [degraded[f"{family}_efficientnet_lite0/{w}"] for w in ("floor", "midpoints")]
+        assert distances[0] < 0.7 * distances[1]
+
+
+def test_caveats_of_few_images_are_flagged(degraded):
+    assert {key: value for key, value in degraded.items() if "/flag/" in key} == {
+        "fd_efficientnet_lite0/flag/fewer_images_than_features": 148,
+        "kd_efficientnet_lite0/flag/subset_size": 74,
+        "fd_infinity_efficientnet_lite0/flag/fewer_images_than_features": 14,
+    }
+
+
+def test_midpoints_are_between_two_test_images():
+    test = np.uint8([0, 40, 100]).reshape(3, 1, 1, 1) * np.ones((1, 4, 4, 1), np.uint8)
+    ctx = context(test, test, 200, own=test)
+    found = np.rint(ctx.midpoints()[:, 0, 0, 0] * 127.5 + 127.5)
+    assert set(found) == {20, 50, 70}
+    with pytest.raises(UserError, match="two test examples"):
+        context(test, test[:1], 5, own=test).midpoints()
+
+
+def test_features_that_are_not_finite_are_refused(digits, monkeypatch):
+    monkeypatch.setattr(efficientnet_lite0, "features", lambda x, **_: np.full((len(x), 4), np.nan))
+    ctx = context(digits[0][:50], digits[0][50:90], 20, own=digits[0])
+    for family in FAMILIES:
+        with pytest.raises(UserError, match="features of 'test' hold NaN"):
+            evals.run([f"{family}_efficientnet_lite0"], ctx)
+
+
+def test_features_of_all_sources_are_of_the_images_named(digits):
+    train, test = digits[0][:40], digits[0][40:60]
+    ctx = context(train, test, 30, own=train)
+    for source, images in {
+        "test": test,
+        "train": train[ctx.subset("train")],
+        "recon": test,
+        "recon_train": train[ctx.subset("train")],
+        "own": ctx.samples("own"),
+    }.items():
+        expected = efficientnet_lite0.features(images, resolution=32)
+        found = features_of(ctx, "efficientnet_lite0", source, resolution=32)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)

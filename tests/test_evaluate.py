@@ -1,0 +1,248 @@
+"""The evaluation's command on folders of images, and what it keeps in metrics.json."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pmjax import evals, evaluate
+from pmjax.datasets import Dataset
+from pmjax.errors import UserError
+from pmjax.evals import _sets
+from pmjax.evals._features import efficientnet_lite0
+from pmjax.evals._frechet import frechet_distance, gaussian
+
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (24, 16, 12, 3), np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Makes a folder of images by a name, some in a subfolder."""
+
+    def make(name, images):
+        for i, image in enumerate(images):
+            path = tmp_path / name / ("deeper" if i % 2 else ".") / f"{i:03}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.squeeze()).save(path)
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture
+def cheap_features(monkeypatch):
+    """Features that cost nothing: means of the quarters of an image."""
+
+    def stream(images, **_):
+        x = np.asarray(images, np.float32)
+        halves = x.reshape(len(x), 2, x.shape[1] // 2, 2, x.shape[2] // 2, -1)
+        yield halves.mean((2, 4, 5)).reshape(len(x), -1)
+
+    monkeypatch.setattr(efficientnet_lite0, "stream", stream)
+    monkeypatch.setattr(
+        efficientnet_lite0, "features", lambda x, **args: np.concatenate(list(stream(x, **args)))
+    )
+
+
+def command(monkeypatch, *args):
+    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, args)])
+    evaluate.main()
+
+
+def test_two_folders_are_compared_from_end_to_end(tmp_path, folder, monkeypatch, capsys):
+    monkeypatch.setattr("pmjax.cli.cache_compilations", lambda: None)
+    samples, reference = folder("samples", PIXELS[:10]), folder("reference", PIXELS[10:])
+    out = tmp_path / "metrics.json"
+    command(
+        monkeypatch, f"--samples={samples}", f"--reference={reference}", f"--floor={samples}",
+        "--evals=fd_efficientnet_lite0", f"--out={out}", "--seed=3",
+    )  # fmt: skip
+    found = json.loads(out.read_text())
+    moments = [
+        gaussian(efficientnet_lite0.features(x, batch_size=64)) for x in (PIXELS[:10], PIXELS[10:])
+    ]
+    expected = frechet_distance(*moments[0], *moments[1])
+    key = "fd_efficientnet_lite0/samples"
+    assert found["metrics"][key] == pytest.approx(expected, rel=1e-3)
+    assert found["metrics"]["fd_efficientnet_lite0/floor"] == pytest.approx(expected, rel=1e-3)
+    assert found["seed"] == 3 and found["num_samples"] == 10 and found["history"] == []
+    weights = found["extractors"]["efficientnet_lite0"]["weights"]
+    assert weights == efficientnet_lite0.SHA256
+    assert found["sets"]["reference"]["num"] == 14
+    assert f"{key} " in capsys.readouterr().out
+
+
+def test_results_are_added_and_nothing_is_lost(tmp_path, folder, cheap_features):
+    samples, reference = folder("samples", PIXELS[:12]), folder("reference", PIXELS[12:])
+    out = tmp_path / "deep" / "metrics.json"
+    for seed in range(3):
+        evaluate.compare(samples, reference, seed=seed, out=out, say=print)
+    found = json.loads(out.read_text())
+    assert [found["seed"], *(each["seed"] for each in found["history"])] == [2, 0, 1]
+    assert all(each["metrics"] and each["versions"] for each in found["history"])
+    assert not any("history" in each for each in found["history"])
+
+
+def test_results_of_before_there_was_a_history_are_kept(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text(json.dumps({"metrics": {"recon/mse": 1.0}, "seed": 0}))
+    evaluate.record(path, {"recon/mse": 2.0}, {"seed": 1}, say=print)
+    assert json.loads(path.read_text()) == {
+        "metrics": {"recon/mse": 2.0},
+        "seed": 1,
+        "history": [{"metrics": {"recon/mse": 1.0}, "seed": 0}],
+    }
+
+
+def test_a_damaged_file_of_results_is_kept_beside(tmp_path):
+    path, said = tmp_path / "metrics.json", []
+    path.write_text('{"metrics"')
+    evaluate.record(path, {"a": 1.0}, {}, say=said.append)
+    assert json.loads(path.read_text()) == {"metrics": {"a": 1.0}, "history": []}
+    assert (tmp_path / "metrics.json.damaged").read_text() == '{"metrics"'
+    assert "could not be read" in said[0]
+
+
+def test_a_folder_is_an_array_that_stays_on_disk(folder):
+    images = _sets.load(folder("x", PIXELS)).data
+    assert images.shape == PIXELS.shape and len(images) == 24
+    order = sorted(range(24), key=lambda i: (i % 2 == 1, i))  # those of the subfolder come last
+    names = [int(file.stem) for file in images.files]
+    np.testing.assert_array_equal(images[3:7], PIXELS[names[3:7]])
+    np.testing.assert_array_equal(images[np.array([5, 0])], PIXELS[[names[5], names[0]]])
+    np.testing.assert_array_equal(np.asarray(images), PIXELS[names])
+    assert names == order
+
+
+def test_a_folder_of_grey_images_has_one_channel_and_a_mixed_one_three(folder):
+    grey = [image[..., :1] for image in PIXELS[:4]]
+    assert _sets.load(folder("grey", grey)).data.shape == (4, 16, 12, 1)
+    mixed = _sets.load(folder("mixed", [*grey, PIXELS[4]])).data
+    np.testing.assert_array_equal(mixed[:1][0], np.repeat(grey[0], 3, -1))
+
+
+def test_the_fingerprint_of_a_folder_is_of_its_content(folder):
+    prints = [_sets.load(folder(n, x)).fingerprint for n, x in (("a", PIXELS), ("b", PIXELS))]
+    assert prints[0] == prints[1] != _sets.load(folder("c", PIXELS[:9])).fingerprint
+
+
+def test_unreadable_files_are_named(folder):
+    path = folder("x", PIXELS)
+    (path / "000.png").write_bytes(b"no image")
+    (path / "002.png").write_bytes((path / "004.png").read_bytes()[:400])
+    with pytest.raises(UserError, match=r"1 of the images .*000.png: not an image.*Mend"):
+        _sets.load(path)
+    (path / "000.png").unlink()
+    with pytest.raises(UserError, match=r"002.png: "):
+        np.asarray(_sets.load(path).data)
+
+
+def test_images_of_several_sizes_are_refused(folder):
+    path = folder("x", [*PIXELS, PIXELS[0, :8]])
+    with pytest.raises(UserError, match=r"24 of 12×16 \(as 000.png\), 1 of 12×8 \(as 024.png\)"):
+        _sets.load(path)
+
+
+def test_images_with_an_alpha_channel_are_refused(folder):
+    rgba = np.concatenate([PIXELS[:2], PIXELS[:2, ..., :1]], -1)
+    with pytest.raises(UserError, match="000.png: it has an alpha channel"):
+        _sets.load(folder("x", rgba))
+
+
+def test_an_empty_or_missing_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match="holds no images"):
+        _sets.load(tmp_path)
+    with pytest.raises(UserError, match="is no folder of images"):
+        _sets.load(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz"])
+def test_arrays_are_images_too(tmp_path, name):
+    for images in (PIXELS, PIXELS / np.float32(255)):
+        (np.save if name.endswith("npy") else np.savez)(tmp_path / name, images)
+        np.testing.assert_array_equal(_sets.load(tmp_path / name).data, PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.full((2, 4, 4, 3), np.nan), "NaN"),
+        (np.full((2, 4, 4, 3), -1.0), "within \\[0, 1\\]"),
+        (np.zeros((2, 4, 4, 4), np.uint8), "1 or 3"),
+        (np.zeros((2, 4, 4)), "1 or 3"),
+        (np.zeros((2, 4, 4, 3), np.int64), "int64"),
+    ],
+)
+def test_arrays_that_are_no_images_are_refused(tmp_path, images, message):
+    np.save(tmp_path / "x.npy", images)
+    with pytest.raises(UserError, match=message):
+        _sets.load(tmp_path / "x.npy")
+
+
+def test_damaged_arrays_are_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", PIXELS)
+    (tmp_path / "x.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:500])
+    np.savez(tmp_path / "y.npz", one=PIXELS, two=PIXELS)
+    for name in ("x.npz", "y.npz"):
+        with pytest.raises(UserError, match="cannot be read as images"):
+            _sets.load(tmp_path / name)
+
+
+def test_sets_of_different_sizes_are_refused(tmp_path, folder):
+    samples, reference = folder("samples", PIXELS), folder("reference", PIXELS[:, :8])
+    with pytest.raises(UserError, match="samples 16×12, reference 8×12"):
+        evaluate.compare(samples, reference, out=tmp_path / "m.json", say=print)
+
+
+def test_metrics_that_need_a_model_are_refused_for_two_sets():
+    data = Dataset(PIXELS, None, "", ())
+    ctx = evals.Context.of_sets(PIXELS, data)
+    with pytest.raises(UserError, match="Metric 'reconstruction' needs a trained model"):
+        evals.run(["reconstruction"], ctx)
+    with pytest.raises(UserError, match="Metric 'memorisation' needs a set of other real images"):
+        evals.run(["memorisation"], ctx)
+    assert ctx.compared() == {"samples": "samples"}
+
+
+@pytest.mark.parametrize(
+    "args",
+    [[], ["--workdir=a", "--samples=b"], ["--samples=b"], ["--workdir=a", "--floor=c"],
+     ["--samples=a", "--reference=b", "--config.eval.num_samples=3"]],
+)  # fmt: skip
+def test_flags_that_do_not_go_together_are_refused(monkeypatch, args):
+    with pytest.raises(UserError, match="--samples"):
+        command(monkeypatch, *args)
+
+
+def test_flags_reach_the_evaluation_of_a_workdir(monkeypatch):
+    seen = {}
+    monkeypatch.setattr("pmjax.cli.cache_compilations", lambda: None)
+    monkeypatch.setattr(evaluate, "evaluate", lambda workdir, **args: seen.update(args))
+    command(
+        monkeypatch, "--workdir=w", "--evals=fid,kid", "--protocols=50k_train", "--weights=f.pth",
+        "--variant=clean_fid", "--config.eval.num_samples=9",
+    )  # fmt: skip
+    assert seen["overrides"] == {"eval.metrics": "fid,kid", "eval.num_samples": "9"}
+    assert seen["protocols"] == ("50k_train",)
+    assert seen["inception"] == {"weights": "f.pth", "variant": "clean_fid"}
+
+
+def test_the_best_model_in_training_is_told_also_after_resuming(tmp_path, monkeypatch):
+    errors = {10: 3.0, 20: 1.0, 30: 2.0, 40: 0.5}
+    monkeypatch.setattr(evals, "run", lambda metrics, ctx, say: {"recon/mse": errors[ctx]})
+
+    def best(step, key="recon/mse"):
+        return evaluate.during(
+            step, tmp_path, step=step, metrics=("reconstruction",), best=key, say=print
+        )
+
+    assert [best(step) for step in (10, 20, 30)] == [True, True, False]
+    assert best(20) and not best(30)  # from the checkpoint of step 10 on, the same again
+    assert best(40) and not best(40, "-recon/mse")
+    rows = [json.loads(row) for row in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [10, 20, 30, 40]
+    with pytest.raises(UserError, match="Did you mean 'recon/mse'"):
+        best(40, "recon/mes")
