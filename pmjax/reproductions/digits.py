@@ -1,0 +1,12 @@
+"""The paper's Table 1 at a laptop's scale: all methods on 5000 real digits of MNIST.
+
+python -m pmjax.reproduce digits --workdir=runs/reproduce/digits
+
+18 runs for each of three seeds, some minutes each on two CPU cores: hours in all, resumable at any
+moment. --methods=pm,vae,ae takes fewer; --runlocal goes all the way with tiny nets,
+in four minutes with --jobs=2 on two cores.
+"""
+
+from pmjax.reproductions._comparison import comparison
+
+REPRODUCTION = comparison(title="All methods on digits", config="digits.py")
