@@ -212,8 +212,8 @@ def test_a_second_reproduction_in_a_directory_is_refused_while_a_run_lives(tmp_p
     with pytest.raises(UserError, match="works in"), _runs.alone(tmp_path):
         pytest.fail("the lock was given twice")
     orphan.communicate(b"\n")
-    with _runs.alone(tmp_path):
-        pass
+    with _runs.alone(tmp_path) as lock:
+        assert lock >= 0
 
 
 def test_each_job_gets_a_gpu_or_its_part_of_one(monkeypatch):
