@@ -327,7 +327,7 @@ def _keep_freed_memory() -> None:
     """Lets this process keep what it frees, where the C library is glibc.
 
     It would hand the temporaries of each step back to the kernel, and get them again page by page:
-    a quarter of the time of a step of small convolutions.
+    a fifth of the time of a step of small convolutions.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

@@ -106,10 +106,10 @@ class Report:
         if step > first and now > start:
             rate = (step - first) / (now - start)
             parts += [f"{rate:.3g} steps/s" if rate < 100 else f"{rate:.0f} steps/s"]
-            parts += [f"ETA {_duration((steps - step) / rate)}"]
+            parts += [f"ETA {duration((steps - step) / rate)}"]
         parts += [f"{name.removeprefix('loss/')} {float(v):.4g}" for name, v in values.items()]
         if self._live:
-            self._redraw(_fit(parts, _columns(self._stream) - 1))
+            self._redraw(fit_line(parts, terminal_columns(self._stream) - 1))
         else:
             self._write("  ".join(parts) + "\n")
 
@@ -164,24 +164,26 @@ def history(workdir) -> list[dict]:
 def _reopen(path, keep):
     kept = [row for row in history(path.parent) if keep(row)]
     if path.exists():
-        _replace(path, "".join(json.dumps(row) + "\n" for row in kept))
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
     return path.open("a", encoding="utf-8")
 
 
-def _replace(path, text):
+def write_whole(path, text):
+    """Writes a text file under its name only when it is whole."""
     fresh = path.with_suffix(".tmp")
     fresh.write_text(text, encoding="utf-8")
     os.replace(fresh, path)
 
 
-def _columns(stream):
+def terminal_columns(stream):
+    """Returns the width of the terminal behind a stream."""
     try:
         return os.get_terminal_size(stream.fileno()).columns or 80
     except (OSError, ValueError):
         return 80
 
 
-def _fit(parts, width):
+def fit_line(parts, width):
     """Joins as many leading parts as fit, so that no number is cut in two."""
     line = ""
     for part in parts:
@@ -192,7 +194,8 @@ def _fit(parts, width):
     return line
 
 
-def _duration(seconds):
+def duration(seconds):
+    """Returns seconds as words for people, such as 1h05m."""
     minutes, seconds = divmod(math.ceil(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours >= 24:
@@ -285,24 +288,25 @@ def write_html(
     if metrics:
         parts += ["<h2>Metrics</h2>", _tables(metrics)]
     if figures:
-        parts += ["<h2>Pictures</h2><div class='figures'>", *map(_figure, figures), "</div>"]
+        parts += ["<h2>Pictures</h2><div class='figures'>", *map(figure_html, figures), "</div>"]
     if rows:
         parts += ["<h2>Training</h2>"]
-        parts += [f"<section><h3>{_text(name)}</h3>{svg}</section>" for name, svg in curves(rows)]
+        parts += [f"<section><h3>{escape(name)}</h3>{svg}</section>" for name, svg in curves(rows)]
     if config:
         knobs = (
-            f"<tr><td>{_text(name)}</td><td>{_text(json.dumps(value, default=str))}</td></tr>"
+            f"<tr><td>{escape(name)}</td><td>{escape(json.dumps(value, default=str))}</td></tr>"
             for name, value in _flat(config)
         )
         parts += ["<h2>Config</h2><details><summary>every knob of this run</summary><table>"]
         parts += [*knobs, "</table></details>"]
-    page = PAGE.format(title=_text(title), style=STYLE, body="".join(parts))
+    page = PAGE.format(title=escape(title), style=STYLE, body="".join(parts))
     path = Path(workdir) / "report.html"
-    _replace(path, page)
+    write_whole(path, page)
     return path
 
 
-def _text(value):
+def escape(value):
+    """Returns a value as HTML text."""
     return html.escape(str(value))
 
 
@@ -320,7 +324,7 @@ def _summary(config, rows):
     facts = [(name.removesuffix(".name"), flat[name]) for name in names if name in flat]
     last = {row["stage"]: row["step"] for row in rows}
     facts += [(stage, f"{step:,} steps") for stage, step in last.items()]
-    cells = (f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in facts)
+    cells = (f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
     return f"<dl>{''.join(cells)}</dl>"
 
 
@@ -348,18 +352,19 @@ def _table(group, values, metrics):
         bar = f"<td class='bar'><i style='width:{length:.1f}%'></i></td>" if bars else ""
         spread = metrics.get(f"{group}/{name}/spread")
         number = f"{value:.4g}" + ("" if spread is None else f" ± {spread:.2g}")
-        lines += f"<tr><td>{_text(name)}{small}</td>{bar}<td class='number'>{number}</td></tr>"
-    meaning = f"<p>{_text(meaning)}</p>" if meaning else ""
-    return f"<section><h3>{_text(heading)}</h3>{meaning}<table>{lines}</table></section>"
+        lines += f"<tr><td>{escape(name)}{small}</td>{bar}<td class='number'>{number}</td></tr>"
+    meaning = f"<p>{escape(meaning)}</p>" if meaning else ""
+    return f"<section><h3>{escape(heading)}</h3>{meaning}<table>{lines}</table></section>"
 
 
-def _figure(figure):
+def figure_html(figure):
+    """Returns a figure with its caption, its picture inside, as HTML."""
     content = Path(figure.path).read_bytes()
     width, height = Image.open(io.BytesIO(content)).size
     kind = "wide" if width > 1.6 * height else "square"
     source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-    title = _text(figure.title)
+    title = escape(figure.title)
     return (
-        f"<figure class='{kind}'><figcaption><h3>{title}</h3><p>{_text(figure.caption)}</p>"
+        f"<figure class='{kind}'><figcaption><h3>{title}</h3><p>{escape(figure.caption)}</p>"
         f"</figcaption><img alt='{title}' src='{source}'></figure>"
     )

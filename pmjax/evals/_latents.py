@@ -1,5 +1,7 @@
 """Latents of the priors beside real embeddings, for tests that compare the two."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from pmjax.errors import UserError
@@ -37,3 +39,18 @@ def beside_test(ctx: Context, num: int) -> tuple[np.ndarray, dict[str, np.ndarra
     sources = {prior: draw(ctx, prior, num) for prior in ctx.priors}
     sources["train"] = ctx.embeddings("train")[ctx.subset("train", num)]
     return ctx.embeddings("test")[ctx.subset("test", num)], sources
+
+
+def two_sample_tests(
+    ctx: Context, name: str, num: int, two_sample: Callable[..., tuple[float, float]]
+) -> dict[str, float]:
+    """Returns '<name>/<what>' and '<name>_p/<what>' of each of `beside_test`'s sources.
+
+    `two_sample` takes latents, test embeddings and a seed, and gives a value and its p-value.
+    """
+    embeddings, sources = beside_test(ctx, num)
+    values = {}
+    for what, z in sources.items():
+        value, p = two_sample(z, embeddings, seed=ctx.derived_seed(name, what))
+        values |= {f"{name}/{what}": value, f"{name}_p/{what}": p}
+    return values

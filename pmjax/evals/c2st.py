@@ -1,6 +1,7 @@
 """Whether a classifier can tell a prior's latents from held-out embeddings."""
 
 import warnings
+from functools import partial
 
 import numpy as np
 from scipy.stats import hypergeom
@@ -14,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from pmjax.errors import UserError, unknown
 from pmjax.evals import Context
-from pmjax.evals._latents import beside_test
+from pmjax.evals._latents import two_sample_tests
 
 CLASSIFIERS = {  # name: (number of training examples, seed) -> classifier
     "mlp": lambda n, seed: MLPClassifier((20,), max_iter=100, random_state=seed),
@@ -32,15 +33,7 @@ def evaluate(ctx: Context, *, num: int = 1000, classifier: str = "mlp") -> dict[
     """
     if classifier not in CLASSIFIERS:
         raise unknown("classifier of metric 'c2st'", classifier, CLASSIFIERS)
-    embeddings, sources = beside_test(ctx, num)
-    if len(embeddings) < 4:
-        raise UserError(f"Metric 'c2st' needs four examples of each, has {len(embeddings)}.")
-    values = {}
-    for what, z in sources.items():
-        seed = ctx.derived_seed("c2st", what)
-        accuracy, p = two_sample(z, embeddings, classifier=classifier, seed=seed)
-        values |= {f"c2st/{what}": accuracy, f"c2st_p/{what}": p}
-    return values
+    return two_sample_tests(ctx, "c2st", num, partial(two_sample, classifier=classifier))
 
 
 def two_sample(a: np.ndarray, b: np.ndarray, *, classifier: str, seed: int) -> tuple[float, float]:
@@ -56,6 +49,8 @@ def two_sample(a: np.ndarray, b: np.ndarray, *, classifier: str, seed: int) -> t
         classifier: a key of CLASSIFIERS.
         seed: of the halves and of the classifier.
     """
+    if min(len(a), len(b)) < 4:
+        raise UserError(f"Metric 'c2st' needs four examples of each, has {min(len(a), len(b))}.")
     rng = np.random.default_rng(seed)
     a, b = rng.permutation(a), rng.permutation(b)
     x, x_test = np.concatenate([a[::2], b[::2]]), np.concatenate([a[1::2], b[1::2]])

@@ -1,11 +1,13 @@
 """Whether a prior's latents have the distribution of held-out embeddings: the energy distance."""
 
+from functools import partial
+
 import numpy as np
 from scipy.spatial.distance import pdist, squareform
 
 from pmjax.errors import UserError
 from pmjax.evals import Context
-from pmjax.evals._latents import beside_test
+from pmjax.evals._latents import two_sample_tests
 
 AT_ONCE = 500  # permutations
 
@@ -21,13 +23,7 @@ def evaluate(ctx: Context, *, num: int = 1000, permutations: int = 499) -> dict[
         raise UserError(
             f"Metric 'energy' needs num ≥ 2 and permutations ≥ 1, got {num} and {permutations}."
         )
-    embeddings, sources = beside_test(ctx, num)
-    values = {}
-    for what, z in sources.items():
-        seed = ctx.derived_seed("energy", what)
-        distance, p = two_sample(z, embeddings, permutations=permutations, seed=seed)
-        values |= {f"energy/{what}": distance, f"energy_p/{what}": p}
-    return values
+    return two_sample_tests(ctx, "energy", num, partial(two_sample, permutations=permutations))
 
 
 def two_sample(

@@ -186,7 +186,7 @@ def work(
                         json.dumps({"config": job.digest, "seconds": round(seconds, 1)})
                     )
                     took.append(seconds)
-                    status.say(f"{job.name}: finished in {report._duration(seconds)}.")
+                    status.say(f"{job.name}: finished in {report.duration(seconds)}.")
             if running:
                 status.show(_lines(jobs, waiting, running, took, slots, study.failures))
                 time.sleep(look_every)
@@ -226,7 +226,7 @@ def _lines(jobs, waiting, running, took, slots, failures) -> list[str]:
         mean = sum(took) / len(took)
         ages = (time.time() - began for _, _, began in running.values())
         left = sum(max(mean - age, 0.1 * mean) for age in ages)
-        head += f", ETA {report._duration((len(waiting) * mean + left) / slots)}"
+        head += f", ETA {report.duration((len(waiting) * mean + left) / slots)}"
     return [head, *(f"{job.name}: {_last_line(job.log)}" for job, _, _ in running.values())]
 
 
@@ -252,7 +252,9 @@ class _Status:
         """Shows the parts that fit; none clears the line."""
         now = time.monotonic()
         if self._live:
-            line = report._fit(parts, report._columns(self._stream) - 1) if parts else ""
+            line = (
+                report.fit_line(parts, report.terminal_columns(self._stream) - 1) if parts else ""
+            )
             self._stream.write("\r" + line.ljust(len(self._line)) + ("" if line else "\r"))
             self._line = line
         elif parts and now - self._shown >= PLAIN_EVERY:

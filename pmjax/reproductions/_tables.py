@@ -46,17 +46,21 @@ def write(
         "missing": missing,
     }
     _write(directory / "table.json", json.dumps(content, indent=2) + "\n")
-    body = [f"<p>{report._text(summary(study))}<br><code>{report._text(command)}</code></p>"]
+    body = [f"<p>{report.escape(summary(study))}<br><code>{report.escape(command)}</code></p>"]
     for table in tables:
-        body += [f"<h2>{report._text(table.title)}</h2>", *_html(table, study.seeds)]
-        body += [f"<p>{report._text(note)}</p>" for note in _notes(table, study.seeds)]
+        body += [f"<h2>{report.escape(table.title)}</h2>", *_html(table, study.seeds)]
+        body += [f"<p>{report.escape(note)}</p>" for note in _notes(table, study.seeds)]
     if missing:
-        items = (f"<li>{report._text(_missing(entry))}</li>" for entry in missing)
+        items = (f"<li>{report.escape(_missing(entry))}</li>" for entry in missing)
         body += ["<h2>Missing</h2><ul>", *items, "</ul>"]
     if figures:
-        body += ["<h2>Pictures</h2><div class='figures'>", *map(report._figure, figures), "</div>"]
+        body += [
+            "<h2>Pictures</h2><div class='figures'>",
+            *map(report.figure_html, figures),
+            "</div>",
+        ]
     page = report.PAGE.format(
-        title=report._text(title), style=report.STYLE + STYLE, body="".join(body)
+        title=report.escape(title), style=report.STYLE + STYLE, body="".join(body)
     )
     _write(directory / "report.html", page)
     return directory / "report.html"
@@ -134,8 +138,8 @@ def _html(table: Table, seeds) -> Iterator[str]:
     yield "<section class='table'><table>"
     for index, (labels, cells) in enumerate(_grid(table, seeds)):
         tag = "td" if index else "th"
-        words = "".join(f"<{tag}>{report._text(label)}</{tag}>" for label in labels)
-        numbers = "".join(f"<{tag} class='number'>{report._text(c)}</{tag}>" for c in cells)
+        words = "".join(f"<{tag}>{report.escape(label)}</{tag}>" for label in labels)
+        numbers = "".join(f"<{tag} class='number'>{report.escape(c)}</{tag}>" for c in cells)
         yield f"<tr>{words}{numbers}</tr>"
     yield "</table></section>"
 
@@ -175,4 +179,4 @@ def _cell(text: str) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    report._replace(path, text)
+    report.write_whole(path, text)
