@@ -387,7 +387,11 @@ def test_local_hosts_forward_signals_to_all(tmp_path, number):
     """
     script, *args = local(tmp_path, text)
     process = subprocess.Popen(
-        ["bash", str(LAUNCH / script), *args], stdout=subprocess.PIPE, text=True
+        ["bash", str(LAUNCH / script), *args],
+        stdout=subprocess.PIPE,
+        text=True,
+        # A suite started in the background ignores SIGINT, and bash traps no ignored signal.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     for _ in range(3):
         assert process.stdout.readline().endswith("ready\n")
