@@ -20,9 +20,8 @@ def get_config(variant: str = ""):
             "data.name": "image_folder",
             "data.size": 32,
             "latent_dim": 128,
-            "nets_args.width": 48,
-            "steps": 10_000,
-            "stage2.steps": 20_000,
+            "steps": 5000,
+            "stage2.steps": 16_000,
         },
         {"runlocal": default.RUNLOCAL},
     )

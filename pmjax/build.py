@@ -48,6 +48,11 @@ def stage1_game(settings: ConfigDict, shape: tuple[int, ...]) -> Game:
             f"config.schedule='joint' needs a prior that is trained, "
             f"such as 'latent_gan'; '{settings.prior}' is fitted."
         )
+    if getattr(prior, "needs_embeddings", False):
+        raise UserError(
+            f"config.schedule='joint' trains the prior '{settings.prior}' beside the embeddings: "
+            f"its base cannot be fitted to them. Take --config.prior_args.base_prior=gaussian."
+        )
     second = prior.game(settings.latent_dim, optimizer, axis)
     return joint(game, second, averaged=("G", *second.averaged))
 

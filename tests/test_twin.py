@@ -50,7 +50,12 @@ CASES = {
         "prior_args.base_prior": "sphere",
     },
     "mimicry": {"nets": "mimicry", "nets_args.width": None, "nets_args.scale": 1 / 16},
-    "no spectral norm": {"prior_args.spectral_norm": False, "prior_args.base_dim": 5},
+    "no spectral norm": {
+        "prior_args.spectral_norm": False,
+        "prior_args.base_prior": "gaussian",
+        "prior_args.base_dim": 5,
+    },
+    "fitted base": {"prior_args.base_prior": "gmm"},
 }
 COLOURED = ("no batch norm", "perceptrons")  # channels have an order only if there are several
 
@@ -62,7 +67,7 @@ def digits():
 
 
 def settings_of(case, **more):
-    path = f"{DIGITS}:author" if case == "author" else DIGITS
+    path = f"{DIGITS}:author" if case == "author" else f"{DIGITS}:paper"
     values = SMALL | CASES[case] | more
     return config.load(path, {n: str(v) for n, v in values.items() if v is not None})
 
@@ -89,6 +94,9 @@ class Pair:
             settings = settings.copy_and_resolve_references()
             settings.precision = "float64"
         game = build.stage1_game(settings, shape) if stage == 1 else build.stage2_game(settings)
+        if stage == 2:
+            z = np.random.default_rng(1).normal(size=(STEPS * BATCH, *shape))
+            game = build.prior(settings).start(game, z, seed=0)
         if sgd:
             players = tuple(dataclasses.replace(p, optimizer=_keeping) for p in game.players)
             game = dataclasses.replace(game, players=players)
@@ -119,7 +127,7 @@ class Pair:
 
     def step(self, batch):
         """Makes a step on both sides; returns the metrics of both."""
-        drawn = _ours.draws(self.settings, self.stage, self.state.key, int(self.state.step))
+        drawn = _ours.draws(self.settings, self.stage, self.state, int(self.state.step))
         drawn = {
             n: torch.tensor(np.asarray(v)).to(_dtype(self.state.params)) for n, v in drawn.items()
         }
@@ -226,6 +234,7 @@ def assert_params_agree(pair, *, rtol):
     ("paper", 2, False),
     ("no spectral norm", 2, False),
     ("repeats", 2, True),
+    ("fitted base", 2, False),
 ])  # fmt: skip
 def test_losses_gradients_statistics_and_updates_agree(case, stage, double, digits):
     settings = settings_of(case)
@@ -276,3 +285,30 @@ def test_whole_runs_with_adam_agree_in_double_precision(case, stage, optimizer, 
             found, expected = flat(_torch_arrays.parameters(net)), flat(pair.state.ema[name])
             for key, value in expected.items():
                 np.testing.assert_allclose(found[key], value, rtol=1e-6, atol=1e-6, err_msg=key)
+
+
+def test_both_sides_draw_a_fitted_base_from_its_mixture():
+    rng = np.random.default_rng(2)
+    weights, means = np.array([0.2, 0.8]), np.array([[-2.0, 0.0, 1.0], [1.0, 3.0, 0.0]])
+    roots = np.tril(rng.uniform(0.3, 1.0, (2, 3, 3)))
+    arrays = {"weights": weights, "means": means, "roots": roots}
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    settings = config.load(DIGITS, {"latent_dim": "3", "prior_args.width": "4"})
+    state = init_state(build.stage2_game(settings), jax.random.key(0))
+    twin = Twin(
+        settings,
+        stage=2,
+        shape=(3,),
+        params=state.params,
+        stats=state.stats | {"base": {"base": arrays}},
+    )
+    torch.manual_seed(0)
+    count = 20_000
+    theirs = next(twin.gan._draws(torch.zeros(count, 3))).numpy()
+    ours = build.prior(settings).sampler(arrays)(jax.random.key(0), (count, 3))
+    mean = weights @ means
+    apart = means - mean
+    wanted = np.einsum("k,kij->ij", weights, roots @ roots.mT + apart[:, :, None] * apart[:, None])
+    for drawn in (theirs, ours):
+        np.testing.assert_allclose(np.mean(drawn, 0), mean, atol=0.05)
+        np.testing.assert_allclose(np.cov(drawn.T), wanted, atol=0.1)

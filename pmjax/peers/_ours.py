@@ -15,8 +15,7 @@ from ml_collections import ConfigDict
 
 from pmjax import build, datasets, nets, parallel
 from pmjax.errors import UserError
-from pmjax.priors.latent_gan import BASES
-from pmjax.step import Game, init_state, train_step
+from pmjax.step import Game, TrainState, init_state, train_step
 
 _PACKAGES = ("pmjax", "jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -48,8 +47,10 @@ class Side:
         if stage == 2:
             data = self.start["table"] = _embeddings(game, data, settings.seed)
             game = build.stage2_game(settings)
+            prior = build.prior(settings)
+            game = prior.start(game, data, seed=settings.seed) if hasattr(prior, "start") else game
         state = jax.jit(partial(init_state, game))(jax.random.key(settings.seed))
-        drawn = draws(settings, stage, state.key, 0)
+        drawn = draws(settings, stage, state, 0)
         params, stats, drawn = jax.device_get((state.params, state.stats, drawn))
         self.start |= {"params": params, "stats": stats, "draws": drawn}
 
@@ -123,20 +124,20 @@ class Side:
         return count, time.perf_counter() - began
 
 
-def draws(settings: ConfigDict, stage: int, key: jax.Array, step: int) -> dict[str, jax.Array]:
+def draws(settings: ConfigDict, stage: int, state: TrainState, step: int) -> dict[str, jax.Array]:
     """Returns the random numbers of a step of `pmjax.step.train_step`, for the peer's.
 
     Args:
       settings: the config.
       stage: 1 or 2.
-      key: of the training state.
+      state: with the key, and the base of a latent GAN that is fitted.
       step: its number.
 
     Returns:
       'mu' [B] (method pm, stage 1), and 'bases' [turns, B, p], the draws z' of the latent GAN's
       players (stage 2, or joint schedule).
     """
-    key, drawn, turn = jax.random.fold_in(key, step), {}, 1
+    key, drawn, turn = jax.random.fold_in(state.key, step), {}, 1
     size = settings.data.batch_size if stage == 1 else settings.stage2.batch_size
     if stage == 1 and settings.method == "pm":
         args = settings.method_args
@@ -147,7 +148,8 @@ def draws(settings: ConfigDict, stage: int, key: jax.Array, step: int) -> dict[s
         shape = (size, args.base_dim or settings.latent_dim)
         turns = range(turn, turn + args.critic_repeats + args.generator_repeats)
         keys = [jax.random.fold_in(key, turn) for turn in turns]
-        drawn["bases"] = jnp.stack([BASES[args.base_prior](key, shape) for key in keys])
+        draw = build.prior(settings).sampler(state.stats.get("base", {}).get("base", {}))
+        drawn["bases"] = jnp.stack([draw(key, shape) for key in keys])
     return drawn
 
 

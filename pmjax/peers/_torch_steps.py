@@ -153,10 +153,12 @@ class LatentGAN:
 
     def __init__(
         self, nets: dict[str, nn.Module], optimizer: Optimizer, *, base_prior: str, base_dim: int,
-        critic_repeats: int, generator_repeats: int,
+        critic_gain: float, critic_repeats: int, generator_repeats: int, mixture: dict[str, Tensor],
     ):  # fmt: skip
+        """Takes as `mixture` the weights, means and Cholesky roots of a base that is fitted."""
         self.g, self.D = nets["g"], nets["D"]
-        self.base_prior, self.base_dim = base_prior, base_dim
+        self.base_prior, self.base_dim, self.mixture = base_prior, base_dim, mixture
+        self.critic_gain = critic_gain
         self.critic_repeats, self.generator_repeats = critic_repeats, generator_repeats
         self.update_D = optimizer(list(self.D.parameters()), critic_repeats)
         self.update_g = optimizer(list(self.g.parameters()), generator_repeats)
@@ -172,24 +174,33 @@ class LatentGAN:
             metrics |= {"loss/latent_critic": loss.detach(), **extra}
         for _ in range(self.generator_repeats):
             with _still(self.D):
-                loss = -self.D(self.g(next(draws))).mean()
+                loss = -self.D(self.critic_gain * self.generate(next(draws))).mean()
             self.update_g.differentiate(loss)
             self.update_g.move()
             metrics["loss/latent_generator"] = loss.detach()
         return metrics
 
+    def generate(self, base: Tensor) -> Tensor:
+        """Maps z' [B, p] to z; a base that is fitted is corrected."""
+        return base + self.g(base) if self.base_prior == "gmm" else self.g(base)
+
     def critic_loss(self, z: Tensor, base: Tensor):
         """Equation (12)."""
         with torch.no_grad():
-            z_fake = self.g(base)
-        real, fake = self.D(torch.cat([z, z_fake])).chunk(2)
+            z_fake = self.generate(base)
+        real, fake = self.D(self.critic_gain * torch.cat([z, z_fake])).chunk(2)
         loss = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
         return loss, _detached({"D/real": real.mean(), "D/fake": fake.mean()})
 
     def _draws(self, z: Tensor) -> Iterator[Tensor]:
         while True:
             base = torch.randn(len(z), self.base_dim, device=z.device)
-            yield F.normalize(base) if self.base_prior == "sphere" else base
+            if self.base_prior == "gmm":
+                which = torch.multinomial(self.mixture["weights"], len(z), replacement=True)
+                roots = self.mixture["roots"][which]
+                yield self.mixture["means"][which] + (roots @ base[:, :, None]).squeeze(2)
+            else:
+                yield F.normalize(base) if self.base_prior == "sphere" else base
 
 
 class Average:

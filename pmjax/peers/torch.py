@@ -25,7 +25,6 @@ from pmjax.peers._torch_nets import (
     make_resnet,
 )
 from pmjax.peers._torch_steps import Autoencoder, Average, LatentGAN, Updates
-from pmjax.priors.latent_gan import FITTED_BASES
 
 Tree = dict[str, Any]
 FAMILIES = {"mimicry": _torch_mimicry.make, "mlp": make_mlp, "resnet": make_resnet}
@@ -92,23 +91,19 @@ class Twin:
             _only("prior", settings.prior, "latent_gan")
             size = {name: prior.pop(name) for name in ("width", "blocks")}
             spectral = prior.pop("spectral_norm")
-            residual, gain = prior.pop("residual"), prior.pop("critic_gain")
-            if residual or gain != 1 or prior["base_prior"] in FITTED_BASES:
-                raise UserError(
-                    "PyTorch's side has no latent GAN with residual, critic_gain or a fitted base; "
-                    "leave --peer out."
-                )
             prior["base_dim"] = prior["base_dim"] or settings.latent_dim
             g = LatentGenerator(prior["base_dim"], settings.latent_dim, **size)
             D = LatentCritic(settings.latent_dim, **size, spectral_norm=spectral)
             self.nets |= {"g": g, "D": D}
-        for name in params:
+        for name in self.nets:
             _torch_arrays.load(self.nets[name], params[name], stats[name])
             self.nets[name].to(device)
         if stage == 1:
             self.autoencoder = Autoencoder(self.nets, optimizer, **args)
         if stage == 2 or joint:
-            self.gan = LatentGAN(self.nets, optimizer, **prior)
+            fitted = stats.get("base", {}).get("base", {})
+            fitted = {n: torch.tensor(np.asarray(a), device=device) for n, a in fitted.items()}
+            self.gan = LatentGAN(self.nets, optimizer, mixture=fitted, **prior)
             averaged = ("G", "g") if joint else ("g",)
             self.average = Average({name: self.nets[name] for name in averaged}, settings.ema_decay)
 

@@ -6,7 +6,8 @@ hyper-parameters (`config.prior_args`), and one of
     fit(z, seed) -> params         fitted at once: z [N, d] float32, params a dictionary of arrays
     game(latent_dim, optimizer, axis) -> step.Game, and trained(state) -> params
                                    trained by the loop, on the embeddings as data; with
-                                   start(game, z, seed) -> Game, if the nets start from them
+                                   start(game, z, seed) -> Game, if nets may start from them; one
+                                   whose nets then do has a true `needs_embeddings`
     take(params) -> params         nothing to do but to take it from the parameters of stage 1's
                                    nets, by name: E, G and those in `TAKEN`
 

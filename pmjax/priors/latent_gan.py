@@ -1,6 +1,8 @@
 """The paper's latent mapping: a GAN whose g takes draws z' of a base prior to the embeddings.
 
-Geng et al. (arXiv 2009.11016), equations (12) and (13): the prior is fitted to the embedding.
+Geng et al. (arXiv 2009.11016), equations (12) and (13): the prior is fitted to the embedding. Their
+base is a Gaussian. Here it is by default a mixture of Gaussians, fitted to the same embeddings
+before, that g corrects.
 """
 
 import dataclasses
@@ -25,7 +27,7 @@ Array = jax.Array
 
 
 BASES = {"gaussian": jax.random.normal, "sphere": sphere}
-FITTED_BASES = {"gmm": gmm.Prior()}  # on the embeddings, which g then only has to correct
+FITTED_BASES = {"gmm": gmm.Prior()}  # to the embeddings: z = z' + g(z'), instead of g(z')
 
 
 class FittedBase(nn.Module):
@@ -45,29 +47,33 @@ class FittedBase(nn.Module):
 class Prior:
     """A GAN on the embeddings; g and D are residual perceptrons."""
 
-    base_prior: str = "gaussian"  # z' ~ N(0, I); 'sphere': that over its norm; 'gmm': fitted
+    base_prior: str = "gmm"  # fitted; 'gaussian': z' ~ N(0, I), the paper's; 'sphere': z'/‖z'‖
     base_dim: int = 0  # of z'; 0: the embedding's, which a fitted base always has
-    residual: bool = False  # z = z' + g(z') instead of g(z'), for a base of the embedding's size
     width: int = 128  # of g's and D's hidden layers
     blocks: int = 2  # residual blocks in each
     spectral_norm: bool = True  # on every layer of D
-    critic_gain: float = 1.0  # D sees so many times z: under spectral norm, it can be that steep
+    critic_gain: float = 3.0  # D sees so many times z: under spectral norm, it can be that steep
     critic_repeats: int = 1  # updates of D in each step
     generator_repeats: int = 1  # updates of g in each step
 
     def __post_init__(self):
         if self.base_prior not in BASES | FITTED_BASES:
             raise errors.unknown("base_prior", self.base_prior, BASES | FITTED_BASES)
-        if self.base_dim and (self.residual or self.base_prior in FITTED_BASES):
+        if self.base_dim and self.needs_embeddings:
             raise UserError(
-                f"prior_args.base_dim={self.base_dim} must be 0, the embedding's, where g adds to "
-                f"its base (residual) or the base is fitted to the embeddings."
+                f"prior_args.base_dim={self.base_dim} must be 0, the embedding's, as the base is "
+                f"fitted to it; or take --config.prior_args.base_prior=gaussian."
             )
+
+    @property
+    def needs_embeddings(self) -> bool:
+        """Whether it starts from the embeddings, and so cannot be trained beside them."""
+        return self.base_prior in FITTED_BASES
 
     def game(self, latent_dim: int, optimizer, axis: str | None) -> Game:
         """Returns the nets g and D, and the players who move them.
 
-        A fitted base is N(0, I) until `start` puts it in place: with a joint schedule, never.
+        A fitted base is N(0, I) until `start` puts it in place.
         """
         g = LatentGenerator(latent_dim, self.width, self.blocks), (self.base_dim or latent_dim,)
         D = LatentCritic(self.width, self.blocks, self.spectral_norm), (latent_dim,)
@@ -78,9 +84,9 @@ class Prior:
 
         def generate(params, stats, z, key):
             fitted = stats.get("base", {}).get("base", {})
-            base = parallel.draw(self._sampler(fitted), key, (len(z), *g[1]), axis)
+            base = parallel.draw(self.sampler(fitted), key, (len(z), *g[1]), axis)
             out, stats_g = nets.update(g[0], params["g"], stats["g"], base)
-            return (base + out if self.residual else out), stats_g
+            return (base + out if self.needs_embeddings else out), stats_g
 
         def critic_loss(params, stats, shared, key):
             """Equation (12)."""
@@ -107,7 +113,7 @@ class Prior:
 
     def start(self, game: Game, z: np.ndarray, *, seed: int) -> Game:
         """Returns the game with its base fitted to embeddings z [N, d], if it is to be."""
-        if self.base_prior not in FITTED_BASES:
+        if not self.needs_embeddings:
             return game
         arrays = FITTED_BASES[self.base_prior].fit(z, seed=seed)
         base = FittedBase(FrozenDict(arrays)), (z.shape[1],)
@@ -120,16 +126,16 @@ class Prior:
     def base(self, params: dict, key: Array, num: int) -> Array:
         """Draws z' [num, p]."""
         shape = (num, params["enter"]["kernel"].shape[0])
-        return self._sampler(params.get("base", {}))(key, shape)
+        return self.sampler(params.get("base", {}))(key, shape)
 
     def sample(self, params: dict, key: Array, num: int) -> Array:
         """Draws g(z') [num, d]; with the same key, from the z' that `base` draws."""
         g = LatentGenerator(params["leave"]["kernel"].shape[1], self.width, self.blocks)
         base = self.base(params, key, num)
         out = nets.apply(g, {n: p for n, p in params.items() if n != "base"}, {}, base)
-        return base + out if self.residual else out
+        return base + out if self.needs_embeddings else out
 
-    def _sampler(self, fitted: dict[str, Array]) -> Callable[[Array, tuple[int, ...]], Array]:
+    def sampler(self, fitted: dict[str, Array]) -> Callable[[Array, tuple[int, ...]], Array]:
         """Returns (key, [N, p]) -> z'; a base without arrays is the Gaussian."""
         if fitted:
             return lambda key, shape: FITTED_BASES[self.base_prior].sample(fitted, key, shape[0])

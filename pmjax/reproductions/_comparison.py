@@ -13,6 +13,12 @@ from pmjax.reproductions._drawing import image_strips
 PRIORS = ("gmm", "two_stage_vae", "flow_matching", "realnvp")
 RUNS = (
     Run(name="pm", label="ours", method="pm", also=(*PRIORS, "knn_jitter")),
+    Run(
+        name="pm_gaussian",
+        label="ours, Gaussian z'",
+        method="pm",
+        overrides={"prior_args.base_prior": "gaussian"},
+    ),
     Run(name="vae", label="VAE", method="vae", also=("gmm",)),
     Run(name="aae", label="AAE", method="aae", also=("gmm",)),
     Run(name="wae_mmd", label="WAE-MMD", method="wae_mmd", also=("gmm",)),

@@ -76,6 +76,7 @@ REPRODUCTION = Reproduction(
         "latent_dim": 256,
         "nets_args.width": 16,
         "nets_args.critic_width": 8,
+        "prior_args.base_prior": "gaussian",
         "prior_args.width": 256,
         "devices": 1,
         "eval.num_samples": 2000,

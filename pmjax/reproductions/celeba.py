@@ -3,7 +3,7 @@
     python -m pmjax.reproduce celeba --workdir=runs/reproduce/celeba \
         --config.data.manual_dir=DIRECTORY
 
-For accelerators: 18 runs of 25 epochs for each of three seeds; --methods=vae,aae,pm takes fewer,
+For accelerators: 19 runs of 25 epochs for each of three seeds; --methods=vae,aae,pm takes fewer,
 --jobs=8 takes eight GPUs. Not yet run in full. The paper's FID stands beside ours if 'fid' is among
 --config.eval.metrics.
 """

@@ -3,7 +3,7 @@
     python -m pmjax.reproduce cifar10 --workdir=runs/reproduce/cifar10 \
         --config.data.manual_dir=DIRECTORY
 
-For accelerators: 18 runs of 25 epochs for each of three seeds; --methods=vae,aae,pm takes fewer,
+For accelerators: 19 runs of 25 epochs for each of three seeds; --methods=vae,aae,pm takes fewer,
 --jobs=8 takes eight GPUs. Not yet run in full. The paper leaves its own method's cells empty. Its
 FID stands beside ours if 'fid' is among --config.eval.metrics.
 """

@@ -2,7 +2,7 @@
 
 python -m pmjax.reproduce digits --workdir=runs/reproduce/digits
 
-18 runs for each of three seeds, some minutes each on two CPU cores: hours in all, resumable at any
+19 runs for each of three seeds, some minutes each on two CPU cores: hours in all, resumable at any
 moment. --methods=pm,vae,ae takes fewer; --runlocal goes all the way with tiny nets,
 in four minutes with --jobs=2 on two cores.
 """

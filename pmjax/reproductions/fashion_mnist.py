@@ -4,7 +4,7 @@
         --config.data.manual_dir=/usr/share/datasets/fashion-mnist
 
 The directory is that of Debian's package dataset-fashion-mnist; without it, the data comes by
-TensorFlow Datasets. 18 runs of configs/fashion_mnist.py for each of three seeds: days on two CPU
+TensorFlow Datasets. 19 runs of configs/fashion_mnist.py for each of three seeds: days on two CPU
 cores, for which --methods=pm,vae,ae and --config.steps=2000 are the remedy.
 """
 
