@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from pmjax import nets, parallel
-from pmjax.datasets import to_float
 from pmjax.losses import imq, mmd, squared_error
-from pmjax.methods import Plan
+from pmjax.methods import Plan, autoencode
 from pmjax.step import Game, Player
 
 Array = jax.Array
@@ -45,6 +44,7 @@ class Method:
         """Returns the nets E, G and d, and the players who move them; d answers in [N, d]."""
         E, G = plan.encoder(batch_norm=False), plan.decoder()
         d = plan.trunk(plan.latent_dim), plan.shape
+        encode = autoencode(E[0], G[0])
         everyone = partial(parallel.everyone, axis=plan.axis)
         kernel = partial(imq, scale=2 * plan.latent_dim)
 
@@ -52,9 +52,8 @@ class Method:
             def call(name, net, x):
                 return nets.apply(net[0], params[name], stats[name], x, train=True)
 
-            x = to_float(batch)
-            z, stats_E = nets.update(E[0], params["E"], stats["E"], x)
-            x_hat, stats_G = nets.update(G[0], params["G"], stats["G"], z)
+            shared, moved = encode(params, stats, batch, key)
+            x, z, x_hat = shared["x"], shared["z"], shared["x_hat"]
             alpha_key, prior_key = jax.random.split(key)
             alpha = parallel.draw(jax.random.uniform, alpha_key, z.shape, plan.axis) / 2
             h = parallel.draw(jax.random.normal, prior_key, z.shape, plan.axis)
@@ -62,9 +61,9 @@ class Method:
             x_alpha, x_h = jnp.split(call("G", G, jnp.concatenate([z_alpha, h])), 2)
             blend = self.gamma * x + (1 - self.gamma) * x_hat
             d_blend, stats_d = nets.update(d[0], params["d"], stats["d"], blend)
-            shared = {"x": x, "z": z, "x_hat": x_hat, "alpha": alpha, "h": h, "d_blend": d_blend}
+            shared |= {"alpha": alpha, "h": h, "d_blend": d_blend}
             shared |= {"d_alpha": call("d", d, x_alpha), "d_h": call("d", d, x_h)}
-            return shared, stats | {"E": stats_E, "G": stats_G, "d": stats_d}
+            return shared, moved | {"d": stats_d}
 
         def critic_loss(params, stats, shared, key):
             """‖d(x_α) - α‖² + ‖d(γx + (1 - γ)x̂)‖² + ‖d(G(h)) - ½‖²."""

@@ -8,9 +8,8 @@ import dataclasses
 import jax
 
 from pmjax import errors, nets, parallel
-from pmjax.datasets import to_float
 from pmjax.losses import absolute_error, squared_error
-from pmjax.methods import Plan
+from pmjax.methods import Plan, autoencode
 from pmjax.step import Game, Player
 
 RECONSTRUCTION = {"squared": squared_error, "absolute": absolute_error}
@@ -37,18 +36,16 @@ class Method:
     def game(self, plan: Plan) -> Game:
         """Returns the nets E, G and d, and the players who move them."""
         E, G, d = plan.encoder(batch_norm=self.batch_norm), plan.decoder(), plan.critic()
-        norm = RECONSTRUCTION[self.reconstruction]
+        norm, encode = RECONSTRUCTION[self.reconstruction], autoencode(E[0], G[0])
 
         def forward(params, stats, batch, key):
             def call(name, net, x):
                 return nets.apply(net[0], params[name], stats[name], x, train=True)
 
-            x = to_float(batch)
-            z, stats_E = nets.update(E[0], params["E"], stats["E"], x)
-            x_hat, stats_G = nets.update(G[0], params["G"], stats["G"], z)
-            shared = {"x": x, "z": z, "x_hat": x_hat}
+            shared, moved = encode(params, stats, batch, key)
             if not self.regularizer:
-                return shared, stats | {"E": stats_E, "G": stats_G}
+                return shared, moved
+            x, z, x_hat = shared["x"], shared["z"], shared["x_hat"]
             mu = parallel.draw(jax.random.uniform, key, (len(x),), plan.axis) / 2
             z_mu = mu[:, None] * z + (1 - mu[:, None]) * parallel.next_example(z, plan.axis)
             x_mu = call("G", G, z_mu)
@@ -56,7 +53,7 @@ class Method:
             d_blend = call("d", d, self.gamma * x + (1 - self.gamma) * x_hat)
             d_hat, d_mu = call("d", d, x_hat), call("d", d, x_mu)
             shared |= {"mu": mu, "d_x": d_x, "d_blend": d_blend, "d_hat": d_hat, "d_mu": d_mu}
-            return shared, stats | {"E": stats_E, "G": stats_G, "d": stats_d}
+            return shared, moved | {"d": stats_d}
 
         def critic_loss(params, stats, shared, key):
             """Equation (9)."""
