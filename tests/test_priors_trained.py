@@ -128,7 +128,7 @@ def test_latent_gan_samples_map_the_base_that_it_shows():
 
 def test_latent_gan_corrects_a_base_that_is_fitted(tmp_path):
     z = mixture_points(200, 0)
-    args = {"width": 8, "blocks": 1, "base_prior": "gmm", "critic_gain": 2.0}
+    args = {"width": 8, "blocks": 1, "base_prior": "gmm"}
     prior = priors.make("latent_gan", args)
     checkpoint.write_arrays(tmp_path / "prior", fit(prior, z, 10))
     arrays = checkpoint.read_arrays(tmp_path / "prior")

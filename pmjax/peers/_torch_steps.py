@@ -153,12 +153,11 @@ class LatentGAN:
 
     def __init__(
         self, nets: dict[str, nn.Module], optimizer: Optimizer, *, base_prior: str, base_dim: int,
-        critic_gain: float, critic_repeats: int, generator_repeats: int, mixture: dict[str, Tensor],
+        critic_repeats: int, generator_repeats: int, mixture: dict[str, Tensor],
     ):  # fmt: skip
         """Takes as `mixture` the weights, means and Cholesky roots of a base that is fitted."""
         self.g, self.D = nets["g"], nets["D"]
         self.base_prior, self.base_dim, self.mixture = base_prior, base_dim, mixture
-        self.critic_gain = critic_gain
         self.critic_repeats, self.generator_repeats = critic_repeats, generator_repeats
         self.update_D = optimizer(list(self.D.parameters()), critic_repeats)
         self.update_g = optimizer(list(self.g.parameters()), generator_repeats)
@@ -174,7 +173,7 @@ class LatentGAN:
             metrics |= {"loss/latent_critic": loss.detach(), **extra}
         for _ in range(self.generator_repeats):
             with _still(self.D):
-                loss = -self.D(self.critic_gain * self.generate(next(draws))).mean()
+                loss = -self.D(self.generate(next(draws))).mean()
             self.update_g.differentiate(loss)
             self.update_g.move()
             metrics["loss/latent_generator"] = loss.detach()
@@ -188,7 +187,7 @@ class LatentGAN:
         """Equation (12)."""
         with torch.no_grad():
             z_fake = self.generate(base)
-        real, fake = self.D(self.critic_gain * torch.cat([z, z_fake])).chunk(2)
+        real, fake = self.D(torch.cat([z, z_fake])).chunk(2)
         loss = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
         return loss, _detached({"D/real": real.mean(), "D/fake": fake.mean()})
 

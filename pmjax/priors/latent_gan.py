@@ -52,7 +52,6 @@ class Prior:
     width: int = 128  # of g's and D's hidden layers
     blocks: int = 2  # residual blocks in each
     spectral_norm: bool = True  # on every layer of D
-    critic_gain: float = 3.0  # D sees so many times z: under spectral norm, it can be that steep
     critic_repeats: int = 1  # updates of D in each step
     generator_repeats: int = 1  # updates of g in each step
 
@@ -93,7 +92,7 @@ class Prior:
             z = jax.lax.stop_gradient(shared["z"])
             z_fake, _ = generate(params, stats, z, key)
             # One pass: larger products, one power iteration.
-            both = self._scaled(jnp.concatenate([z, z_fake]))
+            both = jnp.concatenate([z, z_fake])
             said, stats_D = nets.update(D[0], params["D"], stats["D"], both)
             real, fake = jnp.split(said, 2)
             metrics = {"D/real": real.mean(), "D/fake": fake.mean()}
@@ -102,7 +101,7 @@ class Prior:
         def generator_loss(params, stats, shared, key):
             """Equation (13)."""
             z_fake, stats_g = generate(params, stats, shared["z"], key)
-            fake = call_D(params["D"], stats["D"], self._scaled(z_fake))
+            fake = call_D(params["D"], stats["D"], z_fake)
             return hinge_generator(fake), ({}, stats | {"g": stats_g})
 
         players = (
@@ -140,6 +139,3 @@ class Prior:
         if fitted:
             return lambda key, shape: FITTED_BASES[self.base_prior].sample(fitted, key, shape[0])
         return BASES.get(self.base_prior, jax.random.normal)
-
-    def _scaled(self, z: Array) -> Array:
-        return z if self.critic_gain == 1 else self.critic_gain * z

@@ -44,7 +44,8 @@ class Prior:
     dim: int = 0  # of its own latent u (0: the embedding's)
     width: int = 256  # of the hidden layers
     blocks: int = 2  # residual blocks in each
-    gamma: float = 0.1  # at the start; from 1 on, q(u|z) can collapse to N(0, I) for good
+    gamma: float = 0.5  # at the start; from 0.7 on, q(u|z) collapsed to N(0, I), and from much
+    # smaller ones on it is overfitted to few embeddings
     b1: float = 0.9  # of Adam, in place of config.stage2.optimizer's
 
     @property
