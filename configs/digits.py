@@ -19,7 +19,15 @@ def get_config(variant: str = ""):
             "data.name": "digits",
             "steps": 2000,
             "stage2.steps": 12_000,
-            "eval.metrics": ("reconstruction", "latent", "fd_efficientnet_lite0", "classes"),
+            "eval.metrics": (
+                "reconstruction",
+                "latent",
+                "fd_efficientnet_lite0",
+                "classes",
+                "topology",
+                "energy",
+                "c2st",
+            ),
         },
         {
             "runlocal": default.RUNLOCAL

@@ -31,7 +31,14 @@ def get_config(variant: str = ""):
             "stage2.steps": 10_000,
             "stage2.batch_size": 256,
             "stage2.optimizer.learning_rate": 5e-4,
-            "eval.metrics": ("reconstruction", "latent", "wasserstein", "topology"),
+            "eval.metrics": (
+                "reconstruction",
+                "latent",
+                "wasserstein",
+                "swiss_roll",
+                "energy",
+                "topology",
+            ),
         },
         {
             "runlocal": {

@@ -26,49 +26,8 @@ from ml_collections import ConfigDict
 from pmjax import build, parallel
 from pmjax.errors import UserError
 from pmjax.step import init_state, train_step
+from pmjax.tpus import EXAMPLES, all_reduce_s, all_to_all_s, parse_shape
 
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """A generation of TPUs.
-
-    Attributes:
-      clock: cycles a second. The vendor gives peaks; peak / (products a cycle · 2) is the clock.
-      flops_per_cycle: on bfloat16: matrix units · side² · 2.
-      link: bytes a second over one link in one direction.
-      hbm: bytes of memory.
-      axes: of the torus.
-      closes_at: size from which an axis of a slice is closed to a ring, with two links a chip.
-      options: that the compiler needs to take a chip as one device.
-    """
-
-    clock: float
-    flops_per_cycle: int
-    link: float
-    hbm: float
-    axes: int
-    closes_at: int
-    options: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    @property
-    def peak(self) -> float:
-        """FLOP/s on bfloat16."""
-        return self.clock * self.flops_per_cycle
-
-
-# Source of peaks, matrix units and links: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}. Links
-# are the stated bandwidth of a chip in both directions / ports / 2: v5e 400 GB/s over 4, v5p 1200
-# over 6, v6e 800 over 4; for v4, Jouppi et al. 2023 (arXiv 2304.01433), 6 links of 50 GB/s. The
-# all-reduce bandwidth that is stated for pods of v5e and v6e agrees: 51.2 and 102.4 TB/s over 256
-# chips are 4 links each. Where a cube of 4 or a side of 16 is complete, the axis is a ring.
-CHIPS = {
-    "v4": Chip(1.05e9, 2 * 4 * 128**2 * 2, 50e9, 32e9, 3, 4, {"chip_config_name": "megacore"}),
-    "v5e": Chip(1.5e9, 4 * 128**2 * 2, 50e9, 16e9, 2, 16),
-    "v5p": Chip(1.75e9, 2 * 4 * 128**2 * 2, 100e9, 95e9, 3, 4),
-    # The stated 918 T are two units of 256² with two products a cycle at 1.75 GHz, or with one at
-    # 3.5. By the compiler's cycles for a large product of matrices it cannot be 3.5.
-    "v6e": Chip(1.75e9, 2 * 2 * 256**2 * 2, 100e9, 32e9, 2, 16),
-}
 DATA = "162770x64x64x3"  # CelebA's training images
 
 # libtpu otherwise asks a server of Google Cloud what it runs on.
@@ -77,24 +36,6 @@ _ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
-_EXAMPLES = "v5e:2x2, v5e:4x4, v5e:16x16, v6e:4x4, v4:2x2x1, v5p:2x2x1"
-
-
-def parse_shape(text: str) -> tuple[Chip, tuple[int, ...]]:
-    """Reads a slice's shape such as 'v5e:4x4'.
-
-    Raises:
-      UserError: if it has another form; it lists valid ones.
-    """
-    name, _, sides = text.partition(":")
-    found = re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sides)
-    chip = CHIPS.get(name)
-    if chip is None or not found or sides.count("x") + 1 != chip.axes:
-        raise UserError(
-            f"--aot: unknown shape '{text}'. Valid are GENERATION:AxB for v5e and v6e and "
-            f"GENERATION:AxBxC for v4 and v5p, several with commas between: {_EXAMPLES}."
-        )
-    return chip, tuple(int(side) for side in sides.split("x"))
 
 
 def parse_data(text: str) -> tuple[int, ...]:
@@ -102,20 +43,6 @@ def parse_data(text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*x[13]", text):
         raise UserError(f"--aot_data={text} must be IMAGESxHEIGHTxWIDTHxCHANNELS, as {DATA}.")
     return tuple(int(size) for size in text.split("x"))
-
-
-def links(chip: Chip, sides: tuple[int, ...]) -> int:
-    """Returns over how many links each chip of a slice sends at once in an all-reduce."""
-    return sum(0 if side == 1 else 2 if side >= chip.closes_at else 1 for side in sides)
-
-
-def all_reduce_s(size: float, chip: Chip, sides: tuple[int, ...]) -> float:
-    """Returns the seconds that the links need for an all-reduce of `size` bytes.
-
-    Each chip sends (and receives) 2 (n - 1) / n times the bytes, over all its links at once.
-    """
-    n = math.prod(sides)
-    return 2 * (n - 1) / n * size / (links(chip, sides) * chip.link) if n > 1 else 0.0
 
 
 @dataclasses.dataclass
@@ -255,9 +182,11 @@ def lowered(settings: ConfigDict, mesh: Mesh, data: tuple[int, ...]) -> jax.stag
     state = jax.eval_shape(partial(init_state, game), jax.random.key(settings.seed))
     # As `parallel.keep` decides.
     divided = mesh.size > 1 and math.prod(data) > settings.data.device_budget_gb * 1e8
-    held = (mesh.size, -(-data[0] // mesh.size), *data[1:]) if divided else data
+    held = (mesh.size, -(-data[0] // mesh.size), math.prod(data[1:])) if divided else data
     step = partial(train_step, game=game, ema_decay=settings.ema_decay)
-    run = parallel.compile_step(step, mode="jit", mesh=mesh, gather=True, divided=divided)
+    run = parallel.compile_step(
+        step, mode="jit", mesh=mesh, gather=True, divided=data[1:] if divided else None
+    )
     rows = (settings.steps_per_dispatch, settings.data.batch_size)
     return run.lower(
         state, jax.ShapeDtypeStruct(held, jnp.uint8), jax.ShapeDtypeStruct(rows, jnp.int32)
@@ -295,7 +224,7 @@ def _compile(
         if "lockfile" in str(error):
             raise UserError("--aot: another process uses libtpu; it takes one at a time.") from None
         raise UserError(
-            f"--aot={shape}: libtpu does not know such a slice ({error}). Valid are {_EXAMPLES}."
+            f"--aot={shape}: libtpu does not know such a slice ({error}). Valid are {EXAMPLES}."
         ) from None
     mesh = Mesh(np.asarray(topology.devices), (parallel.BATCH,), axis_types=(AxisType.Auto,))
     began = time.perf_counter()
@@ -365,8 +294,10 @@ def derive(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         compute_s = result["step_cycles"] / chip.clock
         ideal_s = 1e9 * result["written_gflop"] / chip.peak
         # A scatter of sums, or a gathering, is half of an all-reduce.
-        moved = sum(size / (1 if kind == "all-reduce" else 2) for kind, size in mb.items())
+        halves = {"all-reduce": 1, "all-to-all": 0}
+        moved = sum(size * halves.get(kind, 0.5) for kind, size in mb.items())
         links_s = all_reduce_s(1e6 * moved, chip, sides)
+        links_s += all_to_all_s(1e6 * mb.get("all-to-all", 0), chip, sides)
         step_s = compute_s + links_s
         result |= {
             "compute_ms": 1e3 * compute_s,

@@ -7,23 +7,31 @@ import sys
 import warnings
 from collections.abc import Callable
 
-from pmjax import errors
+from pmjax import errors, shortage
 from pmjax.errors import UserError
 
 
 def run(command: Callable[[], None]) -> None:
-    """Runs a command; a `UserError` ends it with one message and status 2."""
+    """Runs a command; a `UserError`, or too little disk or memory, ends it with status 2."""
     warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs errors that it raises, too
+    sys.unraisablehook = _unraisable
     logging.getLogger().setLevel(logging.ERROR)
     try:
-        command()
+        with shortage.told():
+            command()
     except UserError as error:
         print(f"\nError: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _unraisable(found) -> None:
+    """Shows what nobody can catch, less what TensorStore's threads say of a failed save."""
+    if str(found.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(found)
 
 
 def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict[str, str]]:

@@ -8,13 +8,14 @@ import ast
 import dataclasses
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from pmjax import errors, plugins, profile
+from pmjax import errors, meanings, plugins, profile
 from pmjax.errors import UserError
 from pmjax.optimizers import make_optimizer
 
@@ -26,6 +27,65 @@ _PLUGINS = (
 )
 # Fields of nets that are not the user's to set by nets_args.
 _FLAX_FIELDS = {"parent", "name", "latent_dim", "dtype", "axis"}
+# Keys that workdirs of earlier versions lack, with what those versions did.
+LATER = {
+    "data.verify": True,
+    "eval.best": "",
+    "eval.during": ("reconstruction", "latent"),
+    "eval.every": 0,
+    "eval.fid_protocols": ("10k_test",),
+    "eval.inception_precision": "float32",
+    "eval.inception_variant": "pytorch_fid",
+    "eval.inception_weights": "",
+    "optimizer.accumulate": 1,
+    "precision": "float32",
+    "profile": "",
+    "skip_nonfinite": 0,
+    "stage2.devices": 1,
+    "stage2.optimizer.accumulate": 1,
+}
+# The other way round: arguments that there are no more, and what is now done for which config.
+GONE = {
+    "prior_args.critic_gain": lambda config: 1.0,
+    "prior_args.residual": lambda config: config["prior_args"].get("base_prior") == "gmm",
+}
+# All keys but those in LATER and plugins' arguments.
+KEYS = """
+    batch_norm.affine batch_norm.momentum checkpoint.every checkpoint.keep data.batch_size
+    data.cache_dir data.device_budget_gb data.manual_dir data.name data.path data.size
+    data.skip_broken devices ema_decay eval.baselines eval.metrics eval.num_samples latent_dim
+    log_every method nets optimizer.b1 optimizer.b2 optimizer.clip optimizer.learning_rate
+    optimizer.schedule optimizer.warmup parallel prior schedule seed stage2.batch_size
+    stage2.optimizer.b1 stage2.optimizer.b2 stage2.optimizer.clip stage2.optimizer.learning_rate
+    stage2.optimizer.schedule stage2.optimizer.warmup stage2.steps stage2.steps_per_dispatch steps
+    steps_per_dispatch
+""".split()
+
+# Least and largest values. Of floats, NaN and infinity are refused everywhere.
+RANGES = {
+    "seed": (0, 2**32 - 1),
+    "latent_dim": (1, 2**20),
+    "data.size": (0, 2**14),
+    "batch_norm.momentum": (0, 1),
+    "ema_decay": (0, 1),
+    "checkpoint.keep": (1, math.inf),
+    **dict.fromkeys(("optimizer.b1", "optimizer.b2"), (0, 0.999999999)),
+    **dict.fromkeys(("stage2.optimizer.b1", "stage2.optimizer.b2"), (0, 0.999999999)),
+    **dict.fromkeys(
+        ("data.batch_size", "eval.num_samples", "stage2.batch_size", "stage2.steps"),
+        (1, 2**31 - 1),
+    ),
+    **dict.fromkeys(
+        ("steps", "steps_per_dispatch", "stage2.steps_per_dispatch", "log_every"), (1, 2**31 - 1)
+    ),
+    **dict.fromkeys(("checkpoint.every", "stage2.devices"), (1, 2**31 - 1)),
+    **dict.fromkeys(("eval.every", "devices", "skip_nonfinite"), (0, 2**31 - 1)),
+    **dict.fromkeys(("optimizer.warmup", "stage2.optimizer.warmup"), (0, 2**31 - 1)),
+    **dict.fromkeys(("optimizer.accumulate", "stage2.optimizer.accumulate"), (1, 2**31 - 1)),
+    **dict.fromkeys(("optimizer.learning_rate", "stage2.optimizer.learning_rate"), (0, 1e6)),
+    **dict.fromkeys(("optimizer.clip", "stage2.optimizer.clip"), (0, math.inf)),
+    "data.device_budget_gb": (0, math.inf),
+}
 
 
 def load(reference: str, overrides: dict[str, str] | None = None) -> ConfigDict:
@@ -85,7 +145,7 @@ def complete(config: ConfigDict) -> ConfigDict:
         with config.unlocked():
             config[args] = ConfigDict(fields)
     plugins.load("datasets", config.data.name, provides="source")
-    for name in config.eval.metrics:
+    for name in (*config.eval.metrics, *config.eval.during):
         plugins.load("evals", name, provides="evaluate")
     for name in config.eval.baselines:
         plugins.load("priors", name, provides="Prior")
@@ -93,12 +153,21 @@ def complete(config: ConfigDict) -> ConfigDict:
     _one_of("config.precision", config.precision, ("float32", "bfloat16"))
     _one_of("config.schedule", config.schedule, ("two_stage", "joint"))
     profile.parse(config.profile)
+    _check_ranges(config)
     for optimizer in (config.optimizer, config.stage2.optimizer):
         make_optimizer(steps=1, **optimizer)
-    for name in ("steps", "data.batch_size", "stage2.steps", "stage2.batch_size", "log_every"):
-        value = get(config, name)
-        if value < 1:
-            raise UserError(f"config.{name}={value} must be at least 1.")
+    if config.eval.best:
+        meanings.direction(config.eval.best)
+        if meanings.metric_of(config.eval.best) not in config.eval.during:
+            raise UserError(
+                f"config.eval.best={config.eval.best!r} is a value of the metric "
+                f"'{meanings.metric_of(config.eval.best)}': name it in config.eval.during."
+            )
+        if not config.eval.every:
+            raise UserError(
+                "config.eval.best needs evaluations during training: set config.eval.every to a "
+                "number of steps."
+            )
     return config.lock()
 
 
@@ -126,12 +195,44 @@ def save(config: ConfigDict, path: Path) -> None:
 
 
 def read(path: Path) -> ConfigDict:
-    """Reads what `save` wrote; a damaged file is a `UserError`."""
+    """Reads what `save` wrote, of this version or of an earlier one.
+
+    Raises:
+      UserError: if the file is damaged, lacks keys or has unknown ones (all of which it names).
+    """
     try:
-        values = json.loads(path.read_text())
+        values = _with_tuples(json.loads(path.read_text()))
+        if not isinstance(values, dict):
+            raise ValueError("it holds no keys")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}).") from error
-    return ConfigDict(_with_tuples(values)).lock()
+    groups = {args for *_, args in _PLUGINS}
+    for args in groups:
+        if not isinstance(values.setdefault(args, {}), dict):
+            raise UserError(f"{path} cannot be read ('{args}' is no group of keys).")
+    for name, done in GONE.items():
+        args, key = name.split(".")
+        if key in values[args] and values[args][key] == done(values):
+            del values[args][key]
+    found = {name for name in flat(values) if name.partition(".")[0] not in groups}
+    strange, missing = sorted(found - {*KEYS, *LATER}), sorted(set(KEYS) - found)
+    if strange or missing:
+        told = [f"it has unknown keys ({', '.join(strange)})"] if strange else []
+        told += [f"it lacks keys ({', '.join(missing)})"] if missing else []
+        raise UserError(
+            f"{path} is of another version of pmjax, or was changed: {' and '.join(told)}. Take "
+            f"the version that wrote it, or train again in another --workdir."
+        )
+    for name, value in LATER.items():
+        *parents, last = name.split(".")
+        part = values
+        for parent in parents:
+            part = part[parent]
+        part.setdefault(last, value)
+    try:
+        return complete(ConfigDict(values))
+    except (UserError, TypeError, ValueError, AttributeError) as error:  # values of other types
+        raise UserError(f"{path}: {error}") from error
 
 
 def _with_tuples(value: Any) -> Any:
@@ -150,6 +251,8 @@ def _import(path: Path):
     sys.path.insert(0, str(path.parent))  # configs import `default` from beside them
     try:
         spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"{path} cannot be read, line {error.lineno}: {error.msg}.") from error
     finally:
         sys.path.pop(0)
         sys.modules.pop("default", None)
@@ -174,6 +277,8 @@ def _override(config: ConfigDict, name: str, text: str) -> None:
             f"{', '.join(f'--config.{name}.{key}' for key in part[last])}."
         )
     with part.unlocked():
+        if free and last in part:  # another type is refused later, by the file that takes it
+            del part[last]
         part[last] = _parse(text) if free else _checked(f"config.{name}", _parse(text), part[last])
 
 
@@ -183,13 +288,13 @@ def _parse(text: str) -> Any:
         return text.lower() == "true"
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # it is no literal
         return text
 
 
 def _checked(name: str, value: Any, like: Any) -> Any:
     """Returns `value` as the type of `like`, or raises `UserError`."""
-    if isinstance(like, float) and type(value) is int:
+    if isinstance(like, float) and type(value) is int and abs(value) < 2**53:
         return float(value)
     if isinstance(like, str) and not isinstance(value, list | tuple | dict):
         return str(value)
@@ -213,6 +318,17 @@ def _fields(cls: type) -> dict[str, Any]:
         for f in dataclasses.fields(cls)
         if f.name not in _FLAX_FIELDS and f.default is not dataclasses.MISSING
     }
+
+
+def _check_ranges(config: ConfigDict) -> None:
+    for name, value in flat(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"config.{name}={value} must be a finite number.")
+        least, largest = RANGES.get(name, (-math.inf, math.inf))
+        if name in RANGES and value < least:
+            raise UserError(f"config.{name}={value} must be at least {least}.")
+        if name in RANGES and value > largest:
+            raise UserError(f"config.{name}={value} must be at most {largest}.")
 
 
 def _one_of(name: str, value: str, valid: tuple[str, ...]) -> None:

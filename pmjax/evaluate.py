@@ -5,20 +5,25 @@ python -m pmjax.evaluate --samples=FOLDER --reference=FOLDER [--evals=fd_efficie
 """
 
 import argparse
+import contextlib
 import datetime
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from pmjax import cli
-from pmjax.errors import UserError, unknown
+from pmjax.errors import UserError
 
 METRICS = "metrics.json"
 
 # Whose versions can change a number.
 _PACKAGES = ("pmjax", "jax", "flax", "optax", "numpy", "scipy", "scikit-learn", "POT", "pillow")
+# What evaluations must have in common for their values to stand side by side.
+_SAME = ("model", "data", "sets", "seed", "num_samples")
 
 
 def evaluate(
@@ -26,7 +31,7 @@ def evaluate(
     *,
     say: Callable[[str], None],
     overrides=None,
-    inception: dict[str, str] | None = None,
+    inception: dict[str, Any] | None = None,
     protocols: Sequence[str] = (),
 ) -> dict[str, float]:
     """Computes the metrics that the workdir's config names, and writes them with the report.
@@ -44,35 +49,42 @@ def evaluate(
     Raises:
       UserError: if the workdir has no model, or a metric does not fit its data.
     """
-    from pmjax import build, config, evals, figures, model, report
+    from pmjax import build, config, figures, midway, model, report
     from pmjax import workdir as workdirs
 
     trained = model.load(workdir)
     settings = config.override(config.read(workdir / workdirs.CONFIG), overrides or {}, "eval.")
     train, test = (build.dataset(settings, split) for split in ("train", "test"))
-    ctx = evals.Context(
+    ctx = context(
+        settings,
         model=trained,
         train=train,
         test=test,
         priors=tuple(dict.fromkeys([settings.prior, *settings.eval.baselines])),
-        seed=settings.seed,
-        num_samples=settings.eval.num_samples,
-        fresh=evals.fresh_points(settings.data.name),
-        extractors=_extractors(_inception(settings) | (inception or {})),
+        inception=inception,
     )
-    protocols = tuple(protocols) or settings.eval.get("fid_protocols", ())
-    args = {"fid": {"protocols": protocols}} if protocols else {}
-    values = evals.run(settings.eval.metrics, ctx, say=say, **args)
-    provenance = _provenance(ctx, settings.eval.metrics) | {
-        "config": workdirs.digest(settings),
-        "data": {"train": train.fingerprint, "test": test.fingerprint},
-    }
-    record(workdir / METRICS, values, provenance, say=say)
+    args = {"fid": {"protocols": tuple(protocols) or settings.eval.fid_protocols}}
+    known: dict[str, float] = {}
+
+    def keep(found: dict[str, dict[str, float]]) -> None:
+        files = workdir / workdirs.AUTOENCODER, workdirs.prior_path(workdir, settings.prior)
+        provenance = _provenance(ctx, found) | {
+            "config": workdirs.digest(settings),
+            "data": {"train": train.fingerprint, "test": test.fingerprint},
+            "model": {path.stem: _digest(path) for path in files},
+        }
+        training = midway.history(workdir)
+        known.update(record(workdir / METRICS, _joined(found), provenance, training, say=say))
+
+    # A run's first evaluation is whole or not there; later ones add what they get done.
+    values = _run(
+        settings.eval.metrics, ctx, args, keep, say=say, partly=(workdir / METRICS).is_file()
+    )
     page = report.write_html(
         workdir,
         title=f"pmjax: {settings.data.name}, {settings.method} with prior {settings.prior}",
         config=settings.to_dict(),
-        metrics=values,
+        metrics=known,
         figures=figures.draw(ctx, workdir),
     )
     _show(values, say)
@@ -86,7 +98,7 @@ def compare(
     *,
     floor: Path | None = None,
     metrics: Sequence[str] = ("fd_efficientnet_lite0",),
-    inception: dict[str, str] | None = None,
+    inception: dict[str, Any] | None = None,
     seed: int = 0,
     out: Path,
     say: Callable[[str], None],
@@ -107,8 +119,10 @@ def compare(
       UserError: for images that cannot be read or compared, and metrics that need a model.
     """
     from pmjax import evals
+    from pmjax.datasets._lock import lock
     from pmjax.evals import _sets
 
+    _require_writable(out)
     sets = {
         name: _sets.load(path)
         for name, path in (("samples", samples), ("reference", reference), ("floor", floor))
@@ -131,81 +145,128 @@ def compare(
         seed=seed,
         extractors=_extractors(inception or {}),
     )
-    values = evals.run(metrics, ctx, say=say)
-    provenance = _provenance(ctx, metrics) | {
-        "sets": {
-            name: {
-                "path": str(path.resolve()),
-                "num": len(images[name]) if name in images else None,
-                "fingerprint": None if name not in images else sets[name].fingerprint,
-            }
-            for name, path in (("samples", samples), ("reference", reference), ("floor", floor))
-            if path
-        },
+    about = {
+        name: {
+            "path": str(path.resolve()),
+            "num": len(images[name]) if name in images else None,
+            "fingerprint": None if name not in images else sets[name].fingerprint,
+        }
+        for name, path in (("samples", samples), ("reference", reference), ("floor", floor))
+        if path
     }
-    record(out, values, provenance, say=say)
+
+    def keep(found: dict[str, dict[str, float]]) -> None:
+        with lock(out, "results"):
+            record(out, _joined(found), _provenance(ctx, found) | {"sets": about}, say=say)
+
+    values = _run(metrics, ctx, {}, keep, say=say, partly=True)
     _show(values, say)
     say(f"Added to {out}.")
     return values
 
 
-def during(
-    ctx,
-    workdir: Path,
-    *,
-    step: int,
-    metrics: Sequence[str],
-    best: str,
-    say: Callable[[str], None],
-) -> bool:
-    """Evaluates a model while it trains, and tells whether it is the best so far.
-
-    Every evaluation is a line of the workdir's evaluations.jsonl, from which a resumed run goes on.
+def context(settings, *, inception: dict[str, Any] | None = None, **parts):
+    """Returns the evaluation context of a config, whose model, data and priors are given.
 
     Args:
-      ctx: an `evals.Context` of the model as it is; without priors, where there is none yet.
-      workdir: of the run.
-      step: after which the model is what it is.
-      metrics: files of `pmjax/evals`.
-      best: the key of a value, such as 'recon/mse', of which less is better; '-recon/psnr': more.
-      say: shows a line of progress.
+      settings: the config.
+      inception: arguments of the feature extractor of FID, instead of the config's.
+      **parts: other arguments of `evals.Context`.
     """
     from pmjax import evals
 
-    key, sign = best.removeprefix("-"), -1 if best.startswith("-") else 1
-    values = evals.run(metrics, ctx, say=say)
-    if key not in values:
-        raise unknown("value (config.eval.best)", key, values)
-    path = workdir / "evaluations.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    before = [row for row in map(json.loads, lines) if row["step"] < step]
-    rows = [*before, {"step": step, "metrics": values}]
-    fresh = path.with_name(f"{path.name}.part")
-    fresh.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    fresh.replace(path)
-    others = [sign * row["metrics"][key] for row in before if key in row["metrics"]]
-    return sign * values[key] < min(others, default=float("inf"))
+    names = ("weights", "variant", "precision")
+    given = {name: settings.eval[f"inception_{name}"] for name in names}
+    given = {name: value for name, value in given.items() if value} | (inception or {})
+    return evals.Context(
+        seed=settings.seed,
+        num_samples=settings.eval.num_samples,
+        fresh=evals.fresh_points(settings.data.name),
+        extractors=_extractors(given),
+        **parts,
+    )
 
 
-def record(path: Path, values: dict, provenance: dict, *, say: Callable[[str], None]) -> None:
-    """Writes metrics and their provenance; what the file had before goes on in its 'history'.
+def record(
+    path: Path,
+    values: dict[str, float],
+    provenance: dict[str, Any],
+    training: Sequence[dict] = (),
+    *,
+    say: Callable[[str], None],
+) -> dict[str, float]:
+    """Adds an evaluation to a file; one that cannot be read is kept beside it.
 
-    A file that cannot be read is kept beside it.
+    The file's 'history' has every evaluation, with what it takes to compute it again; 'metrics' the
+    newest value of each metric, of the newest model on the same data with the same seed and number
+    of samples; beside them is the newest evaluation's provenance, and 'training' has the
+    evaluations while the model trained.
+
+    Returns:
+      What is now in 'metrics'.
     """
     history = []
     if path.is_file():
         try:
             before = json.loads(path.read_text())
-            history = [*before.pop("history", []), before]
-        except (ValueError, AttributeError):
+            history = before.pop("history", [])
+            before.pop("training", None)
+            if not all(isinstance(each, dict) for each in history):
+                raise TypeError("what is no evaluation is among them")
+            about = {name: value for name, value in before.items() if name != "metrics"}
+            if not history or about != {k: v for k, v in history[-1].items() if k != "metrics"}:
+                history.append(before)  # of a version whose history lacked the newest
+        except (ValueError, AttributeError, TypeError):
             kept = path.with_name(f"{path.name}.damaged")
             path.replace(kept)
+            history = []
             say(f"{path} could not be read; it is now {kept}.")
+    history.append({"metrics": values, **provenance})
+    known: dict[str, float] = {}
+    for each in history:
+        same = ((each.get(name, provenance.get(name)), provenance.get(name)) for name in _SAME)
+        if all(a == b for a, b in same):  # earlier versions did not name the model
+            known |= each.get("metrics", {})
+    content = {"metrics": known, **provenance}
+    content |= {"training": list(training)} if training else {}
     fresh = path.with_name(f"{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"metrics": values, **provenance, "history": history}
-    fresh.write_text(json.dumps(content, indent=2) + "\n")
+    fresh.write_text(json.dumps(content | {"history": history}, indent=2) + "\n")
     fresh.replace(path)
+    return known
+
+
+def _run(metrics, ctx, args, keep, *, say, partly) -> dict[str, float]:
+    """Returns the values of metrics, and gives them to `keep`; with `partly` also if one fails."""
+    from pmjax import evals
+
+    found: dict[str, dict[str, float]] = {}
+    try:
+        evals.run(metrics, ctx, say=say, done=found.__setitem__, **args)
+    except BaseException:
+        if found and partly:
+            keep(found)
+            say(f"Kept: {', '.join(found)}.")
+        raise
+    keep(found)
+    return _joined(found)
+
+
+def _joined(found: dict[str, dict[str, float]]) -> dict[str, float]:
+    return {key: value for values in found.values() for key, value in values.items()}
+
+
+def _require_writable(path: Path) -> None:
+    """Raises `UserError` unless a file can be written, before it takes minutes to find out."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path.with_name(f"{path.name}.part")
+        probe.touch()
+        probe.unlink()
+        if path.is_dir():
+            raise IsADirectoryError(None, "it is a directory")
+    except OSError as error:
+        raise UserError(f"--out={path} cannot be written ({error.strerror}).") from error
 
 
 def _provenance(ctx, metrics) -> dict:
@@ -221,23 +282,39 @@ def _provenance(ctx, metrics) -> dict:
         "devices": [device.device_kind for device in jax.devices()],
         "python": sys.version.split()[0],
         "versions": {name: metadata.version(name) for name in _PACKAGES},
+        "revision": revision(Path(__file__).parents[1]),
     }
 
 
-def _inception(settings) -> dict[str, str]:
-    """Returns the arguments that a config has for Inception; old workdirs have none."""
-    names = ("weights", "variant", "precision")
-    given = {name: settings.eval.get(f"inception_{name}", "") for name in names}
-    return {name: value for name, value in given.items() if value}
+def revision(root: Path) -> str | None:
+    """Returns git's revision of a checkout, with '-dirty' if it was changed; None if it is none."""
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        return done.stdout.strip()
+    return None
 
 
-def _extractors(inception: dict[str, str]) -> dict[str, dict[str, str]]:
+def _digest(path: Path) -> str | None:
+    """Returns what a file of arrays begins with: a digest of the rest."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return file.read(32).hex()[:16]
+
+
+def _extractors(inception: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {"inception_2015": inception} if inception else {}
 
 
 def _show(values, say):
-    width = max(map(len, values), default=0)
-    say("\n".join(f"{name:{width}}  {value:.5g}" for name, value in values.items()))
+    from pmjax import evals
+
+    shown = evals.shown_values(values, 5)
+    width = max(map(len, shown), default=0)
+    say("\n".join(f"{name:{width}}  {value}" for name, value in shown.items()))
 
 
 def main() -> None:
@@ -259,11 +336,13 @@ def main() -> None:
     add("--variant", help="of Inception's input: pytorch_fid, torch_fidelity, clean_fid")
     add("--weights", help="file of the 2015 Inception weights")
     add("--precision", help="of Inception: float32, or bfloat16 on accelerators")
-    add("--seed", type=int, default=0, help="of two sets; a workdir has its own")
-    add("--out", type=Path, default=Path(METRICS), help="where results on two sets are added")
+    add("--unverified", action="store_true", help="take other weights than the published ones")
+    add("--seed", type=int, help="of two sets (0); a workdir has its own")
+    add("--out", type=Path, help=f"where results on two sets are added ({METRICS})")
     flags, overrides = cli.parse(parser)
     given = {name: getattr(flags, name) for name in ("weights", "variant", "precision")}
     inception = {name: value for name, value in given.items() if value}
+    inception |= {"verify": False} if flags.unverified else {}
     names = _words(flags.evals or "")
 
     def say(line: str) -> None:
@@ -277,13 +356,24 @@ def main() -> None:
         )
     if flags.workdir and (flags.reference or flags.floor):
         raise UserError("--reference and --floor belong to --samples; a workdir has its own data.")
+    if flags.workdir and (flags.out or flags.seed is not None):
+        raise UserError("--out and --seed belong to --samples; a workdir has its own.")
     cli.cache_compilations()
     if flags.workdir:
         overrides |= {"eval.metrics": flags.evals} if names else {}
         protocols = _words(flags.protocols)
-        evaluate(
-            flags.workdir, say=say, overrides=overrides, inception=inception, protocols=protocols
-        )
+        from pmjax.workdir import held
+
+        # One that is not there is told of by what reads it.
+        alone = held(flags.workdir) if flags.workdir.is_dir() else contextlib.nullcontext()
+        with alone:
+            evaluate(
+                flags.workdir,
+                say=say,
+                overrides=overrides,
+                inception=inception,
+                protocols=protocols,
+            )
     else:
         compare(
             flags.samples,
@@ -291,8 +381,8 @@ def main() -> None:
             floor=flags.floor,
             **({"metrics": names} if names else {}),
             inception=inception,
-            seed=flags.seed,
-            out=flags.out,
+            seed=flags.seed or 0,
+            out=flags.out or Path(METRICS),
             say=say,
         )
 

@@ -33,8 +33,12 @@ AHEAD = 3  # dispatches; see `Hosts.stops`
 _LINE = 1 << 20  # bytes that a line may have
 
 
-class Stopped(Exception):
-    """SIGTERM or Ctrl-C came; the state is saved."""
+class Stopped(KeyboardInterrupt):
+    """A signal to stop came; the state is saved. Not an error that others may catch."""
+
+
+# The scheduler's warnings; those of SLURM are the user's choice (sbatch --signal=USR1@120).
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Hosts:
         self._behind_since = 0.0
         self._wanted: str | None = None  # who wants to stop
         self._stop_at: int | None = None
+        self._working = False  # process 0, while the others wait
         self._acknowledged: set[int] = set()
         self._ending = threading.Lock()
         self._closed = False
@@ -113,6 +118,7 @@ class Hosts:
           Stopped: on all, if the work was stopped.
         """
         if self.count == 1:
+            self._pause(what)
             return work()
         occasion = self._occasion(what)
         if self.index:
@@ -123,28 +129,45 @@ class Hosts:
                 raise Stopped(stopped)
             return None
         try:
-            work()
+            self._working = True
+            with self.signals(steps=False):
+                self._pause(what)
+                work()
         except Stopped as stopped:
             self._tell_all(kind="answer", what=occasion, value=str(stopped))
             raise
+        finally:
+            self._working = False
         self._tell_all(kind="answer", what=occasion, value="")
         return None
 
+    def _pause(self, what: str) -> None:
+        """Stops before some work of process 0 if that is wanted."""
+        if self._wanted:
+            raise Stopped(f"Stopped by {self._wanted} before: {what}.")
+
     @contextmanager
-    def signals(self) -> Iterator[None]:
-        """Takes SIGTERM and SIGINT as the wish to stop, of all hosts, at a step."""
+    def signals(self, *, steps: bool = True) -> Iterator[None]:
+        """Takes SIGTERM, SIGUSR1 and SIGUSR2 as the wish to stop, of all hosts, at a step.
+
+        Args:
+          steps: whether there are steps, in which Ctrl-C is such a wish too. If not, one process
+            alone, and process 0 while others wait for its work, stop where the signal comes.
+        """
 
         def handle(number, frame):
-            name = signal.Signals(number).name
+            name, again = signal.Signals(number).name, self._wanted is not None
             if self.index == 0:
-                self._wanted = name
+                self._wanted = self._wanted or name
+                if not (steps or again) and (self.count == 1 or self._working):
+                    raise Stopped(f"Stopped by {name}; what was finished is kept.")
             else:
                 # A handler may interrupt whoever holds the lock that sending needs.
                 by = f"{name} on process {self.index}"
                 say = dict(kind="stop", by=by)
                 threading.Thread(target=self._peers[0].send, kwargs=say).start()
 
-        numbers = (signal.SIGTERM, signal.SIGINT)
+        numbers = (*SIGNALS, signal.SIGINT) if steps else SIGNALS
         before = {number: signal.signal(number, handle) for number in numbers}
         try:
             yield
@@ -224,13 +247,16 @@ class Hosts:
                 elif kind == "beat":
                     peer.dispatched = message["dispatched"]
                 elif kind == "stop":
-                    self._wanted = message["by"]
+                    self._wanted, again = message["by"], self._wanted is not None
                     self._stop_at = message.get("at", self._stop_at)
                 elif kind == "heard":
                     self._acknowledged.add(index)
                 self._changed.notify_all()
             if kind == "stop" and self.index:
                 peer.send(kind="heard")
+            elif kind == "stop" and self._working and not again:
+                self._wanted = None  # for the handler, which runs in the main thread
+                os.kill(os.getpid(), signal.SIGTERM)
             if kind == "failed":
                 self._end(f"Error: {message['why']}", tell=message["why"])
             if kind == "bye":

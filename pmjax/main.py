@@ -26,19 +26,22 @@ def main() -> None:
     parallel.set_cpu_devices(place.local_devices or settings.devices // place.count)
     cli.cache_compilations()
 
-    from pmjax import evaluate, train
+    from pmjax import evaluate, maintenance, shortage, train
     from pmjax.hosts import Log
     from pmjax.report import Report
 
-    with rendezvous.join(place, workdir.facts(settings)) as hosts:
+    met = rendezvous.join(place, workdir.facts(settings))
+    with met as hosts, workdir.held(flags.workdir, hosts):
         hosts.first("the workdir", lambda: workdir.claim(settings, flags.workdir))
         workdir.check_shared(flags.workdir, hosts)
         first = hosts.index == 0
         report = Report(flags.workdir) if first else Log(flags.workdir, hosts.index)
         hosts.note = (lambda line: None) if first else report.say
+        maintenance.watch(report.say)
         try:
-            train.fit(settings, flags.workdir, report, hosts)
-            hosts.first("evaluation", lambda: evaluate.evaluate(flags.workdir, say=report.say))
+            with shortage.told(flags.workdir), hosts.signals(steps=False):
+                train.fit(settings, flags.workdir, report, hosts)
+                hosts.first("evaluation", lambda: evaluate.evaluate(flags.workdir, say=report.say))
         except train.Stopped as stopped:
             report.say(
                 f"{stopped} To go on, run the same command:\n  python -m pmjax.main "

@@ -1,5 +1,6 @@
 """What a user loads: encode, decode, reconstruct, sample, interpolate."""
 
+import copy
 import os
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +14,7 @@ import numpy as np
 from pmjax import build, checkpoint, config, nets, priors
 from pmjax.datasets import to_float
 from pmjax.errors import UserError
+from pmjax.step import TrainState
 from pmjax.workdir import AUTOENCODER, CONFIG, prior_path, read_embeddings
 
 _BATCH = 256
@@ -57,6 +59,14 @@ class Model:
     @staticmethod
     def _call(net, name, arrays, x):
         return nets.apply(net, arrays["params"][name], arrays["stats"].get(name, {}), x)
+
+    def renewed(
+        self, arrays: dict[str, Any], fit_prior: Callable[[str], dict[str, Any]]
+    ) -> "Model":
+        """Returns the model of other arrays of the same nets, which are not compiled again."""
+        other = copy.copy(self)
+        other._arrays, other._fit_prior, other._priors = arrays, fit_prior, {}
+        return other
 
     def encode(self, x: np.ndarray) -> np.ndarray:
         """Returns the embeddings [N, latent_dim] of examples [N, …], in inference mode."""
@@ -131,13 +141,24 @@ class Model:
                 arrays = checkpoint.read_arrays(path)
             else:
                 arrays = self._fit_prior(name)
-                checkpoint.write_arrays(path, arrays)
+                if path:
+                    checkpoint.write_arrays(path, arrays)
             self._priors[name] = prior, jax.tree.map(jnp.asarray, arrays)
         return self._priors[name]
 
     def embeddings(self) -> np.ndarray:
         """Returns the training set's embeddings [N, latent_dim], which the workdir keeps."""
         return read_embeddings(self._workdir)
+
+
+def arrays_of(state: TrainState, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Returns E, G and what priors take of a state, averaged where it has an average."""
+    params = state.params | state.ema
+    return {
+        "params": {name: params[name] for name in ("E", "G", *priors.TAKEN) if name in params},
+        "stats": {name: state.stats[name] for name in ("E", "G")},
+        "shape": np.asarray(shape),
+    }
 
 
 def load(workdir: str | os.PathLike) -> Model:

@@ -9,7 +9,10 @@ examples, and all of the state.
 """
 
 import ctypes
+import functools
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,6 +22,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from pmjax import exchange
 from pmjax.errors import UserError
 
 Array = jax.Array
@@ -142,7 +146,9 @@ def sum_over_shards(fn: Callable, *args: Array) -> Array:
     return shards(*args)
 
 
-def keep(data: np.ndarray, mesh: Mesh, *, budget: float) -> tuple[Array | None, bool]:
+def keep(
+    data: np.ndarray, mesh: Mesh, *, budget: float
+) -> tuple[Array | None, tuple[int, ...] | None]:
     """Puts a table of examples on the devices, if it fits.
 
     A table that takes a tenth of the budget or less is copied to every device: that costs nothing
@@ -155,45 +161,35 @@ def keep(data: np.ndarray, mesh: Mesh, *, budget: float) -> tuple[Array | None, 
       budget: bytes that the table may take on each device.
 
     Returns:
-      The table and whether it is divided; None if it does not fit: then batches are streamed.
+      The table, None if it does not fit: then batches are streamed. And, if the table is divided,
+      an example's shape, else None: the table is then [devices, N / devices, values], with flat
+      examples, as TPUs gather them.
     """
     if data.nbytes <= (budget if mesh.size == 1 else budget / 10):
-        return replicate(np.asarray(data), mesh), False
+        return replicate(np.asarray(data), mesh), None
     each = -(-len(data) // mesh.size)
     if mesh.size == 1 or each * (data.nbytes // len(data)) > budget:
-        return None, False
+        return None, None
+
+    values = math.prod(data.shape[1:])
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
         device = index[0].start or 0
         rows = np.asarray(data[device * each : (device + 1) * each])
-        padding = [(0, each - len(rows))] + [(0, 0)] * (data.ndim - 1)
-        return np.pad(rows, padding)[None]
+        return np.pad(rows.reshape(len(rows), values), ((0, each - len(rows)), (0, 0)))[None]
 
-    shape = (mesh.size, each, *data.shape[1:])
-    return jax.make_array_from_callback(shape, NamedSharding(mesh, P(BATCH)), part), True
-
-
-def _gather_divided(table: Array, rows: Array) -> Array:
-    """Returns this device's part of the batch `rows` of a table of which it holds a part.
-
-    Every device looks up the whole batch in what it has, zeros elsewhere, and the sums over the
-    devices are scattered. One operand is not zero, so a sum of bytes is exact. Each device sends
-    about B·H·W·C bytes, a quarter of what float images would take; an all-to-all would send less,
-    but how many rows one device has for another changes with every batch, and shapes may not.
-
-    Args:
-      table: [N / devices, …], this device's part.
-      rows: [B] numbers of examples, the global batch.
-    """
-    place = rows - lax.axis_index(BATCH) * len(table)
-    mine = (place >= 0) & (place < len(table))
-    found = table[jnp.clip(place, 0, len(table) - 1)]
-    found = jnp.where(mine.reshape(-1, *[1] * (table.ndim - 1)), found, 0)
-    return lax.psum_scatter(found, BATCH, tiled=True)
+    sharding = NamedSharding(mesh, P(BATCH))
+    table = jax.make_array_from_callback((mesh.size, each, values), sharding, part)
+    return table, data.shape[1:]
 
 
 def compile_step(
-    step: Callable, *, mode: str, mesh: Mesh, gather: bool, divided: bool = False
+    step: Callable,
+    *,
+    mode: str,
+    mesh: Mesh,
+    gather: bool,
+    divided: tuple[int, ...] | None = None,
 ) -> Callable:
     """Compiles several steps into one dispatch.
 
@@ -202,7 +198,7 @@ def compile_step(
       mode: 'jit' (sharded over the mesh) or 'pmap'.
       mesh: from `make_mesh`.
       gather: whether batches are rows of a table that is kept on the devices.
-      divided: whether that table, from `keep`, is divided over them.
+      divided: an example's shape, if `keep` has divided that table over them.
 
     Returns:
       A function (state, table, xs) -> (state, metrics). `xs` holds K batches for K steps: with
@@ -210,18 +206,23 @@ def compile_step(
       the rows `my_rows` of each. Metrics have a leading axis of K. The state is donated.
       Its attribute `lower` gives the lowered program for the same arguments.
     """
-    fetch = _gather_divided if divided else lambda table, rows: table[rows]
-    if divided and mode == "jit":
-        fetch = jax.shard_map(
-            lambda table, rows: _gather_divided(table[0], rows),
-            mesh=mesh,
-            in_specs=(P(BATCH), P()),
-            out_specs=P(BATCH),
-        )
 
-    def steps(state, table, xs):
+    def fetch(table, rows, capacity):
+        if divided is None:
+            return table[rows] if gather else rows
+        part = partial(exchange.gather, capacity=capacity, axis=BATCH)
+        if mode == "jit":
+            part = jax.shard_map(
+                lambda table, rows, part=part: part(table[0], rows),
+                mesh=mesh,
+                in_specs=(P(BATCH), P()),
+                out_specs=P(BATCH),
+            )
+        return part(table, rows).reshape(-1, *divided)
+
+    def steps(state, table, xs, *, capacity):
         def one(state, x):
-            return step(state, fetch(table, x) if gather else x)
+            return step(state, fetch(table, x, capacity))
 
         if xs.shape[0] > 1:
             return lax.scan(one, state, xs)
@@ -232,7 +233,26 @@ def compile_step(
     if _on_cpu(mesh):
         _keep_freed_memory()
     compile_in = _compile_pmap if mode == "pmap" else _compile_jit
-    return compile_in(steps, mesh, whole=gather, divided=divided)
+
+    @functools.cache
+    def program(capacity):
+        chosen = partial(steps, capacity=capacity)
+        return compile_in(chosen, mesh, whole=gather, divided=divided is not None)
+
+    def run(state, table, xs):
+        capacity = None
+        if divided is not None:
+            capacity = exchange.capacity_for(xs, mesh.size, table.shape[1])
+        return program(capacity)(state, table, xs)
+
+    def lower(state, table, xs):
+        capacity = None
+        if divided is not None:
+            capacity = exchange.usual_capacity(xs.shape[1], mesh.size)
+        return program(capacity).lower(state, table, xs)
+
+    run.lower = lower
+    return run
 
 
 def _compile_jit(steps: Callable, mesh: Mesh, *, whole: bool, divided: bool) -> Callable:

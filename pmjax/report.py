@@ -5,6 +5,7 @@ The only import of tensorboardX.
 
 import base64
 import collections
+import contextlib
 import dataclasses
 import html
 import io
@@ -18,10 +19,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
+from pmjax import meanings, shortage
 from pmjax.errors import UserError
-from pmjax.meanings import GROUPS, MEANINGS
+from pmjax.meanings import BARS, GROUPS, MEANINGS
 
 WINDOW = 30.0  # seconds over which the rate is taken
 LIVE_EVERY, PLAIN_EVERY = 0.1, 10.0  # seconds between status lines, on a terminal and elsewhere
@@ -52,7 +56,7 @@ class Report:
         self._line = ""  # what stands on the terminal's last line
         self._drawn = -math.inf
         self._stage, self._marks = None, collections.deque()
-        self._writers: dict[str, SummaryWriter] = {}
+        self._writers: dict[str, EventsWriter] = {}
         try:
             self._workdir.mkdir(parents=True, exist_ok=True)
             self._history = _reopen(self._workdir / "history.jsonl", lambda row: True)
@@ -72,16 +76,22 @@ class Report:
         )
 
     def scalars(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Appends one row to history.jsonl and to the stage's events (non-finite: null, as is)."""
+        """Appends one row to history.jsonl and to the stage's events (non-finite: null, as is).
+
+        Both are on disk when it returns, so that a full disk is an error here and now.
+        """
         values = {name: float(value) for name, value in values.items()}
         finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
         row = {"stage": stage, "step": int(step), "values": finite}
-        self._history.write(json.dumps(row) + "\n")
-        self._history.flush()
-        if stage not in self._writers:
-            self._writers[stage] = self._open_events(stage)
-        for name, value in values.items():
-            self._writers[stage].add_scalar(name, value, int(step))
+        with shortage.disk("losses and metrics", self._workdir, kept="Checkpoints are kept."):
+            self._history.write(json.dumps(row) + "\n")
+            self._history.flush()
+            if stage not in self._writers:
+                self._writers[stage] = self._open_events(stage)
+            for name, value in values.items():
+                event = Event(wall_time=time.time(), step=int(step), summary=scalar(name, value))
+                self._writers[stage].write_event(event)
+            self._writers[stage].flush()
 
     def status(self, stage: str, step: int, steps: int, values: Mapping[str, float]) -> None:
         """Shows step of steps, steps/s over the last 30 s, ETA and losses.
@@ -125,19 +135,24 @@ class Report:
         if self._line:
             self._write("\n")
             self._line = ""
-        self._history.close()
-        while self._writers:
-            self._writers.popitem()[1].close()
+        for file in (self._history, *self._writers.values()):
+            with contextlib.suppress(OSError):  # of a full disk, which has been told
+                file.close()
+        self._writers.clear()
 
     def _open_events(self, stage):
         folder = self._workdir / "events" / stage
         # tensorboardX names files by the second; the suffix keeps a quick restart from
         # overwriting. TensorBoard itself drops what an older file holds from purge_step on.
         older = len(list(folder.glob("*.tfevents.*")))
-        purge = self._resumed_at.get(stage, -1) + 1 if older else None
-        return SummaryWriter(
-            str(folder), purge_step=purge, flush_secs=2, filename_suffix=f".{older}"
-        )
+        folder.mkdir(parents=True, exist_ok=True)
+        # Its SummaryWriter writes in a thread, whose death on a full disk would hang the training.
+        writer = EventsWriter(str(folder / "events"), f".{older}")
+        if older:
+            start = SessionLog(status=SessionLog.START)
+            purge_step = self._resumed_at.get(stage, -1) + 1
+            writer.write_event(Event(step=purge_step, session_log=start))
+        return writer
 
     def _redraw(self, line):
         if line or self._line:
@@ -291,7 +306,9 @@ def write_html(
         parts += ["<h2>Pictures</h2><div class='figures'>", *map(figure_html, figures), "</div>"]
     if rows:
         parts += ["<h2>Training</h2>"]
-        parts += [f"<section><h3>{escape(name)}</h3>{svg}</section>" for name, svg in curves(rows)]
+        parts += [
+            f"<section><h3>{escape(name)}</h3>{svg}</section>" for name, svg in curves(_apart(rows))
+        ]
     if config:
         knobs = (
             f"<tr><td>{escape(name)}</td><td>{escape(json.dumps(value, default=str))}</td></tr>"
@@ -328,10 +345,21 @@ def _summary(config, rows):
     return f"<dl>{''.join(cells)}</dl>"
 
 
+def _apart(rows):
+    """Yields the rows, with values of evaluations as a stage of their own."""
+    for row in rows:
+        values = {k.removeprefix("eval/"): v for k, v in row["values"].items() if k[:5] == "eval/"}
+        if values:
+            row = {**row, "stage": f"{row['stage']}, evaluations", "values": meanings.plain(values)}
+        yield row
+
+
 def _tables(metrics):
     groups: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():
         group, _, rest = name.rpartition("/")
+        if group.endswith("/flag"):
+            group, rest = group.removesuffix("/flag"), f"flag/{rest}"
         if rest != "spread":
             groups.setdefault(group, {})[rest] = float(value)
     tables = "".join(_table(*item, metrics) for item in groups.items())
@@ -339,19 +367,20 @@ def _tables(metrics):
 
 
 def _table(group, values, metrics):
-    kind = "fd" if group.startswith("fd_") and "/" not in group else group
+    kind, rest = meanings.kind(group)
     heading, meaning = GROUPS.get(kind, ("{}", ""))
-    heading = heading.format(group.removeprefix("fd_") or "Other")
-    bars = kind in ("fd", "w2")  # distances of one kind, whose lengths say something together
-    top = max((value for name, value in values.items() if name != "ratio"), default=0)
+    heading = heading.format(rest if group else "Other")
+    bars = kind.partition("/")[0] in BARS  # whose lengths say something together
+    alone = ("ratio", *(name for name in values if name.startswith("flag/")))
+    top = max((value for name, value in values.items() if name not in alone), default=0)
     lines = ""
     for name, value in values.items():
-        note = MEANINGS.get(f"{group}/{name}", MEANINGS.get(name, "") if bars else "")
+        note = MEANINGS.get(f"{group}/{name}", MEANINGS.get(name, ""))
         small = f"<small>{note}</small>" if note else ""
-        length = 100 * value / top if top > 0 and name != "ratio" else 0
+        length = 100 * max(value, 0) / top if top > 0 and name not in alone else 0
         bar = f"<td class='bar'><i style='width:{length:.1f}%'></i></td>" if bars else ""
         spread = metrics.get(f"{group}/{name}/spread")
-        number = f"{value:.4g}" + ("" if spread is None else f" ± {spread:.2g}")
+        number = f"{value:.4g}" + ("" if spread is None else f" ± {meanings.rounded(spread)}")
         lines += f"<tr><td>{escape(name)}{small}</td>{bar}<td class='number'>{number}</td></tr>"
     meaning = f"<p>{escape(meaning)}</p>" if meaning else ""
     return f"<section><h3>{escape(heading)}</h3>{meaning}<table>{lines}</table></section>"

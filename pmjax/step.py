@@ -100,7 +100,13 @@ def init_state(game: Game, key: Array) -> TrainState:
 
 
 def train_step(
-    state: TrainState, batch: Array, *, game: Game, ema_decay: float, axis: str | None = None
+    state: TrainState,
+    batch: Array,
+    *,
+    game: Game,
+    ema_decay: float,
+    axis: str | None = None,
+    skip_nonfinite: bool = False,
 ) -> tuple[TrainState, Metrics]:
     """Lets every player make its updates on one batch.
 
@@ -115,6 +121,8 @@ def train_step(
       game: the method.
       ema_decay: of the averages; less during the first steps, so that they forget the start.
       axis: name of the batch axis under pmap.
+      skip_nonfinite: whether a step in which anything is not finite leaves all as it was, but for
+        the number of the step; the metric 'skipped' is then 1, else 0.
 
     Returns:
       The state after the step, and the metrics: means over the global batch.
@@ -158,8 +166,20 @@ def train_step(
 
     decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
     ema = optax.incremental_update(_pick(params, game.averaged), state.ema, 1 - decay)
-    state = state.replace(step=state.step + 1, params=params, stats=stats, opt=opt, ema=ema)
-    return state, parallel.mean(metrics, axis)
+    after = state.replace(step=state.step + 1, params=params, stats=stats, opt=opt, ema=ema)
+    metrics = parallel.mean(metrics, axis)
+    if skip_nonfinite:
+        bad = parallel.mean(_count_nonfinite((metrics, params, stats, opt, ema)), axis) > 0
+        before = state.replace(step=after.step, key=after.key)
+        after = jax.tree.map(lambda old, new: jnp.where(bad, old, new), before, after)
+        metrics["skipped"] = bad.astype(jnp.float32)
+    return after, metrics
+
+
+def _count_nonfinite(tree: Tree) -> Array:
+    """Returns in how many arrays a number is not finite, as a float."""
+    floats = [a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.inexact)]
+    return sum(jnp.any(~jnp.isfinite(a)).astype(jnp.float32) for a in floats)
 
 
 def _pick(tree: dict[str, Tree], names: tuple[str, ...]) -> dict[str, Tree]:

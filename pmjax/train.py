@@ -10,13 +10,20 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pmjax import build, checkpoint, datasets, model, parallel, priors, profile
+from pmjax import build, checkpoint, datasets, model, parallel, priors, profile, shortage
+from pmjax import workdir as workdirs
 from pmjax.checkpoint import Checkpoints
 from pmjax.errors import UserError
+from pmjax.finite import NotFinite, require_finite, require_finite_arrays
 from pmjax.hosts import Hosts, Log, Stopped, processes
+from pmjax.midway import Midway
 from pmjax.report import Report
 from pmjax.step import Game, TrainState, init_state, train_step
-from pmjax.workdir import AUTOENCODER, digest, prior_path, read_embeddings, write_embeddings
+from pmjax.watch import Watch
+from pmjax.workdir import AUTOENCODER, BEST, binding, prior_path, read_embeddings, write_embeddings
+
+_EMBEDDING = "The embedding of training example"
+_DIVERGED = "Train again with a lower learning rate or clipped gradients, and a new --workdir."
 
 
 def fit(settings: ConfigDict, workdir: Path, report: Report | Log, hosts: Hosts) -> None:
@@ -39,23 +46,35 @@ def fit(settings: ConfigDict, workdir: Path, report: Report | Log, hosts: Hosts)
         f"{mesh.size} × {jax.devices()[0].device_kind}, {settings.parallel}."
     )
     common = dict(directory=workdir / "checkpoints", report=report, hosts=hosts)
-    state = train(
-        stage="stage1",
-        game=build.stage1_game(settings, data.data.shape[1:]),
-        data=data.data,
-        steps=settings.steps,
+    evaluation = None
+    if settings.eval.every:
+        evaluation = Midway(settings, workdir, train=data, report=report)
+    with shortage.device_memory(
+        "stage1",
         batch_size=settings.data.batch_size,
-        steps_per_dispatch=settings.steps_per_dispatch,
-        mesh=mesh,
-        info={"config": digest(settings), "data": data.fingerprint},
-        traced=profile.parse(settings.profile),
-        **_common(settings),
-        **common,
-    )
+        accumulate=settings.optimizer.accumulate,
+        keys=("config.data.batch_size", "config.optimizer.accumulate"),
+    ):
+        state = train(
+            stage="stage1",
+            game=build.stage1_game(settings, data.data.shape[1:]),
+            data=data.data,
+            steps=settings.steps,
+            batch_size=settings.data.batch_size,
+            steps_per_dispatch=settings.steps_per_dispatch,
+            mesh=mesh,
+            info={"config": binding(settings), "data": data.fingerprint},
+            traced=profile.parse(settings.profile),
+            evaluation=evaluation,
+            **_common(settings),
+            **common,
+        )
 
     def embed() -> None:
-        _keep_autoencoder(state, workdir, data.data.shape[1:])
-        write_embeddings(workdir, model.load(workdir).encode(data.data))
+        checkpoint.write_arrays(workdir / AUTOENCODER, model.arrays_of(state, data.data.shape[1:]))
+        z = model.load(workdir).encode(data.data)
+        require_finite(z, _EMBEDDING, _DIVERGED)
+        write_embeddings(workdir, z)
 
     hosts.first("embedding of the training set", embed)
     prior = build.prior(settings)
@@ -73,6 +92,7 @@ def fit(settings: ConfigDict, workdir: Path, report: Report | Log, hosts: Hosts)
         else:
             z = read_embeddings(workdir)
             arrays = prior.trained(_train_prior(settings, z, mesh=mesh2, **common))
+        arrays = _finite_prior(settings.prior, arrays)
         checkpoint.write_arrays(prior_path(workdir, settings.prior), arrays)
 
     hosts.first("the prior", finish)
@@ -88,31 +108,32 @@ def fit_prior(
 
     Raises:
       UserError: for the run's own prior, if it is trained: that belongs to the training command.
-      KeyboardInterrupt: after SIGTERM or Ctrl-C, when the state is saved.
+      Stopped: after SIGTERM or Ctrl-C, when the state is saved.
     """
     prior = build.prior(settings, name)
     if hasattr(prior, "take"):
         return prior.take(checkpoint.read_arrays(workdir / AUTOENCODER)["params"])
-    if priors.is_trained(prior) and name == settings.prior:
+    kept = (workdir / f"{BEST}.json").is_file()  # by `midway`, which trains no prior
+    if priors.is_trained(prior) and name == settings.prior and not kept:
         raise UserError(
             f"{workdir} has no trained prior '{name}'; training has not come to it yet. Go on with "
             f"the training command: python -m pmjax.main --workdir={workdir} --config=…"
         )
     z = read_embeddings(workdir)
     if not priors.is_trained(prior):
+        require_finite(z, _EMBEDDING, _DIVERGED)
         say(f"Fitting the prior '{name}' to {len(z)} embeddings.")
-        return prior.fit(z, seed=settings.seed)
+        return _finite_prior(name, prior.fit(z, seed=settings.seed))
     beside = prior_path(workdir, name).with_suffix("")
     report = Report(beside)
     try:
         report.say(f"Training the prior '{name}' on {len(z)} embeddings.")
         mesh, directory = parallel.make_mesh(1), beside / "checkpoints"
-        return prior.trained(
-            _train_prior(settings, z, name, mesh=mesh, directory=directory, report=report)
-        )
+        state = _train_prior(settings, z, name, mesh=mesh, directory=directory, report=report)
+        return _finite_prior(name, prior.trained(state))
     except Stopped as stopped:
         report.say(f"{stopped} The same command goes on from there.")
-        raise KeyboardInterrupt from None
+        raise
     finally:
         report.close()
 
@@ -121,21 +142,29 @@ def _train_prior(
     settings: ConfigDict, z: np.ndarray, name: str | None = None, **where
 ) -> TrainState:
     """Trains a prior (None: the config's own) on embeddings z [N, d]."""
+    require_finite(z, _EMBEDDING, _DIVERGED)
     stage2, prior = settings.stage2, build.prior(settings, name)
     game = build.stage2_game(settings, name)
     if hasattr(prior, "start"):
         game = prior.start(game, z, seed=settings.seed)
-    return train(
-        stage="stage2" if name is None else name,
-        game=game,
-        data=z,
-        steps=stage2.steps,
+    stage = "stage2" if name is None else name
+    with shortage.device_memory(
+        stage,
         batch_size=stage2.batch_size,
-        steps_per_dispatch=stage2.steps_per_dispatch,
-        info={"config": digest(settings), "data": hashlib.sha256(z.tobytes()).hexdigest()},
-        **_common(settings),
-        **where,
-    )
+        accumulate=stage2.optimizer.accumulate,
+        keys=("config.stage2.batch_size", "config.stage2.optimizer.accumulate"),
+    ):
+        return train(
+            stage=stage,
+            game=game,
+            data=z,
+            steps=stage2.steps,
+            batch_size=stage2.batch_size,
+            steps_per_dispatch=stage2.steps_per_dispatch,
+            info={"config": binding(settings), "data": hashlib.sha256(z.tobytes()).hexdigest()},
+            **_common(settings),
+            **where,
+        )
 
 
 def _common(settings: ConfigDict) -> dict[str, Any]:
@@ -148,6 +177,7 @@ def _common(settings: ConfigDict) -> dict[str, Any]:
         checkpoint_every=settings.checkpoint.every,
         keep=settings.checkpoint.keep,
         log_every=settings.log_every,
+        skip_nonfinite=settings.get("skip_nonfinite", 0),  # older workdirs do not have it
     )
 
 
@@ -168,7 +198,9 @@ def train(
     checkpoint_every: int,
     keep: int,
     log_every: int,
+    skip_nonfinite: int = 0,
     traced: tuple[int, int] | None = None,
+    evaluation: Midway | None = None,
     info: dict,
     report: Report | Log,
     hosts: Hosts | None = None,
@@ -191,7 +223,9 @@ def train(
       checkpoint_every: steps.
       keep: how many checkpoints.
       log_every: steps.
+      skip_nonfinite: how many steps that are not finite may be left out.
       traced: first step to trace and how many.
+      evaluation: of states on the way, by the first process.
       info: is kept in each checkpoint; a checkpoint with another one is refused.
       report: where progress is shown.
       hosts: the processes that the mesh may span (None: this one alone).
@@ -200,22 +234,26 @@ def train(
       The state after the last step, on the devices.
 
     Raises:
-      UserError: if a loss or a gradient is not finite; the last checkpoint stays good.
+      UserError: if an example, a loss or a gradient is not finite, or a disk is full; the last
+        checkpoint stays good.
       Stopped: after SIGTERM or Ctrl-C, when the state is saved.
     """
     hosts = hosts or Hosts()
+    require_finite(data, f"{stage}: example", "Mend or remove it.")
     together = parallel.spans_hosts(mesh)
     checkpoints = Checkpoints(directory / stage, keep=keep, hosts=hosts if together else None)
     restored = checkpoints.restore(
         jax.eval_shape(partial(init_state, game), jax.random.key(seed)), say=report.say
     )
     if restored is None:
-        state = jax.jit(partial(init_state, game))(jax.random.key(seed))
+        state, found = jax.jit(partial(init_state, game))(jax.random.key(seed)), {}
     else:
         state, found = restored
         _check_info(found, info, stage)
     start = int(state.step)
     report.resume(stage, start)
+    if evaluation and start:
+        hosts.first("an evaluation", partial(evaluation.catch_up, state, start))
     if start >= steps:
         report.say(f"{stage}: finished before, at step {start}.")
         checkpoints.close()
@@ -224,11 +262,13 @@ def train(
         report.say(f"{stage}: going on from step {start}.")
     state = parallel.replicate(state, mesh)
 
-    table, divided = parallel.keep(data, mesh, budget=device_budget)
+    budget = _budget(device_budget, mesh, hosts if together else Hosts())
+    table, divided = parallel.keep(data, mesh, budget=budget)
     if table is None:
+        short = " (half of this machine's free memory)" if budget < device_budget else ""
         report.say(
             f"{stage}: {data.nbytes / 1e9:.2f} GB of data are more than the budget of "
-            f"{device_budget / 1e9:.2f} GB on each of {mesh.size} devices; streaming."
+            f"{budget / 1e9:.2f} GB{short} on each of {mesh.size} devices; streaming."
         )
     dispatches = _dispatches(start, steps, steps_per_dispatch)
     rows = partial(datasets.batch_indices, len(data), batch_size, seed=seed)
@@ -246,7 +286,13 @@ def train(
         batches = (np.stack([rows(step=step) for step in range(*cut)]) for cut in dispatches)
     axis = parallel.axis_of(mode)
     run = parallel.compile_step(
-        partial(train_step, game=game, ema_decay=ema_decay, axis=axis),
+        partial(
+            train_step,
+            game=game,
+            ema_decay=ema_decay,
+            axis=axis,
+            skip_nonfinite=skip_nonfinite > 0,
+        ),
         mode=mode,
         mesh=mesh,
         gather=table is not None,
@@ -254,27 +300,60 @@ def train(
     )
 
     trace = profile.Profile(traced, directory.parent / "profile")
+    watch = Watch(
+        stage,
+        [player.name for player in game.players],
+        steps=steps,
+        log_every=log_every,
+        report=report,
+        skip=skip_nonfinite,
+        skipped=found.get("skipped", 0),
+        saved=start,
+    )
     pending = None  # the dispatch before: its steps and its metrics
-    with hosts.signals(), jax.transfer_guard("disallow"):
-        for (first, last), batch in zip(dispatches, batches, strict=True):
-            trace.before(first, last)
-            state, metrics = run(state, table, batch)
-            if trace.after(last, metrics):
-                report.say(f"{stage}: traced up to step {last}; see {directory.parent}/profile.")
-            if pending:
-                _look(stage, *pending, steps=steps, log_every=log_every, report=report)
-            pending = (first, metrics)
-            stop = hosts.stops(together=together)
-            if last == steps or _crosses(first, last, checkpoint_every) or stop:
-                _look(stage, *pending, steps=steps, log_every=log_every, report=report)
-                pending = None
-                checkpoints.save(state, info)
-            if stop and last < steps:
-                checkpoints.close()
-                raise Stopped(f"{stage}: stopped by {stop} after step {last}; it is saved.")
+    try:
+        with hosts.signals(), jax.transfer_guard("disallow"):
+            for (first, last), batch in zip(dispatches, batches, strict=True):
+                trace.before(first, last)
+                state, metrics = run(state, table, batch)
+                if trace.after(last, metrics):
+                    report.say(
+                        f"{stage}: traced up to step {last}; see {directory.parent}/profile."
+                    )
+                if pending:
+                    watch.look(*pending)
+                pending = (first, metrics)
+                stop = hosts.stops(together=together)
+                looks = evaluation is not None and evaluation.due(first, last)
+                if last == steps or _crosses(first, last, checkpoint_every) or looks or stop:
+                    watch.look(*pending)
+                    pending = None
+                    skipped = {"skipped": watch.skipped} if watch.skipped else {}
+                    checkpoints.save(state, info | skipped)
+                    watch.saved = last
+                    if looks and not stop:
+                        hosts.first("an evaluation", partial(evaluation, state, last))
+                if stop and last < steps:
+                    checkpoints.close()
+                    raise Stopped(f"{stage}: stopped by {stop} after step {last}; it is saved.")
+    except NotFinite:  # on all hosts alike
+        checkpoints.close()
+        raise
     trace.close()
     checkpoints.close()
     return state
+
+
+def _budget(wanted: float, mesh: jax.sharding.Mesh, hosts: Hosts) -> float:
+    """Returns the bytes that data may take on each device, the same on all hosts.
+
+    Devices that are the host's own cores share its memory: half of what is free there.
+    """
+    free = shortage.free_memory()
+    if mesh.devices.flat[0].platform != "cpu" or free is None:
+        return wanted
+    mine = min(wanted, free / 2 / len(mesh.local_devices))
+    return min(hosts.exchange("the free memory", mine))
 
 
 def _dispatches(start: int, steps: int, per_dispatch: int) -> list[tuple[int, int]]:
@@ -287,33 +366,25 @@ def _crosses(first: int, last: int, every: int) -> bool:
     return first // every != last // every
 
 
-def _look(stage, first, metrics, *, steps, log_every, report) -> None:
-    """Reads a finished dispatch's metrics: stops at the first that is not finite, logs the rest."""
-    metrics = {name: np.asarray(values) for name, values in jax.device_get(metrics).items()}
-    count = len(next(iter(metrics.values())))
-    for name, values in metrics.items():
-        if not np.isfinite(values).all():
-            step = first + int(np.argmin(np.isfinite(values))) + 1
-            raise UserError(
-                f"{stage}: {name} is {values[step - first - 1]} at step {step}. The last "
-                f"checkpoint is good; lower the learning rate or clip gradients "
-                f"(--config.optimizer.clip=1.0), with a new --workdir."
-            )
-    for step in range(first + 1, first + count + 1):
-        if step % log_every == 0 or step == steps:
-            values = {name: float(v[step - first - 1]) for name, v in metrics.items()}
-            report.scalars(stage, step, values)
-    latest = {name: float(v[-1]) for name, v in metrics.items() if name.startswith("loss/")}
-    report.status(stage, first + count, steps, latest)
-
-
 def _check_info(found: dict, expected: dict, stage: str) -> None:
     for name, value in expected.items():
-        if found.get(name) != value:
+        if name == "config" and "config" in found:
+            if listed := workdirs.differing(found["config"], value):
+                raise UserError(
+                    f"The checkpoint of {stage} belongs to another config:\n{listed}\n"
+                    f"Take a new --workdir, or the values that are there."
+                )
+        elif found.get(name) != value:
             raise UserError(
                 f"The checkpoint of {stage} belongs to another {name} ({found.get(name)}, now "
                 f"{value}). Take a new --workdir, or bring the old {name} back."
             )
+
+
+def _finite_prior(name: str, arrays: dict[str, Any]) -> dict[str, Any]:
+    """Returns a prior's arrays, unless one of them is not finite."""
+    require_finite_arrays(arrays, f"The prior '{name}'", _DIVERGED)
+    return arrays
 
 
 def _check_same(fingerprints: list[str]) -> None:
@@ -324,14 +395,3 @@ def _check_same(fingerprints: list[str]) -> None:
             f"The training data of {processes(others)} differ from process 0's. Give all hosts "
             f"the same files (config.data.path, config.data.manual_dir)."
         )
-
-
-def _keep_autoencoder(state: TrainState, workdir: Path, shape: tuple[int, ...]) -> None:
-    """Writes E, G and what priors take, averaged where the state has an average."""
-    params = state.params | state.ema
-    arrays = {
-        "params": {name: params[name] for name in ("E", "G", *priors.TAKEN) if name in params},
-        "stats": {name: state.stats[name] for name in ("E", "G")},
-        "shape": np.asarray(shape),
-    }
-    checkpoint.write_arrays(workdir / AUTOENCODER, arrays)

@@ -7,24 +7,33 @@ embeddings.npy         E(x) of the training set, [N, d]
 priors/NAME.msgpack    what is fitted to the embeddings
 priors/NAME/           the training of a prior that is not the run's own: checkpoints, events
 metrics.json, report.html, figures/, history.jsonl, events.*
+best/                  a workdir of its own: the best model while training, with best.json
 logs/host-I.log        what processes other than the first have to say
 """
 
+import contextlib
 import hashlib
+import io
+import itertools
 import secrets
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from pmjax import config as configs
+from pmjax import shortage
+from pmjax.datasets import _lock
 from pmjax.errors import UserError
 from pmjax.hosts import Hosts, processes
 
 CONFIG = "config.json"
 AUTOENCODER = "autoencoder.msgpack"
 EMBEDDINGS = "embeddings.npy"
+BEST = "best"
 
 # Keys that may differ between hosts: each can have its files elsewhere.
 _PATHS = ("data.path", "data.manual_dir", "data.cache_dir")
@@ -40,6 +49,7 @@ _FREE = (
     "stage2.devices",
     "data.device_budget_gb",
     "data.verify",
+    "skip_nonfinite",
     *_PATHS,
 )
 
@@ -52,7 +62,13 @@ def prior_path(workdir: Path, name: str) -> Path:
 def read_embeddings(workdir: Path) -> np.ndarray:
     """Returns the training set's embeddings [N, d] that a run has left."""
     try:
-        return np.load(workdir / EMBEDDINGS, allow_pickle=False)
+        content = (workdir / EMBEDDINGS).read_bytes()
+        file = io.BytesIO(content)
+        z = np.load(file, allow_pickle=False)
+        digest = content[file.tell() :]  # those of earlier versions have none
+        if digest and digest != hashlib.sha256(content[: file.tell()]).digest():
+            raise ValueError("its contents have changed since it was written")
+        return z
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
             f"{workdir / EMBEDDINGS} cannot be read ({error}). Run the training "
@@ -61,15 +77,43 @@ def read_embeddings(workdir: Path) -> np.ndarray:
 
 
 def write_embeddings(workdir: Path, z: np.ndarray) -> None:
-    """Keeps the training set's embeddings [N, d]; at once or not at all."""
+    """Keeps the training set's embeddings [N, d], at once or not at all, with a digest at the end.
+
+    What is behind the array, `np.load` does not read.
+    """
+    file = io.BytesIO()
+    np.save(file, z, allow_pickle=False)
     part = workdir / f"part-{EMBEDDINGS}"
-    np.save(part, z)
-    part.replace(workdir / EMBEDDINGS)
+    with shortage.disk(EMBEDDINGS, workdir, kept="Checkpoints are kept."):
+        part.write_bytes(file.getvalue() + hashlib.sha256(file.getvalue()).digest())
+        part.replace(workdir / EMBEDDINGS)
 
 
 def digest(settings: ConfigDict) -> str:
     """Returns a hash of the values that decide what is trained."""
-    return hashlib.sha256(repr(sorted(_binding(settings).items())).encode()).hexdigest()[:16]
+    return _hash(binding(settings))
+
+
+def differing(old: dict[str, Any] | str, new: dict[str, Any]) -> str:
+    """Returns the keys by which two `binding`s differ, a line each; '' if they agree.
+
+    What the old one lacks is what versions did that did not have that key. Of versions that kept
+    its `digest` only, that is compared.
+    """
+    if isinstance(old, str):
+        later = [name for name, value in configs.LATER.items() if new.get(name) == value]
+        for count in range(len(later) + 1):
+            for without in itertools.combinations(later, count):
+                if _hash({n: v for n, v in new.items() if n not in without}) == old:
+                    return ""
+        return f"  the config's hash: {old} there, {_hash(new)} now"
+    old = {n: v for n, v in configs.LATER.items() if n in new} | old
+    names = [n for n in sorted(old | new) if old.get(n) != new.get(n) and n not in configs.GONE]
+    return "\n".join(f"  config.{n}: {old.get(n)!r} there, {new.get(n)!r} now" for n in names)
+
+
+def _hash(binding: dict[str, Any]) -> str:
+    return hashlib.sha256(repr(sorted(binding.items())).encode()).hexdigest()[:16]
 
 
 def facts(settings: ConfigDict) -> dict:
@@ -95,33 +139,58 @@ def check_shared(workdir: Path, hosts: Hosts) -> None:
         )
 
 
+@contextlib.contextmanager
+def held(workdir: Path, hosts: Hosts | None = None) -> Iterator[None]:
+    """Keeps other runs out of a workdir, which it makes.
+
+    Args:
+      workdir: of this run.
+      hosts: the processes of the run, the first of which holds it (None: this one alone).
+
+    Raises:
+      UserError: if a run is in it, naming its process and host; or if it cannot be written.
+    """
+    if hosts and hosts.index:
+        yield
+        return
+    _require_writable(workdir)
+    refuse = (
+        f"uses the workdir {workdir}. Wait for it or stop it (SIGTERM saves), or take another "
+        f"--workdir."
+    )
+    with _lock.lock(workdir / "run", f"the workdir {workdir}", refuse=refuse):
+        yield
+
+
+def _require_writable(workdir: Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".writable"
+        probe.touch()
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"The workdir {workdir} cannot be written ({error.strerror}).") from error
+
+
 def claim(settings: ConfigDict, workdir: Path) -> None:
     """Makes the workdir this config's, or refuses it if it is another's.
 
     Raises:
       UserError: if it cannot be written, or belongs to another config; names the differing keys.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"The workdir {workdir} cannot be written ({error.strerror}).") from error
+    _require_writable(workdir)
     path = workdir / CONFIG
     if path.is_file():
-        old, new = _binding(configs.read(path)), _binding(settings)
-        differing = [name for name in sorted(old | new) if old.get(name) != new.get(name)]
-        if differing:
-            listed = "\n".join(
-                f"  config.{n}: {old.get(n)!r} there, {new.get(n)!r} now" for n in differing
-            )
+        if listed := differing(binding(configs.read(path)), binding(settings)):
             raise UserError(
                 f"The workdir {workdir} belongs to another config:\n{listed}\n"
                 f"Take another --workdir, or the values that are there."
             )
-    configs.save(settings, path)
+    part = path.with_name(f"{CONFIG}.part")
+    configs.save(settings, part)
+    part.replace(path)
 
 
-def _binding(settings: ConfigDict) -> dict:
+def binding(settings: ConfigDict) -> dict[str, Any]:
+    """Returns {dotted name: value} of what decides what is trained."""
     return {n: v for n, v in configs.flat(settings).items() if not n.startswith(_FREE)}

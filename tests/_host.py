@@ -114,13 +114,21 @@ def layouts(directory: Path, hosts: Hosts) -> None:
 
 
 def trouble(directory: Path, hosts: Hosts) -> None:
-    """Trains without end; at step 3 process 1 gets the signal that the environment names."""
+    """Trains without end; at step 3 a process gets a signal: TROUBLE (of TROUBLED, or 1)."""
 
     def after(step):
-        if step == 3 and hosts.index == 1:
+        if step == 3 and hosts.index == int(os.environ.get("TROUBLED", 1)):
             os.kill(os.getpid(), getattr(signal, os.environ["TROUBLE"]))
 
     fit(directory, mesh=parallel.make_mesh(), hosts=hosts, steps=10**6, report=Metrics(after))
+
+
+def after_trouble(directory: Path, hosts: Hosts) -> None:
+    """Trains on from the last checkpoint, to the end."""
+    report = Metrics()
+    values = fit(directory, mesh=parallel.make_mesh(), hosts=hosts, report=report)
+    assert report.start == KEPT, report.start
+    np.savez(directory / f"end_{hosts.index}.npz", **values)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Configs: every file loads, and mistakes are named with what would be right."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,77 @@ def test_a_config_is_the_same_after_writing_and_reading(tmp_path):
     loaded = config.load(f"{DIGITS}:author")
     config.save(loaded, tmp_path / "config.json")
     assert config.read(tmp_path / "config.json").to_dict() == loaded.to_dict()
+
+
+def keys_of_a_config():
+    names = config.flat(config.load(DIGITS))
+    return {name for name in names if "_args." not in name}
+
+
+def test_the_keys_that_a_stored_config_may_have_are_those_of_the_defaults():
+    assert {*config.KEYS, *config.LATER} == keys_of_a_config()
+    assert not set(config.KEYS) & set(config.LATER)
+
+
+def stored(path, change):
+    values = config.load(DIGITS).to_dict()
+    change(values)
+    path.write_text(json.dumps(values))
+    return path
+
+
+def test_a_stored_config_of_an_earlier_version_is_completed(tmp_path):
+    def drop(values):
+        for name in config.LATER:
+            *parents, last = name.split(".")
+            part = values
+            for parent in parents:
+                part = part[parent]
+            del part[last]
+        values["prior_args"] = {"base_prior": "gaussian", "residual": False}  # there is none now
+        del values["method_args"]
+
+    read = config.read(stored(tmp_path / "config.json", drop))
+    assert {name: config.get(read, name) for name in config.LATER} == config.LATER
+    assert read.prior_args.base_prior == "gaussian" and "residual" not in read.prior_args
+    assert read.method_args == config.load(DIGITS).method_args
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.update(new=1) or v["eval"].update(faster=True),
+         r"unknown keys \(eval.faster, new\)"),
+        (lambda v: v.pop("steps"), r"lacks keys \(steps\)"),
+        (lambda v: v.update(data=3), r"unknown keys \(data\) and it lacks keys \(data.batch_size"),
+        (lambda v: v["prior_args"].update(depth=1), "config.json: Unknown argument of prior"),
+        (lambda v: v["prior_args"].update(residual=True), "config.json: Unknown argument of prior"),
+        (lambda v: v.update(method_args=3), "'method_args' is no group"),
+    ],
+)  # fmt: skip
+def test_a_stored_config_of_another_version_is_refused_in_one_message(tmp_path, change, message):
+    path = stored(tmp_path / "config.json", lambda v: (
+        v["prior_args"].update(base_prior="gaussian"), change(v)
+    ))  # fmt: skip
+    with pytest.raises(UserError, match=message):
+        config.read(path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"eval.best": "recon/psnr"}, "set config.eval.every"),
+        ({"eval.best": "latent/var_min", "eval.every": "5"}, "Neither more nor less"),
+        ({"eval.best": "fd_efficientnet_lite0/recon", "eval.every": "5"},
+         "name it in config.eval.during"),
+        ({"eval.best": "fd_efficientnet_lite0/floor", "eval.every": "5"}, "Neither more nor less"),
+        ({"eval.during": "recon"}, "Did you mean 'reconstruction'"),
+        ({"eval.every": "-1"}, "must be at least 0"),
+    ],
+)  # fmt: skip
+def test_evaluations_during_training_that_cannot_be_are_refused(overrides, message):
+    with pytest.raises(UserError, match=message):
+        config.load(DIGITS, overrides)
 
 
 def test_a_workdir_of_another_config_is_refused_with_the_differing_keys(tmp_path):

@@ -193,6 +193,24 @@ def test_results_are_computed_once():
     assert ctx.embeddings("train") is ctx.embeddings("train")
 
 
+def test_another_model_keeps_what_is_of_the_data_alone():
+    ctx = point_context()
+    for name, lasting in (("features of the data", True), ("samples", False)):
+        ctx.cached(name, lambda: "old", lasting=lasting)
+    ctx.used["extractor"] = {"weights": "w"}
+    other = ctx.of_model(Model((3,), own=normal_points))
+    assert other.model is not ctx.model and other.priors == ctx.priors
+    assert other.cached("features of the data", lambda: "new", lasting=True) == "old"
+    assert other.cached("samples", lambda: "new") == "new"
+    assert other.used is ctx.used
+
+
+def test_values_are_shown_with_their_spreads():
+    values = {"a": 1.23456, "a/spread": 0.123, "b": 1234.5, "b/spread": 111.1, "c": 2.0}
+    shown = evals.shown_values(values, 4)
+    assert shown == {"a": "1.235 ± 0.12", "b": "1234 ± 111", "c": "2"}
+
+
 def test_a_subset_is_distinct_indices_and_at_most_all():
     ctx = point_context(num_samples=20)
     assert len(np.unique(ctx.subset("train"))) == 20
@@ -214,7 +232,7 @@ def test_a_diverged_model_is_told():
 def test_an_own_prior_is_needed_only_where_samples_are():
     ctx = point_context(priors=())
     evals.run(["reconstruction"], ctx)
-    with pytest.raises(UserError, match="no prior"):
+    with pytest.raises(UserError, match="'wasserstein' needs the run's own prior"):
         evals.run(["wasserstein"], ctx)
 
 
@@ -507,5 +525,5 @@ def test_class_shares_are_those_of_the_samples(digits):
 @pytest.mark.parametrize("labels", [None, np.zeros(20, np.float32)], ids=["none", "coordinates"])
 def test_classes_need_class_labels(digits, labels):
     ctx = context(digits[0][:20], digits[2][:20], labels=(labels, labels))
-    with pytest.raises(UserError, match="needs a class for every image"):
+    with pytest.raises(UserError, match="needs a class for every example"):
         evals.run(["classes"], ctx)

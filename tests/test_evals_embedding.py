@@ -14,6 +14,7 @@ from pmjax import evals
 from pmjax.datasets import swiss_roll, to_float
 from pmjax.errors import UserError
 from pmjax.evals import c2st, energy, kmeans, memorisation, sinkhorn, sliced_wasserstein
+from pmjax.evals._features import efficientnet_lite0
 
 
 def normal(num, seed, dim=3):
@@ -187,6 +188,8 @@ def test_copies_of_training_examples_are_exposed_and_new_ones_are_not():
 
 def test_memorisation_agrees_with_its_definition_on_images_in_several_parts(digits, monkeypatch):
     monkeypatch.setattr(memorisation, "AT_ONCE", 64)
+    pixels = lambda x, **_: to_float(x).reshape(len(x), -1)  # noqa: E731
+    monkeypatch.setattr(efficientnet_lite0, "features", pixels)
     train, test = digits[0][:300], digits[1][:100]
     halves = Model((8, 8, 1), own=lambda num, seed: 0.5 * to_float(train[:num]).reshape(num, -1))
     ctx = context(train, test, halves)
@@ -202,6 +205,9 @@ def test_memorisation_agrees_with_its_definition_on_images_in_several_parts(digi
         authentic = np.mean(each.min(1) > others.min(1)[each.argmin(1)])
         assert values[f"authenticity/data/{what}"] == pytest.approx(authentic)
     assert values["memorisation/data/recon"] == pytest.approx(1, rel=1e-5)
+    for what in ("own", "recon"):  # equal but for the rounding of samples to images
+        data, features = (values[f"memorisation/{space}/{what}"] for space in ("data", "features"))
+        assert features == pytest.approx(data, rel=0.01)
     assert not any(key.endswith("knn_jitter") for key in values)
 
 
@@ -410,5 +416,5 @@ def test_classes_that_the_training_set_lacks_are_told():
 
 def test_diverged_latents_are_told():
     model = Model(own=lambda num, seed: np.full((num, 3), np.nan, np.float32))
-    with pytest.raises(UserError, match="Latents of prior 'own' hold NaN"):
+    with pytest.raises(UserError, match="latents of prior 'own' hold NaN"):
         evals.run(["energy"], context(normal(9, 0), normal(9, 1), model))

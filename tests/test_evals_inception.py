@@ -486,6 +486,12 @@ def test_reference_statistics_are_computed_once_for_a_content(tmp_path, monkeypa
 class Model:
     """Reconstructs images darker, and samples from noise."""
 
+    def encode(self, x):
+        return to_float(x).reshape(len(x), -1)
+
+    def decode(self, z):
+        return z.reshape(-1, 4, 4, 3)
+
     def reconstruct(self, x):
         return to_float(x) * np.float32(0.5)
 
@@ -524,11 +530,12 @@ def test_fid_names_its_protocol_and_stands_beside_its_floor(tiny_inception):
     ctx = context()
     values = evals.run(["fid"], ctx, fid={"protocols": ("30_test", "50_train")})
     head = "fid/30_test/pytorch_fid/"
-    assert set(values) == {
-        *(f"{head}{what}" for what in ("own", "gmm", "floor", "recon", "recon_train")),
-        *(f"fid/50_train/pytorch_fid/{what}"
-          for what in ("own", "gmm", "floor", "recon", "recon_test", "flag/floor_images")),
-    }  # fmt: skip
+    common = ("own", "gmm", "floor", "recon", "midpoints")
+    expected = {f"{head}{what}" for what in (*common, "recon_train")}
+    expected |= {f"fid/50_train/pytorch_fid/{what}" for what in (*common, "recon_test")}
+    spreads = {f"{key}/spread" for key in expected}
+    assert set(values) == expected | spreads | {"fid/50_train/pytorch_fid/flag/floor_images"}
+    assert all(values[key] > 0 for key in spreads)
     assert values["fid/50_train/pytorch_fid/flag/floor_images"] == 40
 
     def moments(images):
@@ -563,7 +570,8 @@ def test_fid_takes_published_statistics_of_the_reference(tiny_inception, tmp_pat
     ctx = evals.Context.of_sets(samples, tmp_path / "s.npz")
     whole = evals.Context.of_sets(samples, types.SimpleNamespace(data=reference, fingerprint=""))
     values = evals.run(["fid"], ctx)
-    assert list(values) == ["fid/40_samples/pytorch_fid/samples"]
+    key = "fid/40_samples/pytorch_fid/samples"
+    assert list(values) == [key, f"{key}/spread"]
     assert values == pytest.approx(evals.run(["fid"], whole), rel=1e-6)
     with pytest.raises(UserError, match="'kid' needs the reference's images"):
         evals.run(["kid"], ctx)

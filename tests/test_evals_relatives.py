@@ -70,6 +70,22 @@ def test_the_frechet_spread_is_the_deviation_over_draws(dim, scale, shift, monke
     assert draws[:, 1].mean() == pytest.approx(draws[:, 0].std(), rel=0.25)
 
 
+def test_features_in_parts_give_the_same_as_all_at_once(monkeypatch):
+    monkeypatch.setattr(_frechet, "ENOUGH", 300)  # of which every third is then kept
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(900, 5)), rng.normal(1, 2, size=(400, 5))
+    parts = _frechet.Sample.of_parts(np.split(x, [7, 300, 301]), 900)
+    np.testing.assert_array_equal(parts.features, x[::3])
+    whole, fixed = _frechet.Sample(x), _frechet.Sample.of_moments(*_frechet.gaussian(y), 400)
+    value, spread = _frechet.frechet_estimate(parts, fixed)
+    assert value == pytest.approx(_frechet.frechet_estimate(whole, fixed)[0], rel=1e-9)
+    draws = [
+        _frechet.frechet_estimate(_frechet.Sample(rng.normal(size=(900, 5))), fixed)[0]
+        for _ in range(200)
+    ]
+    assert spread == pytest.approx(np.std(draws), rel=0.3)
+
+
 def test_constant_features_have_a_distance_and_no_spread():
     for num in (3, 30):
         zeros, ones = (np.full((num, 5), value, np.float32) for value in (0, 1))
@@ -363,10 +379,11 @@ def test_caveats_of_few_images_are_flagged(degraded):
 def test_midpoints_are_between_two_test_images():
     test = np.uint8([0, 40, 100]).reshape(3, 1, 1, 1) * np.ones((1, 4, 4, 1), np.uint8)
     ctx = context(test, test, 200, own=test)
-    found = np.rint(ctx.midpoints()[:, 0, 0, 0] * 127.5 + 127.5)
-    assert set(found) == {20, 50, 70}
+    parts = list(ctx.midpoints(1200))
+    assert [len(part) for part in parts] == [1000, 200]
+    assert set(np.concatenate(parts)[:, 0, 0, 0]) == {20, 50, 70}
     with pytest.raises(UserError, match="two test examples"):
-        context(test, test[:1], 5, own=test).midpoints()
+        next(context(test, test[:1], 5, own=test).midpoints(3))
 
 
 def test_features_that_are_not_finite_are_refused(digits, monkeypatch):

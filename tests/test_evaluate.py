@@ -68,7 +68,8 @@ def test_two_folders_are_compared_from_end_to_end(tmp_path, folder, monkeypatch,
     key = "fd_efficientnet_lite0/samples"
     assert found["metrics"][key] == pytest.approx(expected, rel=1e-3)
     assert found["metrics"]["fd_efficientnet_lite0/floor"] == pytest.approx(expected, rel=1e-3)
-    assert found["seed"] == 3 and found["num_samples"] == 10 and found["history"] == []
+    assert found["seed"] == 3 and found["num_samples"] == 10
+    assert [each["metrics"] for each in found["history"]] == [found["metrics"]]
     weights = found["extractors"]["efficientnet_lite0"]["weights"]
     assert weights == efficientnet_lite0.SHA256
     assert found["sets"]["reference"]["num"] == 14
@@ -81,28 +82,65 @@ def test_results_are_added_and_nothing_is_lost(tmp_path, folder, cheap_features)
     for seed in range(3):
         evaluate.compare(samples, reference, seed=seed, out=out, say=print)
     found = json.loads(out.read_text())
-    assert [found["seed"], *(each["seed"] for each in found["history"])] == [2, 0, 1]
+    assert found["seed"] == 2 and [each["seed"] for each in found["history"]] == [0, 1, 2]
     assert all(each["metrics"] and each["versions"] for each in found["history"])
     assert not any("history" in each for each in found["history"])
+    assert found["metrics"] == found["history"][2]["metrics"]
 
 
-def test_results_of_before_there_was_a_history_are_kept(tmp_path):
+def test_metrics_of_one_model_stand_side_by_side_and_those_of_another_do_not(tmp_path):
+    path, about = tmp_path / "metrics.json", {"seed": 1, "model": "a"}
+    evaluate.record(path, {"recon/mse": 1.0, "latent/var_min": 2.0}, about, say=print)
+    known = evaluate.record(path, {"recon/mse": 3.0, "kd/own": 4.0}, about, say=print)
+    assert known == {"recon/mse": 3.0, "latent/var_min": 2.0, "kd/own": 4.0}
+    assert json.loads(path.read_text())["metrics"] == known
+    other = evaluate.record(path, {"kd/own": 5.0}, about | {"model": "b"}, say=print)
+    assert other == {"kd/own": 5.0}
+    again = evaluate.record(path, {"kd/own": 6.0}, about, training=[{"step": 1}], say=print)
+    assert again == {"recon/mse": 3.0, "latent/var_min": 2.0, "kd/own": 6.0}
+    found = json.loads(path.read_text())
+    assert [each["metrics"] for each in found["history"]] == [
+        {"recon/mse": 1.0, "latent/var_min": 2.0},
+        {"recon/mse": 3.0, "kd/own": 4.0},
+        {"kd/own": 5.0},
+        {"kd/own": 6.0},
+    ]
+    assert found["training"] == [{"step": 1}] and found["model"] == "a"
+
+
+def test_metrics_of_versions_that_did_not_name_the_model_stay(tmp_path):
     path = tmp_path / "metrics.json"
-    path.write_text(json.dumps({"metrics": {"recon/mse": 1.0}, "seed": 0}))
+    path.write_text(json.dumps({"metrics": {"recon/mse": 1.0}, "seed": 1, "history": []}))
+    known = evaluate.record(path, {"kd/own": 2.0}, {"seed": 1, "model": "a"}, say=print)
+    assert known == {"recon/mse": 1.0, "kd/own": 2.0}
+
+
+@pytest.mark.parametrize("older", [[], [{"metrics": {"recon/mse": 0.5}, "seed": 7}]])
+def test_results_of_earlier_versions_are_kept(tmp_path, older):
+    path = tmp_path / "metrics.json"
+    path.write_text(json.dumps({"metrics": {"recon/mse": 1.0}, "seed": 0, "history": older}))
     evaluate.record(path, {"recon/mse": 2.0}, {"seed": 1}, say=print)
     assert json.loads(path.read_text()) == {
         "metrics": {"recon/mse": 2.0},
         "seed": 1,
-        "history": [{"metrics": {"recon/mse": 1.0}, "seed": 0}],
+        "history": [
+            *older,
+            {"metrics": {"recon/mse": 1.0}, "seed": 0},
+            {"metrics": {"recon/mse": 2.0}, "seed": 1},
+        ],
     }
 
 
-def test_a_damaged_file_of_results_is_kept_beside(tmp_path):
+@pytest.mark.parametrize("damage", ['{"metrics"', "[1]", '{"history": 3}', '{"history": [4, {}]}'])
+def test_a_damaged_file_of_results_is_kept_beside(tmp_path, damage):
     path, said = tmp_path / "metrics.json", []
-    path.write_text('{"metrics"')
-    evaluate.record(path, {"a": 1.0}, {}, say=said.append)
-    assert json.loads(path.read_text()) == {"metrics": {"a": 1.0}, "history": []}
-    assert (tmp_path / "metrics.json.damaged").read_text() == '{"metrics"'
+    path.write_text(damage)
+    assert evaluate.record(path, {"a": 1.0}, {}, say=said.append) == {"a": 1.0}
+    assert json.loads(path.read_text()) == {
+        "metrics": {"a": 1.0},
+        "history": [{"metrics": {"a": 1.0}}],
+    }
+    assert (tmp_path / "metrics.json.damaged").read_text() == damage
     assert "could not be read" in said[0]
 
 
@@ -171,7 +209,8 @@ def test_arrays_are_images_too(tmp_path, name):
     [
         (np.full((2, 4, 4, 3), np.nan), "NaN"),
         (np.full((2, 4, 4, 3), -1.0), "within \\[0, 1\\]"),
-        (np.zeros((2, 4, 4, 4), np.uint8), "1 or 3"),
+        (np.zeros((2, 4, 4, 4), np.uint8), "1 or 3].*alpha"),
+        (np.zeros((2, 3, 4, 4), np.uint8), "Channels come last"),
         (np.zeros((2, 4, 4)), "1 or 3"),
         (np.zeros((2, 4, 4, 3), np.int64), "int64"),
     ],
@@ -210,7 +249,8 @@ def test_metrics_that_need_a_model_are_refused_for_two_sets():
 @pytest.mark.parametrize(
     "args",
     [[], ["--workdir=a", "--samples=b"], ["--samples=b"], ["--workdir=a", "--floor=c"],
-     ["--samples=a", "--reference=b", "--config.eval.num_samples=3"]],
+     ["--samples=a", "--reference=b", "--config.eval.num_samples=3"],
+     ["--workdir=a", "--seed=1"], ["--workdir=a", "--out=b"]],
 )  # fmt: skip
 def test_flags_that_do_not_go_together_are_refused(monkeypatch, args):
     with pytest.raises(UserError, match="--samples"):
@@ -223,26 +263,28 @@ def test_flags_reach_the_evaluation_of_a_workdir(monkeypatch):
     monkeypatch.setattr(evaluate, "evaluate", lambda workdir, **args: seen.update(args))
     command(
         monkeypatch, "--workdir=w", "--evals=fid,kid", "--protocols=50k_train", "--weights=f.pth",
-        "--variant=clean_fid", "--config.eval.num_samples=9",
+        "--variant=clean_fid", "--unverified", "--config.eval.num_samples=9",
     )  # fmt: skip
     assert seen["overrides"] == {"eval.metrics": "fid,kid", "eval.num_samples": "9"}
     assert seen["protocols"] == ("50k_train",)
-    assert seen["inception"] == {"weights": "f.pth", "variant": "clean_fid"}
+    assert seen["inception"] == {
+        "weights": "f.pth", "variant": "clean_fid", "verify": False
+    }  # fmt: skip
 
 
-def test_the_best_model_in_training_is_told_also_after_resuming(tmp_path, monkeypatch):
-    errors = {10: 3.0, 20: 1.0, 30: 2.0, 40: 0.5}
-    monkeypatch.setattr(evals, "run", lambda metrics, ctx, say: {"recon/mse": errors[ctx]})
+def test_what_is_computed_before_a_metric_fails_is_kept(tmp_path, folder, cheap_features):
+    samples, reference = folder("samples", PIXELS[:12]), folder("reference", PIXELS[12:])
+    out, said = tmp_path / "metrics.json", []
+    with pytest.raises(UserError, match="'reconstruction' needs a trained model"):
+        metrics = ["fd_efficientnet_lite0", "reconstruction"]
+        evaluate.compare(samples, reference, metrics=metrics, out=out, say=said.append)
+    found = json.loads(out.read_text())
+    assert "fd_efficientnet_lite0/samples" in found["metrics"]
+    assert found["evals"] == ["fd_efficientnet_lite0"] and "Kept" in said[-1]
 
-    def best(step, key="recon/mse"):
-        return evaluate.during(
-            step, tmp_path, step=step, metrics=("reconstruction",), best=key, say=print
-        )
 
-    assert [best(step) for step in (10, 20, 30)] == [True, True, False]
-    assert best(20) and not best(30)  # from the checkpoint of step 10 on, the same again
-    assert best(40) and not best(40, "-recon/mse")
-    rows = [json.loads(row) for row in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [10, 20, 30, 40]
-    with pytest.raises(UserError, match="Did you mean 'recon/mse'"):
-        best(40, "recon/mes")
+@pytest.mark.parametrize("name", [".", "000.png/deep.json"])
+def test_results_that_cannot_be_written_are_told_before_anything_is_computed(folder, name):
+    path = folder("x", PIXELS)
+    with pytest.raises(UserError, match="--out=.* cannot be written"):
+        evaluate.compare(path, path, out=path / name, say=print)

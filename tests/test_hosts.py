@@ -18,7 +18,7 @@ from conftest import ROOT, SMALL
 
 from pmjax import hosts, parallel, rendezvous
 from pmjax.errors import UserError
-from pmjax.hosts import Connection, Hosts, Place
+from pmjax.hosts import Connection, Hosts, Place, Stopped
 
 
 def free_port():
@@ -120,6 +120,23 @@ def test_a_killed_process_is_named_at_once(tmp_path):
     assert "Traceback" not in outputs[0]
 
 
+@pytest.mark.parametrize("stalled", [0, 1])
+def test_a_stalled_process_is_named_within_the_timeout_and_both_go_on(stalled, one, tmp_path):
+    trouble = {"TROUBLE": "SIGSTOP", "TROUBLED": str(stalled)}
+    pair = start("tests/_host.py", "trouble", tmp_path, timeout=5, **trouble)
+    output, _ = pair[1 - stalled].communicate(timeout=200)
+    pair[stalled].kill()
+    pair[stalled].communicate()
+    assert pair[1 - stalled].returncode == 2, output
+    assert f"process {stalled} has been silent for 5 s" in output
+    assert "run the same command again" in output and "Traceback" not in output
+    if stalled:
+        finish(start("tests/_host.py", "after_trouble", tmp_path))
+        found = np.load(tmp_path / "end_0.npz")
+        assert_close(found, {name: one[name] for name in found})
+        assert f"{_host.STEPS}/loss/critic" in found
+
+
 @pytest.fixture
 def pair(monkeypatch):
     """Two ends in one process, quick of pulse; an end is put in their queue instead of made."""
@@ -204,6 +221,35 @@ def test_a_wish_to_stop_stops_all_after_the_same_step(pair, seed):
 
     run_together([lambda: loop(0), lambda: loop(1)])
     assert stopped[0] == stopped[1] and at < stopped[0] < 1000
+
+
+def test_a_wish_to_stop_ends_the_work_that_others_wait_for(pair):
+    def evaluate():
+        pair[1]._peers[0].send(kind="stop", by="SIGTERM on process 1")
+        time.sleep(60)
+        pytest.fail("it went on")
+
+    with pytest.raises(Stopped, match="Stopped by SIGTERM"):
+        pair[0].first("evaluation", evaluate)
+    assert "Stopped by SIGTERM" in pair[1]._answer("1 evaluation")
+
+
+def test_a_wish_to_stop_that_came_with_the_last_step_is_not_forgotten():
+    alone = Hosts()
+    alone._wanted = "SIGTERM"
+    with pytest.raises(Stopped, match="Stopped by SIGTERM before: evaluation"):
+        alone.first("evaluation", lambda: pytest.fail("it went on"))
+
+
+def test_a_second_signal_does_not_disturb_what_the_first_began():
+    alone = Hosts()
+    with alone.signals(steps=False):
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(60)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+    assert alone._wanted == "SIGUSR1"
 
 
 def run_together(calls):

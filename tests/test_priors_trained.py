@@ -242,7 +242,8 @@ def finished(tmp_path):
     )
     workdirs.claim(settings, tmp_path)
     state = start(build.stage1_game(settings, (28, 28, 1)))
-    training._keep_autoencoder(state, tmp_path, (28, 28, 1))
+    arrays = model.arrays_of(state, (28, 28, 1))
+    checkpoint.write_arrays(tmp_path / workdirs.AUTOENCODER, arrays)
     z = np.random.default_rng(0).normal(size=(100, 4)).astype("float32")
     workdirs.write_embeddings(tmp_path, z)
     return tmp_path

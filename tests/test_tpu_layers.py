@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from pmjax.nets import _tpu, layers
+from pmjax.nets import _tpu, layers, mimicry
 
 
 def images(*shape, seed=0):
@@ -39,7 +39,7 @@ def test_convolution_with_pooling(kernel):
     agree(_tpu.conv_down, lambda x, w: layers.downsample(convolution(x, w)), x, w)
 
 
-@pytest.mark.parametrize("width, features", [(1, 4), (2, 4), (5, 64), (3, 65)])
+@pytest.mark.parametrize("width, features", [(1, 4), (2, 4), (5, 64), (3, 65), (22, 65)])
 def test_convolution_with_upsampling(width, features):
     x, w = images(2, 3, width, 5), images(3, 3, 5, features, seed=1)
     agree(_tpu.conv_up, lambda x, w: convolution(layers.upsample(x), w), x, w)
@@ -48,3 +48,31 @@ def test_convolution_with_upsampling(width, features):
 @pytest.mark.parametrize("features", [3, 64, 65])
 def test_upsampling(features):
     agree(_tpu.upsample, layers.upsample, images(2, 3, 4, features))
+
+
+def test_adding_a_bias():
+    agree(_tpu.add_bias, lambda y, bias: y + bias, images(2, 3, 4, 5), images(5, seed=1))
+
+
+def test_biases_that_a_norm_takes_away_have_no_gradient():
+    net = mimicry.Decoder((32, 32, 3), scale=1 / 64)
+    z = images(6, 5)
+    variables = net.init(jax.random.key(0), z, train=False)
+
+    def loss(params):
+        out, _ = net.apply(variables | {"params": params}, z, train=True, mutable=["batch_stats"])
+        return (images(*out.shape, seed=1) * out).sum()
+
+    grads = jax.jit(jax.grad(loss))(variables["params"])
+    convolutions = [
+        layer
+        for name, block in grads.items()
+        if name.startswith("GBlock")
+        for part, layer in block.items()
+        if part.startswith("Conv")
+    ]
+    assert len(convolutions) == 9
+    for layer in convolutions:
+        assert np.abs(layer["bias"]).max() < 1e-5 * np.abs(layer["kernel"]).max()
+    assert np.abs(grads["Conv_0"]["bias"]).min() > 1
+    assert jax.grad(lambda bias: _tpu.unmoved(bias) ** 2)(3.0) == 0

@@ -1,7 +1,6 @@
 """The arrays of a data set on disk: made once, resumably, published as a whole, then opened."""
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pmjax import shortage
 from pmjax.datasets import Dataset, Source
 from pmjax.datasets._decode import CHUNK, Decoded, WorkerDied, decode_all, require_space
 from pmjax.datasets._lock import lock
@@ -35,14 +35,28 @@ def load(
         raise UserError(f"What was just written to {entry} reads back differently: is it a sound "
                         "disk? Set cache_dir or the variable PMJAX_CACHE to another.")  # fmt: skip
     if dataset.skipped and not skip_broken:
-        raise _broken(name, dataset.skipped)
+        raise _broken(name, [_shown(file) for file in dataset.skipped])
     return dataset
+
+
+def _shown(name: str) -> str:
+    """Returns a file's name as a line that can be printed: with escapes for what cannot."""
+    text = name.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _stat(file: Path) -> os.stat_result:
+    """Returns the state of a file; that of the link where that leads nowhere: it has a name."""
+    try:
+        return file.stat()
+    except OSError:
+        return file.lstat()
 
 
 def _key(name: str, source: Source, size: int | None) -> str:
     """Returns a digest of everything that decides the content."""
     try:
-        stats = [(str(file), file.stat()) for file in source.files]
+        stats = [(str(file), _stat(file)) for file in source.files]
     except OSError as e:
         raise UserError(f"Data set '{name}' cannot read {e.filename}: {e.strerror}.") from e
     files = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
@@ -117,9 +131,9 @@ def _make(entry: Path, name: str, *, source: Source, size: int | None, skip_brok
     except UserError:
         shutil.rmtree(work, ignore_errors=True)  # to be made from other files, or elsewhere
         raise
-    except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
-            if entry.is_dir():  # made by a host that took this one for dead
+    except Exception as e:
+        if not shortage.is_full_disk(e):
+            if isinstance(e, OSError) and entry.is_dir():  # made by a host that took this for dead
                 return
             raise
         shutil.rmtree(work, ignore_errors=True)
@@ -143,7 +157,7 @@ def _write(work: Path, name: str, *, source: Source, size: int | None, skip_brok
         meta = {split: _points(records, work, split) for split, records in splits.items()}
     else:
         decoded = decode_all(splits, work, name=name, size=size)
-        reasons = [f"{file}: {why}" for d in decoded.values() for file, why in d.broken.values()]
+        reasons = [f"{_shown(f)}: {why}" for d in decoded.values() for f, why in d.broken.values()]
         if reasons and not skip_broken:
             raise _broken(name, reasons)
         if reasons:

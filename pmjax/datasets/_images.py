@@ -30,7 +30,7 @@ def decode(data: bytes | np.ndarray, size: int) -> np.ndarray:
         with Image.open(io.BytesIO(data)) as image:
             image.draft(None, (3 * size, 3 * size))  # JPEG: skips detail that is lost anyhow
             ImageOps.exif_transpose(image, in_place=True)
-            image = _eight_bit(image)
+            return np.asarray(_square(_eight_bit(image), size))
     except Image.UnidentifiedImageError:
         raise ValueError("not an image") from None
     except Image.DecompressionBombError:
@@ -38,7 +38,6 @@ def decode(data: bytes | np.ndarray, size: int) -> np.ndarray:
         raise ValueError(f"more than {limit} million pixels, scale it down first") from None
     except Exception as e:  # decoders of broken files raise nearly anything
         raise ValueError(str(e) or type(e).__name__) from e
-    return np.asarray(_square(image, size))
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:

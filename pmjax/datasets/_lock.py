@@ -1,4 +1,6 @@
-"""A lock by which one process makes an entry of the cache while others wait, on any host.
+"""A lock that one process holds, on any host, while others wait or are refused.
+
+It is of an entry of the cache while that is made, and of a workdir while it is trained in.
 
 The system's own lock (flock) reaches the processes of a host, ends with its owner, and on most
 network file systems reaches other hosts too. Where it does not, a file that the owner creates and
@@ -23,12 +25,16 @@ STALE = 60.0  # seconds without one after which the owner on another host is dea
 
 
 @contextlib.contextmanager
-def lock(entry: Path, what: str) -> Iterator[None]:
+def lock(entry: Path, what: str, *, refuse: str = "") -> Iterator[None]:
     """Holds the lock of an entry, after waiting, with a message, for whoever holds it.
 
     Args:
         entry: the path that is made under the lock; the files of the lock lie beside it.
         what: is made there, for the message.
+        refuse: what to say behind the name of another that holds it, instead of waiting.
+
+    Raises:
+        UserError: if another lives that holds it, and `refuse` is given.
     """
     owner = entry.with_name(f".{entry.name}.owner")
     with contextlib.ExitStack() as stack:
@@ -40,8 +46,8 @@ def lock(entry: Path, what: str) -> Iterator[None]:
                 f"Cannot write to the cache {entry.parent}: {e.strerror}. Set cache_dir or the "
                 "variable PMJAX_CACHE to a directory of yours."
             ) from e
-        alone = _flock(file, owner, what)
-        _claim(owner, what, alone)
+        alone = _flock(file, owner, what, refuse)
+        _claim(owner, what, alone, refuse)
         stack.callback(owner.unlink, missing_ok=True)
         stop = threading.Event()
         beat = threading.Thread(target=_beat, args=(owner, stop), daemon=True)
@@ -51,11 +57,13 @@ def lock(entry: Path, what: str) -> Iterator[None]:
         yield
 
 
-def _flock(file, owner: Path, what: str) -> bool:
+def _flock(file, owner: Path, what: str, refuse: str) -> bool:
     """Takes the system's lock, and tells whether the file system has such locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        if refuse:
+            raise UserError(f"{_name(_read(owner))} {refuse}") from None
         _tell(_read(owner), what)
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError:
@@ -63,8 +71,12 @@ def _flock(file, owner: Path, what: str) -> bool:
     return True
 
 
-def _claim(owner: Path, what: str, alone: bool) -> None:
-    """Creates the owner's file, once it is not there or of a dead owner."""
+def _claim(owner: Path, what: str, alone: bool, refuse: str) -> None:
+    """Creates the owner's file, once it is not there or of a dead owner.
+
+    One on another host is dead after `STALE` seconds without a sign of life: a run that goes on
+    elsewhere after its host was taken away is not refused, but waits so long.
+    """
     me = {"host": platform.node(), "pid": os.getpid()}
     told = False
     seen, since = None, time.monotonic()
@@ -78,15 +90,19 @@ def _claim(owner: Path, what: str, alone: bool) -> None:
         if other.get("host") == me["host"] and (alone or not _alive(other.get("pid"))):
             owner.unlink(missing_ok=True)  # it would hold the system's lock if it lived
             continue
+        if refuse and other.get("host") == me["host"]:
+            raise UserError(f"{_name(other)} {refuse}")
         with contextlib.suppress(FileNotFoundError):
             if (beat := owner.stat().st_mtime_ns) != seen:
+                if refuse and seen is not None:
+                    raise UserError(f"{_name(other)} {refuse}")
                 seen, since = beat, time.monotonic()
         if time.monotonic() - since > STALE:
-            print(f"{_name(other)} no longer prepares {what}: taking over.", file=sys.stderr)
+            print(f"{_name(other)} no longer {_does(what, refuse)}: taking over.", file=sys.stderr)
             owner.unlink(missing_ok=True)
             continue
         if not told:
-            _tell(other, what)
+            _tell(other, what, refuse)
             told = True
         time.sleep(min(1.0, STALE / 4))
 
@@ -119,5 +135,10 @@ def _name(owner: dict) -> str:
     return f"Process {owner['pid']} on {owner['host']}" if owner else "Another process"
 
 
-def _tell(owner: dict, what: str) -> None:
-    print(f"{_name(owner)} prepares {what}: waiting for it.", file=sys.stderr, flush=True)
+def _does(what: str, refuse: str) -> str:
+    return f"uses {what}" if refuse else f"prepares {what}"
+
+
+def _tell(owner: dict, what: str, refuse: str = "") -> None:
+    wait = f"waiting up to {STALE:.0f} s for a sign of life" if refuse else "waiting for it"
+    print(f"{_name(owner)} {_does(what, refuse)}: {wait}.", file=sys.stderr, flush=True)

@@ -36,7 +36,8 @@ class Files(Sequence):
 
     def __getitem__(self, i: int) -> dict:
         try:
-            image = (self._folder / os.fsdecode(self._names[i])).read_bytes()
+            place = self._folder / os.fsdecode(self._names[i])
+            image = place.read_bytes() if place.is_file() else b""  # a pipe would never end
         except OSError:
             image = b""  # reported with the other broken files
         record = {"image": image, "file": self._names[i]}
@@ -69,6 +70,8 @@ class Zipped(Sequence):
 
     def __getitem__(self, i: int) -> dict:
         start, length, kind, crc = self._places[i].tolist()
+        if start < 0:  # in a damaged table
+            return {"image": b"", "file": self._names[i]}
         with self._file.open("rb") as file:
             file.seek(start)
             header = file.read(30)

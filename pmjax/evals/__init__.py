@@ -23,6 +23,7 @@ import numpy as np
 from pmjax import plugins
 from pmjax.datasets import Dataset, to_uint8
 from pmjax.errors import UserError, unknown
+from pmjax.meanings import rounded
 
 if TYPE_CHECKING:
     from pmjax.model import Model
@@ -48,6 +49,8 @@ class Context:
         sets: {name in `priors`: samples like `test.data`} that are given and not drawn.
         extractors: {feature extractor: its arguments}, where they are not the defaults.
         statistics: an .npz file of a mean and a covariance of features, instead of `test`.
+        has_own: whether the first prior is the run's own; while stage 1 trains, that may not be
+            there yet.
 
     Attributes:
         used: {feature extractor: what its numbers depend on}, of those that metrics have used.
@@ -63,8 +66,10 @@ class Context:
     sets: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     extractors: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     statistics: Path | None = None
+    has_own: bool = True
     used: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict, init=False)
     _cache: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
+    _lasting: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self):
         for name, what in _PARTS.items():
@@ -112,19 +117,25 @@ class Context:
             sources |= {source: source for source in also}
         return sources
 
-    def cached(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """Returns what `make` returned when it was first called for this key."""
-        if key not in self._cache:
-            self._cache[key] = make()
-        return self._cache[key]
+    def of_model(self, model: "Model") -> "Context":
+        """Returns the context of another model, which keeps what was computed of the data alone."""
+        ctx = dataclasses.replace(self, model=model)
+        ctx._lasting, ctx.used = self._lasting, self.used
+        return ctx
+
+    def cached(self, key: Hashable, make: Callable[[], Any], *, lasting: bool = False) -> Any:
+        """Returns what `make` returned when it was first called for this key.
+
+        With `lasting` it does not depend on the model.
+        """
+        cache = self._lasting if lasting else self._cache
+        if key not in cache:
+            cache[key] = make()
+        return cache[key]
 
     def derived_seed(self, *words: str | int) -> int:
         """Returns a seed in [0, 2³¹) that depends on the context's seed and on the words."""
         return zlib.crc32(repr((self.seed, *words)).encode()) >> 1
-
-    def is_cached(self, key: Hashable) -> bool:
-        """Tells whether `cached` has been called for this key."""
-        return key in self._cache
 
     def subset(self, split: str, num: int | None = None) -> np.ndarray:
         """Returns min(num, N) random, sorted indices of a split; num=None: `num_samples`."""
@@ -148,7 +159,7 @@ class Context:
         for start in range(0, num, CHUNK):
             seed = self.derived_seed("samples", index, start)
             part = self.model.sample(min(CHUNK, num - start), seed=seed, prior=prior)
-            part = _finite(f"samples of prior '{prior}'", part)
+            part = finite(f"samples of prior '{prior}'", part)
             yield to_uint8(part) if self.has_images else part
 
     def reconstructions(self, split: str, num: int | None = None) -> np.ndarray:
@@ -166,7 +177,7 @@ class Context:
         chosen = self.subset(split, num)
         for start in range(0, len(chosen), CHUNK):
             part = self.model.reconstruct(self._data(split)[chosen[start : start + CHUNK]])
-            yield to_uint8(_finite("reconstructions", part))
+            yield to_uint8(finite("reconstructions", part))
 
     def embeddings(self, split: str) -> np.ndarray:
         """Returns the float32 embeddings [N, d] of a split, in inference mode."""
@@ -175,25 +186,25 @@ class Context:
             lambda: self._apply(self.model.encode, "embeddings", self._data(split)),
         )
 
-    def midpoints(self) -> np.ndarray:
-        """Returns the decoded midpoints of `num_samples` random pairs of test embeddings."""
-
-        def make():
-            z = self.embeddings("test")
-            if len(z) < 2:
-                raise UserError("Midpoints need two test examples or more.")
-            rng = np.random.default_rng(self.derived_seed("midpoints"))
-            first = rng.integers(len(z), size=self.num_samples)
-            second = (first + rng.integers(1, len(z), size=self.num_samples)) % len(z)
-            return self._apply(self.model.decode, "midpoints", (z[first] + z[second]) / 2)
-
-        return self.cached("midpoints", make)
+    def midpoints(self, num: int) -> Iterator[np.ndarray]:
+        """Yields decoded midpoints of `num` random pairs of test embeddings, like `drawn`."""
+        z = self.embeddings("test")
+        if len(z) < 2:
+            raise UserError("Midpoints need two test examples or more.")
+        rng = np.random.default_rng(self.derived_seed("midpoints"))
+        first = rng.integers(len(z), size=num)
+        second = (first + rng.integers(1, len(z), size=num)) % len(z)
+        for start in range(0, num, CHUNK):
+            rows = slice(start, start + CHUNK)
+            part = self.model.decode((z[first[rows]] + z[second[rows]]) / 2)
+            part = finite("midpoints", part)
+            yield to_uint8(part) if self.has_images else part
 
     @property
     def own_prior(self) -> str:
         """The prior that the run was made for."""
-        if not self.priors:
-            raise UserError("The evaluation was given no prior: name the run's own one first.")
+        if not self.priors or not self.has_own:
+            raise _NotThere("the run's own prior (not config.eval.during, if stage 2 trains that)")
         return self.priors[0]
 
     @property
@@ -217,7 +228,7 @@ class Context:
     @staticmethod
     def _apply(function, what, data):
         chunks = (data[i : i + CHUNK] for i in range(0, len(data), CHUNK))
-        return np.concatenate([_finite(what, function(chunk)) for chunk in chunks])
+        return np.concatenate([finite(what, function(chunk)) for chunk in chunks])
 
 
 class _NotThere(UserError):
@@ -241,10 +252,11 @@ _PARTS = {
     "train": "a set of other real images (--floor)",
     "test": "the reference's images, not only their statistics",
 }
-_LEAVE = "Leave it out of --config.eval.metrics."
+_LEAVE = "Leave it out of --evals or --config.eval.metrics."
 
 
-def _finite(what, values):
+def finite(what: str, values: np.ndarray) -> np.ndarray:
+    """Returns values of a model as float32; `UserError` if they are not finite."""
     values = np.asarray(values, np.float32)
     if not np.isfinite(values).all():
         raise UserError(
@@ -261,11 +273,22 @@ def fresh_points(dataset: str) -> Callable[[int, int], np.ndarray] | None:
     return points and (lambda num, seed: points(num, seed)[0])
 
 
+def shown_values(values: Mapping[str, float], digits: int) -> dict[str, str]:
+    """Returns values as people read them, each with its spread."""
+    shown = {}
+    for key, value in values.items():
+        spread = values.get(f"{key}/spread")
+        if not key.endswith("/spread"):
+            shown[key] = f"{value:.{digits}g}" + ("" if spread is None else f" ± {rounded(spread)}")
+    return shown
+
+
 def run(
     metrics: Sequence[str],
     ctx: Context,
     *,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+    done: Callable[[str, dict[str, float]], None] = lambda name, values: None,
     **args: dict[str, Any],
 ) -> dict[str, float]:
     """Returns the values of several metrics, evaluated in order, with a line for each.
@@ -274,6 +297,7 @@ def run(
         metrics: names of files of this package.
         ctx: what to evaluate.
         say: shows one line of progress.
+        done: takes the name and the values of each metric as it ends.
         **args: a metric's name = a dictionary of its arguments; also for metrics not asked for.
 
     Raises:
@@ -301,7 +325,8 @@ def run(
                 raise UserError(
                     f"Metric '{name}' gave {key} = {value}: the model or the data are degenerate."
                 )
-        shown = ", ".join(f"{key} {value:.4g}" for key, value in new.items())
+        shown = ", ".join(f"{key} {value}" for key, value in shown_values(new, 4).items())
         say(f"eval {name} ({time.perf_counter() - start:.1f} s): {shown}")
+        done(name, new)
         values |= new
     return values

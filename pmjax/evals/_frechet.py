@@ -1,5 +1,7 @@
 """The Fréchet distance between two Gaussians and its spread, in float64 (Dowson & Landau, 1982)."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from scipy.linalg import solve_triangular
 from scipy.linalg.lapack import dpstrf
@@ -42,7 +44,7 @@ class Sample:
         num, dim = features.shape
         if num < 2:
             raise UserError(f"A Fréchet distance needs two examples a set, got {num}.")
-        self.features = features
+        self.features, self.num = features, num
         if num > dim:
             self.mean, cov = gaussian(features)
             self.factor, self.pivots = _factor(cov)
@@ -50,6 +52,38 @@ class Sample:
             self.mean = features.mean(0, dtype=np.float64)
             self.factor, self.pivots = (features - self.mean) / np.sqrt(num - 1), None
         self.trace = np.sum(self.factor**2)
+
+    @classmethod
+    def of_moments(
+        cls, mean: np.ndarray, cov: np.ndarray, num: int, features: np.ndarray | None = None
+    ) -> "Sample":
+        """Returns the sample that has these moments, and so many examples.
+
+        `features` are some of theirs, evenly chosen; without any, it is a fixed reference.
+        """
+        sample = cls.__new__(cls)
+        sample.features, sample.num, sample.mean = features, num, mean
+        sample.factor, sample.pivots = _factor(cov)
+        sample.trace = np.trace(cov)
+        return sample
+
+    @classmethod
+    def of_parts(cls, parts: Iterable[np.ndarray], num: int) -> "Sample":
+        """Returns the sample of `num` features that come in parts, of which it keeps `ENOUGH`."""
+        step, kept, start = -(-num // ENOUGH), [], 0
+
+        def passed():
+            nonlocal start
+            for part in parts:
+                kept.append(part[-start % step :: step])
+                start += len(part)
+                yield part
+
+        mean, cov, count = moments(passed())
+        features = np.concatenate(kept)
+        if count <= len(mean):
+            return cls(features)
+        return cls.of_moments(mean, cov, count, features)
 
 
 def frechet_estimate(a: Sample, b: Sample) -> tuple[float, float]:
@@ -60,11 +94,15 @@ def frechet_estimate(a: Sample, b: Sample) -> tuple[float, float]:
     y = x - m_a, T being the linear map that carries a's Gaussian to b's. A bootstrap would cost a
     decomposition a draw and, by its repeated examples, be of lower rank than the data. The error
     does not hold the distance's bias, which `frechet_infinity` removes; between sets of one
-    distribution, where the influence vanishes to first order, it is too large by about √2.
+    distribution, where the influence vanishes to first order, it is too large by about √2. Of a set
+    that has no features, which is a fixed reference, nothing is added.
     """
     left, singular, right = np.linalg.svd(a.factor @ b.factor.T, full_matrices=False)
-    variance = _variance(a, b.mean, left * np.sqrt(singular))
-    variance += _variance(b, a.mean, right.T * np.sqrt(singular))
+    variance = 0.0
+    if a.features is not None:
+        variance += _variance(a, b.mean, left * np.sqrt(singular))
+    if b.features is not None:
+        variance += _variance(b, a.mean, right.T * np.sqrt(singular))
     distance = _distance(a.mean - b.mean, a.trace + b.trace, singular)
     return distance, float(np.sqrt(variance))
 
@@ -108,7 +146,7 @@ def _variance(sample, other_mean, vectors):
             for y, carried in _carried(sample, vectors)
         ]
     )
-    return influence.var() / len(sample.features)
+    return influence.var() / sample.num
 
 
 def _carried(sample, vectors):

@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pmjax.errors import UserError
-from pmjax.evals import Context
+from pmjax.evals import Context, finite
 
 
 def draw(ctx: Context, prior: str, num: int) -> np.ndarray:
@@ -16,12 +15,7 @@ def draw(ctx: Context, prior: str, num: int) -> np.ndarray:
         return np.asarray(ctx.model.sample_latent(num, seed=seed, prior=prior), np.float32)
 
     z = ctx.cached(("latents", prior, num), make)
-    if not np.isfinite(z).all():
-        raise UserError(
-            f"Latents of prior '{prior}' hold NaN or infinite values: it has diverged. "
-            "Train it again, with a lower learning rate or with gradient clipping."
-        )
-    return z
+    return finite(f"latents of prior '{prior}'", z)
 
 
 def beside_test(ctx: Context, num: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -60,8 +60,14 @@ def _eight_bits(path, images):
             )
         images = (images * 255 + 0.5).astype(np.uint8)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+        hint = ""
+        if images.ndim == 4 and images.shape[1] in (1, 3):
+            hint = " Channels come last: images.transpose(0, 2, 3, 1)."
+        elif images.ndim == 4 and images.shape[-1] in (2, 4):
+            hint = " Flatten the alpha channel first."
         raise UserError(
-            f"{path} holds {images.dtype} {list(images.shape)}: images are [N, H, W, 1 or 3]."
+            f"{path} holds {images.dtype} {list(images.shape)}: images are uint8 or float "
+            f"[N, H, W, 1 or 3].{hint}"
         )
     return images
 

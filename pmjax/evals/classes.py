@@ -6,6 +6,7 @@ from sklearn.svm import SVC
 from pmjax.errors import UserError
 from pmjax.evals import Context
 from pmjax.evals._features import features_of
+from pmjax.evals._labels import classes
 
 
 def evaluate(ctx: Context) -> dict[str, float]:
@@ -16,26 +17,22 @@ def evaluate(ctx: Context) -> dict[str, float]:
     'classes/share_max' are shares of the samples that it gives to a class of the training set.
     """
     ctx.require_images("classes")
-    if any(
-        split.labels is None or not np.issubdtype(split.labels.dtype, np.integer)
-        for split in (ctx.train, ctx.test)
-    ):
-        raise UserError(
-            "Metric 'classes' needs a class for every image, and this data set has none. "
-            "Leave it out of --config.eval.metrics."
-        )
-    labels = ctx.train.labels[ctx.subset("train")]
+    train, test = classes(ctx, "classes")
+    labels = train[ctx.subset("train")]
     if len(np.unique(labels)) < 2:
-        raise UserError("Metric 'classes' needs at least two classes in the training set.")
+        raise UserError(
+            f"Metric 'classes': all {len(labels)} training images that it takes are of one class; "
+            "raise --config.eval.num_samples."
+        )
     features = {
         source: features_of(ctx, "efficientnet_lite0", source, resolution=None)
         for source in ("train", "test", ctx.own_prior)
     }
     classifier = SVC(C=10).fit(features["train"], labels)
     predicted = classifier.predict(features[ctx.own_prior])
-    shares = [np.mean(predicted == label) for label in np.unique(ctx.train.labels)]
+    shares = [np.mean(predicted == label) for label in np.unique(train)]
     return {
         "classes/share_min": min(shares),
         "classes/share_max": max(shares),
-        "classes/accuracy": classifier.score(features["test"], ctx.test.labels),
+        "classes/accuracy": classifier.score(features["test"], test),
     }

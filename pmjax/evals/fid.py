@@ -8,25 +8,31 @@ import numpy as np
 
 from pmjax.errors import UserError
 from pmjax.evals import CHUNK, Context
-from pmjax.evals._features import _statistics, arguments, moments, moments_of, use
-from pmjax.evals._frechet import frechet_distance
+from pmjax.evals._features import _statistics, arguments, features_of, moments, use
+from pmjax.evals._frechet import ENOUGH, Sample, frechet_estimate
+from pmjax.evals._relatives import OF_DECODER
 
 EXTRACTOR = "inception_2015"
 OTHER = {"train": "test", "test": "train"}
 
 
 def evaluate(ctx: Context, *, protocols: Sequence[str] = ("10k_test",)) -> dict[str, float]:
-    """Returns FIDs as 'fid/<protocol>/<variant>/<what>'.
+    """Returns FIDs as 'fid/<protocol>/<variant>/<what>', and their standard errors '…/spread'.
 
     A protocol is a number of samples and what they are compared with: '50k_train' (50000 samples
     against all training data), '10k_test' (10000 against the test set), or any other number. Of two
     given sets it is '<N>_samples'. The variant is that of `_features.inception_2015`.
 
     <what> is each prior; 'floor', as many real images of the other split; 'recon', reconstructions
-    of the reference's images (of the test set all); and 'recon_<other split>', reconstructions of
-    the floor's, which a perfect prior would reach through this decoder. FIDs of different numbers
-    or variants do not compare. 'flag/fewer_images_than_features' is the number of images where it
-    is at most 2048, 'flag/floor_images' that of the floor where the other split has too few.
+    of the reference's images (of the test set all); 'recon_<other split>', reconstructions of the
+    floor's, which a perfect prior would reach through this decoder; and 'midpoints', as many,
+    decoded half-way between the embeddings of random pairs of test images. FIDs of different
+    numbers or variants do not compare. 'flag/fewer_images_than_features' is the number of images
+    where it is at most 2048, 'flag/floor_images' that of the floor where the other split has too
+    few.
+
+    The errors are those of `_frechet.frechet_estimate`, over draws of the images that are compared;
+    the reference is part of the protocol, and so fixed.
     """
     ctx.require_images("fid")
     args = arguments(ctx, EXTRACTOR, {})
@@ -41,10 +47,10 @@ def evaluate(ctx: Context, *, protocols: Sequence[str] = ("10k_test",)) -> dict[
     for protocol, (num, split) in chosen.items():
         prefix = f"fid/{protocol}/{variant}"
         if ctx.statistics:
-            reference = _statistics.read(ctx.statistics, dim=module.DIM, about=about)
+            moments_of_reference = _statistics.read(ctx.statistics, dim=module.DIM, about=about)
         else:
             data = getattr(ctx, split)
-            reference = ctx.cached(
+            moments_of_reference = ctx.cached(
                 ("reference", EXTRACTOR, split, *sorted(args.items())),
                 lambda data=data: _statistics.cached(
                     about,
@@ -52,13 +58,18 @@ def evaluate(ctx: Context, *, protocols: Sequence[str] = ("10k_test",)) -> dict[
                     lambda: moments(module.stream(data.data, **args)),
                     module.DIM,
                 ),
+                lasting=True,
             )
-        counts = [reference[2]] if reference[2] else []
-        for what, (mean, cov, count) in _sets(ctx, module, args, num, split):
-            values[f"{prefix}/{what}"] = frechet_distance(mean, cov, *reference[:2])
-            counts.append(count)
-            if what == "floor" and count < num:
-                values[f"{prefix}/flag/floor_images"] = count
+        reference = Sample.of_moments(*moments_of_reference)
+        counts = [reference.num] if reference.num else []
+        _require_finite("the reference", reference)
+        for what, sample in _samples(ctx, module, args, num, split):
+            _require_finite(f"'{what}'", sample)
+            value, spread = frechet_estimate(sample, reference)
+            values |= {f"{prefix}/{what}": value, f"{prefix}/{what}/spread": spread}
+            counts.append(sample.num)
+            if what == "floor" and sample.num < num:
+                values[f"{prefix}/flag/floor_images"] = sample.num
         if min(counts) <= module.DIM:
             values[f"{prefix}/flag/fewer_images_than_features"] = min(counts)
             print(
@@ -70,22 +81,35 @@ def evaluate(ctx: Context, *, protocols: Sequence[str] = ("10k_test",)) -> dict[
     return values
 
 
-def _sets(ctx, module, args, num, split) -> Iterator[tuple[str, tuple]]:
-    """Yields (what, moments of its features)."""
-    if split == "test" and num == ctx.num_samples:  # the sets of other metrics, too
-        for what, source in ctx.compared().items():
-            yield what, moments_of(ctx, EXTRACTOR, source)
+def _samples(ctx, module, args, num, split) -> Iterator[tuple[str, Sample]]:
+    """Yields what is compared, and the moments of its features with some of them."""
+    if split == "test" and num == ctx.num_samples <= ENOUGH:  # the features of other metrics, too
+        for what, source in ctx.compared(OF_DECODER).items():
+            yield what, Sample(features_of(ctx, EXTRACTOR, source))
         return
     other = OTHER[split]
-    everything = len(ctx.test.data)
-    sets = {prior: ctx.drawn(prior, num) for prior in ctx.priors}
-    sets |= {
-        "floor": _rows(getattr(ctx, other).data, ctx.subset(other, num)),
-        "recon": ctx.reconstructed(split, everything if split == "test" else num),
-        f"recon_{other}": ctx.reconstructed(other, num),
+    sets = {
+        prior: (ctx.sets[prior] if prior in ctx.sets else ctx.drawn(prior, num), num)
+        for prior in ctx.priors
     }
-    for what, parts in sets.items():
-        yield what, moments(module.stream(parts, **args))
+    if ctx.has("train"):
+        floor = ctx.subset(other, num)
+        sets["floor"] = _rows(getattr(ctx, other).data, floor), len(floor)
+    if ctx.has("model"):
+        recon = len(ctx.test.data) if split == "test" else min(num, len(ctx.train.data))
+        sets["recon"] = ctx.reconstructed(split, recon), recon
+        sets[f"recon_{other}"] = ctx.reconstructed(other, num), len(floor)
+        sets["midpoints"] = ctx.midpoints(num), num
+    for what, (parts, count) in sets.items():
+        yield what, Sample.of_parts(module.stream(parts, **args), count)
+
+
+def _require_finite(what: str, sample: Sample) -> None:
+    if not np.isfinite(sample.mean).all():
+        raise UserError(
+            f"Metric 'fid': features of {what} hold NaN or infinite values. Check the weights of "
+            "the extractor, and that the images are what they should be."
+        )
 
 
 def _rows(data: np.ndarray, chosen: np.ndarray) -> Iterator[np.ndarray]:

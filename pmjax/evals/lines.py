@@ -4,7 +4,7 @@ import numpy as np
 
 from pmjax.datasets import lines, to_float
 from pmjax.errors import UserError
-from pmjax.evals import Context
+from pmjax.evals import Context, finite
 
 BANK = 10_000  # rendered lines, at equal angles
 SAME = 1e-4  # radians: less than two lines of the bank are apart
@@ -42,7 +42,7 @@ def evaluate(ctx: Context, *, num: int = 256, frames: int = 16) -> dict[str, flo
             "Metric 'lines' needs the data set 'lines' at its own size. "
             "Leave it out of --config.eval.metrics."
         )
-    images = ctx.model.interpolate(a, b, steps=frames)
+    images = finite("interpolations", ctx.model.interpolate(a, b, steps=frames))
     distances, angles = nearest_lines(images.reshape(-1, *shape))
     smoothness = smoothness_of(angles.reshape(num, frames))
     invalid = np.isnan(smoothness)

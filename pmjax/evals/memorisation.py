@@ -3,16 +3,21 @@
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
-from pmjax.datasets import to_float
+from pmjax.datasets import to_float, to_uint8
 from pmjax.errors import UserError
-from pmjax.evals import Context
+from pmjax.evals import Context, finite
+from pmjax.evals._features import arguments, use
 from pmjax.evals._latents import draw
 
 AT_ONCE = 4096  # training examples held as float
 
 
 def evaluate(
-    ctx: Context, *, num: int = 1000, control: str | None = "knn_jitter"
+    ctx: Context,
+    *,
+    num: int = 1000,
+    control: str | None = "knn_jitter",
+    extractor: str | None = "efficientnet_lite0",
 ) -> dict[str, float]:
     """Returns how near `num` samples of each prior are to their nearest training examples.
 
@@ -20,10 +25,13 @@ def evaluate(
     examples, well below 1 for copies. 'authenticity/<space>/<what>' is the share that is farther
     from its nearest training example than that one is from its own nearest (Alaa et al., 2022).
 
-    <space> is 'embedding' or 'data' (for images their pixels). <what> is each prior; `control`, by
-    default training embeddings with a little noise, which shows what memorised means here (None:
-    without it); 'test', whose ratio is 1 by definition; and among data 'recon', reconstructed test
-    examples: what a perfect prior gives through this decoder, whose blur brings all samples nearer.
+    <space> is 'embedding', 'data' (for images their pixels) or, for images, 'features', those of
+    `extractor` (None: without): a copy that is shifted is far in pixels and near in features.
+
+    <what> is each prior; `control`, by default training embeddings with a little noise, which shows
+    what memorised means here (None: without it); 'test', whose ratio is 1 by definition; and among
+    data and features 'recon', reconstructed test examples: what a perfect prior gives through this
+    decoder, whose blur brings all samples nearer.
     """
     num = min(num, len(ctx.test.data))
     if num < 1 or len(ctx.train.data) < 2:
@@ -32,11 +40,21 @@ def evaluate(
     priors = dict.fromkeys([*ctx.priors, *([control] if control else [])])
     latents = {prior: draw(ctx, prior, num) for prior in priors}
     embeddings = latents | {"test": ctx.embeddings("test")[chosen]}
-    data = {prior: ctx.model.decode(z) for prior, z in latents.items()}
+    data = {prior: finite("samples", ctx.model.decode(z)) for prior, z in latents.items()}
     data |= {"recon": ctx.reconstructions("test")[chosen], "test": ctx.test.data[chosen]}
-    return _compare("embedding", embeddings, ctx.embeddings("train")) | _compare(
-        "data", data, ctx.train.data
+    values = _compare("embedding", embeddings, ctx.embeddings("train"))
+    values |= _compare("data", data, ctx.train.data)
+    if not (extractor and ctx.has_images):
+        return values
+    args = arguments(ctx, extractor, {})
+    module = use(ctx, extractor, args)
+    features = {what: module.features(to_uint8(x), **args) for what, x in data.items()}
+    train = ctx.cached(
+        ("features of all training images", extractor, *sorted(args.items())),
+        lambda: module.features(ctx.train.data, **args),
+        lasting=True,
     )
+    return values | _compare("features", features, train)
 
 
 def _compare(space, sources, train):

@@ -7,7 +7,7 @@ from sklearn.manifold import trustworthiness
 
 from pmjax.datasets import swiss_roll
 from pmjax.errors import UserError
-from pmjax.evals import Context
+from pmjax.evals import Context, finite
 from pmjax.evals._latents import draw
 from pmjax.evals.topology import rank_correlation
 
@@ -44,7 +44,7 @@ def evaluate(ctx: Context, *, neighbours: int = 12, num: int = 2000) -> dict[str
             f"neighbours and has {num}: set fewer neighbours, at least 1."
         )
     latents = {prior: draw(ctx, prior, num) for prior in ctx.priors}
-    points = {prior: ctx.model.decode(z) for prior, z in latents.items()}
+    points = {prior: finite("samples", ctx.model.decode(z)) for prior, z in latents.items()}
     values = {}
     for what, x in (points | {"floor": ctx.test.data[ctx.subset("test", num)]}).items():
         t, sheet, distance = swiss_roll.unroll(x)

@@ -10,6 +10,7 @@ from jax import lax
 
 Array = jax.Array
 _COLUMNS = 128  # of a matrix unit
+_PIXELS = 64  # of an image that is resampled by one product, most of it with zeros
 
 
 def _conv(x: Array, w: Array, rows: tuple, columns: tuple, stride: int = 1) -> Array:
@@ -49,6 +50,27 @@ def _fold(*kernels: list[Array]) -> Array:
     return jnp.concatenate([jnp.concatenate(to, -1) for to in kernels], -2)
 
 
+def unmoved(bias: Array) -> Array:
+    """Is a bias that is taken away again: its gradient is 0, which need not be summed up."""
+    return lax.stop_gradient(bias)
+
+
+@jax.custom_vjp
+def add_bias(y: Array, bias: Array) -> Array:
+    """Adds a bias [C] to [N, H, W, C]; what is before gets a gradient that is computed already.
+
+    For a convolution of few channels: it would otherwise compute the gradient again for each of
+    its nine taps, which costs more than the convolution.
+    """
+    return y + bias
+
+
+add_bias.defvjp(
+    lambda y, bias: (y + bias, None),
+    lambda _, g: (lax.optimization_barrier(g), g.sum((0, 1, 2))),
+)
+
+
 def conv_down(x: Array, w: Array) -> Array:
     """Is `layers.conv_down`, as one convolution with stride 2; w is [k, k, C, O], k = 1 or 3."""
     padding = w.shape[0] // 2
@@ -59,13 +81,16 @@ def conv_down(x: Array, w: Array) -> Array:
 
 
 def conv_up(x: Array, w: Array) -> Array:
-    """Is `layers.conv_up`; few channels are not upsampled in width, but convolved from the coarse.
+    """Is `layers.conv_up` in one of two orders, by the number of channels.
 
-    The even and the odd pixels of a row are then channels of a convolution of the coarse row, and
-    the row's ends, where neither the image nor its upsampling goes on, are put right.
+    Many: the coarse pixels are multiplied by all nine taps, a quarter of the products, and the
+    results are resampled into their places. Few, where the nine results would be too much to move:
+    the image is upsampled in height, and in width convolved from the coarse. The even and the odd
+    pixels of a row are then channels of a convolution of the coarse row, and the row's ends, where
+    neither the image nor its upsampling goes on, are put right.
     """
     if 2 * w.shape[-1] > _COLUMNS:
-        return _conv(upsample(x), w, (1, 1), (1, 1))
+        return _taps_first(x, w)
     x = _double(x, 1)
     before, centre, after = (w[:, tap].astype(jnp.float32) for tap in range(3))
     kernel = [
@@ -74,6 +99,19 @@ def conv_up(x: Array, w: Array) -> Array:
         _fold([after, centre + 3 * after]),
     ]
     return _from_coarse(x, kernel, _fold([centre - before, before]), _fold([after, centre - after]))
+
+
+def _taps_first(x: Array, w: Array) -> Array:
+    n, height, width, c = x.shape
+    rows, columns = _taps_up(height), _taps_up(width)
+    if height * width > _PIXELS:
+        y = jnp.einsum("nhwc,klco->nhwklo", x, w)
+        y = jnp.einsum("nhwklo,pkh->npwlo", y, rows.astype(x.dtype))
+        return jnp.einsum("npwlo,qlw->npqo", y, columns.astype(x.dtype))
+    both = np.einsum("pkh,qlw->pqhwkl", rows, columns).reshape(4 * height * width, -1)
+    y = x.reshape(n, -1, c) @ w.transpose(2, 0, 1, 3).reshape(c, -1)
+    y = jnp.einsum("nto,pt->npo", y.reshape(n, both.shape[1], -1), both.astype(x.dtype))
+    return y.reshape(n, 2 * height, 2 * width, -1)
 
 
 def upsample(x: Array) -> Array:
@@ -100,20 +138,42 @@ def _from_coarse(x: Array, kernel: list[Array], first: Array, last: Array) -> Ar
     kernel, first, last = (
         (taps / 4).astype(x.dtype) for taps in (jnp.stack(kernel, 1), first[:, None], last[:, None])
     )
+    x, left, right = _with_ends(x)
     y = _conv(x, kernel, rows, (1, 1))
     n, height, width, _ = y.shape
-    for end, taps, space in (
-        (x[:, :, :1], first, (0, width - 1)),
-        (x[:, :, -1:], last, (width - 1, 0)),
-    ):
+    for end, taps, space in ((left, first, (0, width - 1)), (right, last, (width - 1, 0))):
         y += jnp.pad(_conv(end, taps, rows, (0, 0)), ((0, 0), (0, 0), space, (0, 0)))
     return y.reshape(n, height, 2 * width, -1)
+
+
+@jax.custom_vjp
+def _with_ends(x: Array) -> tuple[Array, Array, Array]:
+    """Returns rows of pixels, the first of each and the last.
+
+    Their gradients are added in place: padded to whole rows, they would be convolved in full.
+    """
+    return x, x[:, :, :1], x[:, :, -1:]
+
+
+def _with_ends_backward(_, gradients):
+    g, first, last = gradients
+    g = lax.dynamic_update_slice_in_dim(g, g[:, :, :1] + first, 0, 2)
+    return (lax.dynamic_update_slice_in_dim(g, g[:, :, -1:] + last, g.shape[2] - 1, 2),)
+
+
+_with_ends.defvjp(lambda x: (_with_ends(x), None), _with_ends_backward)
 
 
 def _double(x: Array, axis: int) -> Array:
     """Doubles height (axis 1) or width (2) bilinearly."""
     form = "nhwc,ph->npwc" if axis == 1 else "nhwc,qw->nhqc"
     return jnp.einsum(form, x, _bilinear(x.shape[axis]).astype(x.dtype))
+
+
+def _taps_up(size: int) -> np.ndarray:
+    """Returns [2 size, 3, size]: where the products of each of three taps go on a doubled axis."""
+    beyond = np.pad(_bilinear(size), ((1, 1), (0, 0)))
+    return np.stack([beyond[tap : tap + 2 * size] for tap in range(3)], 1)
 
 
 def _bilinear(size: int) -> np.ndarray:

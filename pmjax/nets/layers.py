@@ -18,6 +18,9 @@ Array = jax.Array
 _FILTER_GRADIENT_CHUNK = 16
 
 
+_FEW = 4  # channels, as images have
+
+
 def _conv(x: Array, w: Array, padding: int) -> Array:
     pad = (padding, padding)
     return lax.conv_general_dilated(
@@ -142,6 +145,7 @@ class Conv(nn.Module):
     up: bool = False  # doubles height and width bilinearly before it
     down: bool = False  # averages 2×2 pixels behind it
     paired: bool = False  # on TPUs, two pixels of a row in one; for rows of such layers
+    normed: bool = False  # whether a BatchNorm takes away again what the bias adds
     dtype: str = "float32"  # of the computation; the parameters are float32
 
     @nn.compact
@@ -150,6 +154,8 @@ class Conv(nn.Module):
         init = nn.initializers.variance_scaling(self.gain**2, "fan_avg", "uniform")
         w = self.param("kernel", init, (self.kernel, self.kernel, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        if self.normed:
+            bias = lax.platform_dependent(bias, tpu=_tpu.unmoved, default=lambda bias: bias)
         bias = bias.astype(self.dtype)
         if self.down:
             return conv_down(x, w, self.dtype) + bias
@@ -158,7 +164,12 @@ class Conv(nn.Module):
             return conv_up(x, w) + bias
         if self.kernel == 1:
             return x @ w[0, 0] + bias
-        return (paired_conv(x, w) if self.paired else conv2d(x, w, self.kernel // 2)) + bias
+        if self.paired:
+            return paired_conv(x, w) + bias
+        y = conv2d(x, w, self.kernel // 2)
+        if x.shape[-1] > _FEW:
+            return y + bias
+        return lax.platform_dependent(y, bias, tpu=_tpu.add_bias, default=jnp.add)
 
 
 def at_least_float32(x: Array) -> Array:

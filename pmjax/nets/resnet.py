@@ -52,7 +52,10 @@ class DBlock(nn.Module):
 
 
 class GBlock(nn.Module):
-    """Generator block: (norm)-ReLU-(up)-conv-(norm)-ReLU-conv, shortcut (up)-1×1; hidden = out."""
+    """Generator block: (norm)-ReLU-(up)-conv-(norm)-ReLU-conv, shortcut (up)-1×1; hidden = out.
+
+    With `batch_norm`, a norm must also be behind the last of the blocks.
+    """
 
     features: int
     up: bool = False
@@ -63,7 +66,8 @@ class GBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Maps [N, H, W, C] to [N, H, W, features], or twice H and W if `up`."""
-        conv = partial(Conv, self.features, dtype=self.dtype)
+        normed = self.batch_norm and train
+        conv = partial(Conv, self.features, normed=normed, dtype=self.dtype)
         norm = partial(image_norm, train=train, dtype=self.dtype, axis=self.axis)
         norm = norm if self.batch_norm else lambda x: x
         grow = upsample if self.up else lambda x: x

@@ -9,8 +9,8 @@ An extractor called NAME is the file `pmjax/evals/_features/NAME.py` with
     def identity(**args) -> dict[str, str]               # all that the numbers depend on
 
 `images` are uint8 [N, H, W, 1 or 3], or an iterable of such parts. Metrics get features by
-`features_of`, class scores by `logits_of` and, for a Fréchet distance, `moments_of`; the context's
-`extractors` holds the arguments that a run or a command gives an extractor.
+`features_of` and class scores by `logits_of`; the context's `extractors` holds the arguments that a
+run or a command gives an extractor.
 """
 
 import importlib
@@ -23,6 +23,8 @@ from scipy.linalg.blas import dsyrk
 from pmjax.datasets import to_uint8
 from pmjax.errors import UserError
 from pmjax.evals import Context
+
+OF_DATA = ("test", "train")  # sources that no model makes
 
 
 def features_of(ctx: Context, extractor: str, source: str, **args) -> np.ndarray:
@@ -40,7 +42,7 @@ def features_of(ctx: Context, extractor: str, source: str, **args) -> np.ndarray
         module = use(ctx, extractor, args)
         return module.features(images_of(ctx, source), **args)
 
-    return ctx.cached(_key(extractor, source, args), make)
+    return ctx.cached(_key(extractor, source, args), make, lasting=source in OF_DATA)
 
 
 def logits_of(
@@ -49,25 +51,6 @@ def logits_of(
     """Returns the class scores float32 [N, classes] of a set of images, from its features."""
     features = features_of(ctx, extractor, source, **args)
     return load(extractor).logits(features, bias=bias, **arguments(ctx, extractor, args))
-
-
-def moments_of(
-    ctx: Context, extractor: str, source: str, **args
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Returns mean, covariance and number of the features of a set, computed once for a context.
-
-    Features that are there already are used; else none are kept.
-    """
-    args = arguments(ctx, extractor, args)
-
-    def make():
-        if ctx.is_cached(_key(extractor, source, args)):
-            parts = [features_of(ctx, extractor, source, **args)]
-        else:
-            parts = use(ctx, extractor, args).stream(images_of(ctx, source), **args)
-        return moments(parts)
-
-    return ctx.cached(("moments", *_key(extractor, source, args)), make)
 
 
 def images_of(ctx: Context, source: str) -> np.ndarray:
@@ -82,7 +65,7 @@ def images_of(ctx: Context, source: str) -> np.ndarray:
         "train": lambda: ctx.train.data[ctx.subset("train")],
         "recon": lambda: to_uint8(ctx.reconstructions("test")),
         "recon_train": lambda: to_uint8(ctx.reconstructions("train", ctx.num_samples)),
-        "midpoints": lambda: to_uint8(ctx.midpoints()),
+        "midpoints": lambda: np.concatenate(list(ctx.midpoints(ctx.num_samples))),
     }.get(source)
     if make is None and source not in ctx.priors:
         raise UserError(f"There are no images '{source}' here: {', '.join(ctx.priors)}.")

@@ -110,7 +110,8 @@ def _check(path, found, expected):
     if not found.startswith(expected):
         raise UserError(
             f"{path} should have a sha256 that begins with {expected} and has {found[:16]}…: it is "
-            "truncated or another file. Fetch it again; for weights of your own, say verify=False."
+            "truncated or another file. Fetch it again; for weights of your own, say "
+            "--unverified (verify=False)."
         )
 
 

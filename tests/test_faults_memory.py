@@ -1,0 +1,71 @@
+"""Memory that does not suffice: of the devices, and of the machine."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_faults_numbers import Said, duel, fit
+
+from pmjax import config, shortage, train
+from pmjax.errors import UserError
+
+TERABYTES = 20_000  # examples, the cube of whose number is more than any machine has
+
+
+def test_a_device_out_of_memory_names_the_batch_size_and_suggests_accumulation(
+    tmp_path, monkeypatch
+):
+    settings = config.load(
+        "configs/swiss_roll.py", {"data.batch_size": str(TERABYTES), "steps": "2"}
+    )
+
+    def hungry(settings, shape):
+        game = duel("hinge", apart=True)
+
+        def loss(inner, params, stats, shared, key):
+            found, rest = inner(params, stats, shared, key)
+            v = shared["x"][:, 0]
+            every_three = jnp.sort(v[:, None, None] * v[None, :, None] + v[None, None, :])
+            return found + 1e-9 * jax.lax.stop_gradient(every_three).mean(), rest
+
+        (player,) = game.players
+        inner = player.loss
+        player = dataclasses.replace(player, loss=lambda *args: loss(inner, *args))
+        nets = {"D": (game.nets["D"][0], shape)}
+        return dataclasses.replace(game, nets=nets, players=(player,))
+
+    monkeypatch.setattr(train.build, "stage1_game", hungry)
+    with pytest.raises(UserError) as error:
+        train.fit(settings, tmp_path, Said(), train.Hosts())
+    message = str(error.value)
+    assert (
+        f"stage1: the devices are out of memory with config.data.batch_size={TERABYTES}" in message
+    )
+    assert "RESOURCE_EXHAUSTED: Out of memory allocating" in message
+    assert "--config.data.batch_size=10000 --config.optimizer.accumulate=2" in message
+
+
+def test_data_beyond_the_machine_s_free_memory_are_streamed_to_the_same_result(
+    tmp_path, monkeypatch
+):
+    data = np.random.default_rng(0).uniform(0.9, 1.1, (64, 1)).astype(np.float32)
+    options = {"data": data, "steps": 20}
+    kept = fit(tmp_path / "kept", duel("hinge", apart=True), **options)
+    monkeypatch.setattr(shortage, "free_memory", lambda: 2 * data.nbytes - 2)
+    report = Said()
+    streamed = fit(tmp_path / "streamed", duel("hinge", apart=True), report, **options)
+    assert report.about("(half of this machine's free memory) on each of 1 devices; streaming.")
+    jax.tree.map(np.testing.assert_array_equal, streamed, kept)
+
+
+def test_free_memory_is_at_most_what_the_machine_has():
+    total = shortage.os.sysconf("SC_PAGE_SIZE") * shortage.os.sysconf("SC_PHYS_PAGES")
+    assert 0 < shortage.free_memory() <= total
+
+
+def test_a_machine_out_of_memory_is_told_in_one_message():
+    with pytest.raises(UserError, match="memory is too small .*Unable to allocate"):
+        with shortage.told():
+            np.ones(1 << 45)

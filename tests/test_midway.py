@@ -1,0 +1,182 @@
+"""Evaluation while stage 1 trains: it changes nothing, goes on after a stop, and keeps the best."""
+
+import io
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, SMALL, run_command
+
+import pmjax
+from pmjax import build, config, evals, midway
+from pmjax.errors import UserError
+from pmjax.report import Report
+from pmjax.step import init_state
+
+POINTS = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+
+
+def load_settings(**overrides):
+    common = {
+        "eval.every": "10",
+        "eval.best": "recon/mse",
+        "steps": "40",
+        "nets_args.width": "8",
+        "prior_args.width": "8",
+        "prior_args.base_prior": "gaussian",
+        "stage2.steps": "2",
+        "stage2.steps_per_dispatch": "1",
+        "stage2.batch_size": "4",
+    }
+    return config.load(str(ROOT / "configs" / "swiss_roll.py"), common | overrides)
+
+
+class Run:
+    """A run whose evaluations give the values that the test says."""
+
+    def __init__(self, workdir, monkeypatch, **overrides):
+        self.workdir, self.settings = workdir, load_settings(**overrides)
+        self.data = types.SimpleNamespace(data=POINTS, labels=None, fingerprint="", skipped=())
+        monkeypatch.setattr(build, "dataset", lambda settings, split: self.data)
+        monkeypatch.setattr(evals, "run", lambda *args, **kwargs: self.values)
+        game = build.stage1_game(self.settings, (3,))
+        self.state = jax.jit(lambda key: init_state(game, key))(jax.random.key(0))
+        self.start()
+
+    def start(self, step=0):
+        """Begins, or goes on from a checkpoint."""
+        self.report = Report(self.workdir, stream=io.StringIO())
+        self.report.resume("stage1", step)
+        self.midway = midway.Midway(
+            self.settings, self.workdir, train=self.data, report=self.report
+        )
+
+    def evaluate(self, step, value, key="recon/mse"):
+        self.values = {key: value, "latent/var_min": 1.0}
+        self.midway(self.state, step)
+
+    @property
+    def best(self):
+        return json.loads((self.workdir / "best" / "best.json").read_text())["step"]
+
+    @property
+    def steps(self):
+        return [row["step"] for row in midway.history(self.workdir)]
+
+
+@pytest.fixture(scope="module")
+def evaluated_run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "evaluated"
+    done = run_command(
+        "main", *SMALL, f"--workdir={workdir}", "--config.eval.every=25",
+        "--config.eval.best=recon/psnr", "--config.eval.baselines=gaussian",
+        "--config.eval.during=reconstruction,sliced_wasserstein",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("stage1: evaluation of step") == 3
+    return workdir
+
+
+def test_evaluations_are_kept_everywhere(evaluated_run):
+    metrics = json.loads((evaluated_run / "metrics.json").read_text())
+    assert [row["step"] for row in metrics["training"]] == [25, 50, 60]
+    assert "sliced_w2/gaussian" in metrics["training"][0]["metrics"]
+    assert metrics["training"][-1]["metrics"]["recon/psnr"] == pytest.approx(
+        metrics["metrics"]["recon/psnr"], rel=1e-6
+    )
+    assert "stage1, evaluations" in (evaluated_run / "report.html").read_text()
+
+
+def test_the_best_model_is_a_workdir_of_its_own(evaluated_run):
+    about = json.loads((evaluated_run / "best" / "best.json").read_text())
+    rows = midway.history(evaluated_run)
+    best = max(rows, key=lambda row: row["metrics"]["recon/psnr"])
+    assert (about["step"], about["by"]) == (best["step"], "recon/psnr")
+    model = pmjax.load(evaluated_run / "best")
+    assert model.sample(2).shape == (2, 28, 28, 1)  # its prior is trained when it is asked for
+    assert (evaluated_run / "best" / "priors" / "latent_gan.msgpack").is_file()
+
+
+def test_training_is_the_same_with_evaluations_and_without(evaluated_run, small_run):
+    assert not (small_run / "best").exists() and not midway.history(small_run)
+    for name in ("autoencoder.msgpack", "embeddings.npy", "priors/latent_gan.msgpack"):
+        assert (small_run / name).read_bytes() == (evaluated_run / name).read_bytes()
+
+
+def test_the_best_is_kept_also_after_going_on_from_a_checkpoint(tmp_path, monkeypatch):
+    run = Run(tmp_path, monkeypatch)
+    for step, value in ((10, 3.0), (20, 1.0), (30, 2.0)):
+        run.evaluate(step, value)
+    assert run.best == 20 and run.steps == [10, 20, 30]
+    run.start(20)
+    assert run.steps == [10, 20]
+    run.midway.catch_up(run.state, 20)  # which was evaluated
+    run.evaluate(30, 2.0)
+    assert run.best == 20 and run.steps == [10, 20, 30]
+    run.evaluate(40, 0.5)
+    assert run.best == 40
+
+
+def test_more_is_better_of_some_values(tmp_path, monkeypatch):
+    run = Run(tmp_path, monkeypatch, **{"eval.best": "recon/psnr"})
+    for step, value in ((10, 1.0), (20, 3.0), (30, 2.0)):
+        run.evaluate(step, value, "recon/psnr")
+    assert run.best == 20
+
+
+def test_the_best_by_another_value_gives_way(tmp_path, monkeypatch):
+    run = Run(tmp_path, monkeypatch)
+    run.evaluate(10, 0.1)
+    run = Run(tmp_path, monkeypatch, **{"eval.best": "recon/psnr"})
+    run.evaluate(20, 1.0, "recon/psnr")
+    assert run.best == 20
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["in the evaluation", "behind the best"])
+def test_an_evaluation_that_was_cut_off_is_made_up_for(tmp_path, monkeypatch, kept):
+    run = Run(tmp_path, monkeypatch)
+    run.evaluate(10, 2.0)
+    if kept:
+        monkeypatch.setattr(run.report, "scalars", lambda *args: exec("raise KeyboardInterrupt"))
+        with pytest.raises(KeyboardInterrupt):
+            run.evaluate(20, 1.0)
+        assert run.best == 20
+    run.start(20)
+    run.values = {"recon/mse": 1.0}
+    run.midway.catch_up(run.state, 20)
+    assert run.best == 20 and run.steps == [10, 20]
+    run.midway.catch_up(run.state, 25)  # where none is due
+    assert run.steps == [10, 20]
+
+
+def test_the_last_step_is_evaluated_wherever_it_falls(tmp_path, monkeypatch):
+    run = Run(tmp_path, monkeypatch, **{"eval.every": "15"})
+    due = [run.midway.due(first, first + 4) for first in range(0, 40, 4)]
+    assert [4 * i + 4 for i, each in enumerate(due) if each] == [16, 32, 40]
+
+
+def test_a_value_that_no_metric_gives_is_named(tmp_path, monkeypatch):
+    run = Run(tmp_path, monkeypatch)
+    with pytest.raises(UserError, match="config.eval.best.*Did you mean 'recon/mse01'"):
+        run.evaluate(10, 1.0, "recon/mse01")
+
+
+def test_a_joint_run_s_best_has_its_prior(tmp_path, monkeypatch):
+    run = Run(tmp_path, monkeypatch, schedule="joint")
+    run.evaluate(10, 1.0)
+    assert run.midway._ctx.priors[0] == "latent_gan" and run.midway._ctx.has_own
+    own = run.midway._model.sample(3, prior="latent_gan")
+    np.testing.assert_array_equal(pmjax.load(tmp_path / "best").sample(3), own)
+
+
+def test_priors_that_are_not_trained_yet_are_left_out_and_the_run_s_own_is_missed(
+    tmp_path, monkeypatch
+):
+    run = Run(tmp_path, monkeypatch)
+    run.evaluate(10, 1.0)
+    assert run.midway._ctx.priors == ("gaussian", "gmm")
+    assert run.midway._ctx.draw("gmm", 5, 0).shape == (5, 3)
+    with pytest.raises(UserError, match="config.eval.during"):
+        run.midway._ctx.samples()
