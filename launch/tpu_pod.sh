@@ -221,7 +221,7 @@ start() {
   local inner
   # shellcheck disable=SC2016 # expands on the worker
   inner='trap "stopped=1" TERM; ../pmjax-venv/bin/python -m pmjax.main "$@"; code=$?; [ "$stopped" ] && code=stopped; echo $code > ../pmjax-run/status'
-  on_all "mkdir -p pmjax-run && cd pmjax-run && { [ -f status ] || [ ! -f pid ] || kill -KILL -- -\$(cat pid) 2>/dev/null || true; } && rm -f status && { [ ! -f log ] || mv log log.before; } && touch log && cd ../pmjax && { PMJAX_DISTRIBUTED=auto setsid nohup bash -c ${inner@Q} pmjax ${arguments[*]@Q} > ../pmjax-run/log 2>&1 < /dev/null & echo \$! > ../pmjax-run/pid; }"
+  on_all "mkdir -p pmjax-run && cd pmjax-run && { [ -f status ] || [ ! -f pid ] || kill -KILL -- -\$(cat pid) 2>/dev/null || true; } && rm -f status && { [ ! -f log ] || mv log log.before; } && touch log && cd ../pmjax && { PMJAX_DISTRIBUTED=auto PMJAX_MAINTENANCE_URL=http://metadata.google.internal/computeMetadata/v1/instance/maintenance-event setsid nohup bash -c ${inner@Q} pmjax ${arguments[*]@Q} > ../pmjax-run/log 2>&1 < /dev/null & echo \$! > ../pmjax-run/pid; }"
 }
 
 # Follows until the processes end.
