@@ -95,7 +95,7 @@ class Twin:
             g = LatentGenerator(prior["base_dim"], settings.latent_dim, **size)
             D = LatentCritic(settings.latent_dim, **size, spectral_norm=spectral)
             self.nets |= {"g": g, "D": D}
-        for name in self.nets:
+        for name in self.nets.keys() & params.keys():
             _torch_arrays.load(self.nets[name], params[name], stats[name])
             self.nets[name].to(device)
         if stage == 1:
