@@ -245,7 +245,12 @@ def _with_tuples(value: Any) -> Any:
 def _import(path: Path):
     if not path.is_file():
         near = [str(p) for p in sorted(path.parent.glob("*.py")) if p.stem != "default"]
-        raise errors.unknown("config file", str(path), near)
+        if near:
+            raise errors.unknown("config file", str(path), near)
+        raise UserError(
+            f"There is no config file {path}, nor any other in {path.parent.resolve()}. Run the "
+            f"command where the directory configs is, or give the file's whole path."
+        )
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent))  # configs import `default` from beside them

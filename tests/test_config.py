@@ -191,3 +191,10 @@ def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
         workdir.claim(config.load(DIGITS), tmp_path / "file")
+
+
+def test_a_missing_config_file_says_where_it_was_looked_for(tmp_path):
+    with pytest.raises(UserError, match="Did you mean 'configs/digits.py'"):
+        config.load("configs/digit.py")
+    with pytest.raises(UserError, match=f"nor any other in {tmp_path}"):
+        config.load(str(tmp_path / "digits.py"))
