@@ -176,9 +176,15 @@ def claim(settings: ConfigDict, workdir: Path) -> None:
     """Makes the workdir this config's, or refuses it if it is another's.
 
     Raises:
-      UserError: if it cannot be written, or belongs to another config; names the differing keys.
+      UserError: if it cannot be written, holds a best model, or belongs to another config; names
+        the differing keys.
     """
     _require_writable(workdir)
+    if (workdir / f"{BEST}.json").is_file():
+        raise UserError(
+            f"{workdir} holds the best model of the run in {workdir.resolve().parent}, which is "
+            f"where training goes on. Take that --workdir, or another."
+        )
     path = workdir / CONFIG
     if path.is_file():
         if listed := differing(binding(configs.read(path)), binding(settings)):

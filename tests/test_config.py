@@ -193,6 +193,13 @@ def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
         workdir.claim(config.load(DIGITS), tmp_path / "file")
 
 
+def test_the_best_model_of_a_run_is_not_trained(tmp_path):
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "best.json").write_text("{}")
+    with pytest.raises(UserError, match=f"best model of the run in {tmp_path},"):
+        workdir.claim(config.load(DIGITS), tmp_path / "best")
+
+
 def test_a_missing_config_file_says_where_it_was_looked_for(tmp_path):
     with pytest.raises(UserError, match="Did you mean 'configs/digits.py'"):
         config.load("configs/digit.py")
