@@ -86,14 +86,6 @@ def test_nothing_unfinished_is_left(chain):
     assert not list(chain[0].glob("checkpoints/*/*orbax-checkpoint-tmp*"))
 
 
-def test_the_soak_command_kills_compares_and_reports(tmp_path):
-    quick = ["--config.stage2.steps=10", "--config.eval.baselines=", "--config.eval.metrics=latent"]
-    done = run_command("soak", f"--workdir={tmp_path}", "--kills=1", "--seed=3", *quick)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 kills in" in done.stdout and "identical" in done.stdout
-    assert "All as it has to be." in done.stdout
-
-
 def measured(*memory, descriptors=9):
     life = types.SimpleNamespace(killed_in="", steady=[("stage 1", m, descriptors) for m in memory])
     found = soak.Round(pathlib.Path(), [life])
