@@ -162,17 +162,16 @@ class Life:
 
 
 def results(workdir: Path) -> dict[str, str]:
-    """Returns a digest of each thing that a run leaves, but for times and earlier evaluations."""
+    """Returns what a run leaves, but for times and earlier evaluations: a file by its digest."""
     prior = json.loads((workdir / CONFIG).read_text())["prior"]
     files = (workdir / AUTOENCODER, workdir / EMBEDDINGS, prior_path(workdir, prior))
-    found = {path.name: path.read_bytes() for path in files}
-    metrics = json.loads((workdir / "metrics.json").read_text())
-    for name in ("time", "history"):
-        metrics.pop(name, None)
-    found["metrics.json"] = json.dumps(metrics, sort_keys=True).encode()
-    found["history.jsonl"] = json.dumps(history(workdir)).encode()
-    found["report.html"] = str((workdir / "report.html").is_file()).encode()
-    return {name: hashlib.sha256(content).hexdigest() for name, content in found.items()}
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    found["history.jsonl"] = hashlib.sha256(json.dumps(history(workdir)).encode()).hexdigest()
+    found["report.html"] = str((workdir / "report.html").is_file())
+    for name, value in json.loads((workdir / "metrics.json").read_text()).items():
+        if name not in ("time", "history"):
+            found[f"metrics.json's {name}"] = json.dumps(value, sort_keys=True)
+    return found
 
 
 def soak(
@@ -280,7 +279,7 @@ class Round:
                 life.kill([one] if rng.random() < 0.5 else range(hosts))
         life.require_success()
         found = results(self._workdir)
-        self.wrong = [name for name in expected if found[name] != expected[name]]
+        self.wrong = [name for name in expected | found if found.get(name) != expected.get(name)]
         self._seconds = time.monotonic() - start
         if not self.wrong:
             shutil.rmtree(self._workdir)
