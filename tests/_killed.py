@@ -1,6 +1,6 @@
 """Runs pmjax.main, which gets a signal in the middle of something: see `MOMENTS`.
 
-python tests/_killed.py SIGNAL MOMENT <arguments of pmjax.main>
+python -m tests._killed SIGNAL MOMENT <arguments of pmjax.main>
 """
 
 import http.server

@@ -1,12 +1,16 @@
 """Eight CPU devices for the tests of sharding, and one small trained run that tests share."""
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import pytest
+
+from pmjax import soak
 
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -43,9 +47,17 @@ def run_command(module: str, *args: str, **options) -> subprocess.CompletedProce
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory) -> Path:
-    """The workdir of a finished small run."""
+def small_run(tmp_path_factory) -> Iterator[Path]:
+    """The workdir of a finished small run, which all tests read and none changes."""
     workdir = tmp_path_factory.mktemp("run") / "small"
     done = run_command("main", *SMALL, "--config.profile=20:2", f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
-    return workdir
+    left = soak.results(workdir)
+    yield workdir
+    assert soak.results(workdir) == left, "a test has changed what all share"
+
+
+@pytest.fixture
+def own_run(small_run, tmp_path) -> Path:
+    """A copy of the small run, to be changed."""
+    return shutil.copytree(small_run, tmp_path / "own")

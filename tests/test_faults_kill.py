@@ -32,7 +32,7 @@ def chain(tmp_path_factory):
     workdir, done = tmp_path_factory.mktemp("chain") / "run", {}
     for sent, moment in CHAIN:
         done[sent, moment] = subprocess.run(
-            [sys.executable, "tests/_killed.py", sent, moment, *SMALL, f"--workdir={workdir}"],
+            [sys.executable, "-m", "tests._killed", sent, moment, *SMALL, f"--workdir={workdir}"],
             cwd=ROOT,
             env=os.environ,
             capture_output=True,

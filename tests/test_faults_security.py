@@ -9,19 +9,21 @@ import pickle
 import subprocess
 import tarfile
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 import pmjax
-from pmjax import config, evaluate
+from pmjax import config, datasets, evaluate, workdir
 from pmjax.datasets import _records, celeba, cifar10
 from pmjax.errors import UserError
 from pmjax.evals._features import _inception_weights, _torch_file
 
 SOURCES = sorted(Path(pmjax.__file__).parent.rglob("*.py"))
-DIGITS = str(Path(__file__).parents[1] / "configs" / "digits.py")
+DIGITS = str(ROOT / "configs" / "digits.py")
 
 
 class Call:
@@ -177,6 +179,12 @@ def test_the_revision_is_that_of_the_checkout_or_none(tmp_path):
 
 def test_metrics_say_what_made_them(small_run):
     made = json.loads((small_run / "metrics.json").read_text())
-    text = json.dumps(made)
-    for key in ("versions", "seed", "devices", "config", "data", "revision"):
-        assert f'"{key}"' in text
+    settings = config.read(small_run / "config.json")
+    data = {s: datasets.load("digits", s).fingerprint for s in ("train", "test")}
+    assert (made["seed"], made["devices"], made["data"]) == (0, ["cpu"], data)
+    assert made["config"] == workdir.digest(settings)
+    assert made["config"] != workdir.digest(config.load(DIGITS))
+    assert made["revision"] == evaluate.revision(ROOT)
+    assert made["versions"].items() >= {
+        name: metadata.version(name) for name in ("pmjax", "jax", "flax", "optax", "numpy")
+    }.items()  # fmt: skip

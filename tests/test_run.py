@@ -98,14 +98,14 @@ def test_sigterm_saves_exits_cleanly_and_goes_on_to_the_same_bits(small_run, tmp
     assert results(tmp_path / "run") == results(small_run)
 
 
-def test_a_finished_run_says_so_and_evaluates_again(small_run):
-    before = results(small_run)
-    (small_run / "metrics.json").unlink()
-    done = run_command("main", *SMALL, f"--workdir={small_run}")
+def test_a_finished_run_says_so_and_evaluates_again(own_run):
+    before = results(own_run)
+    (own_run / "metrics.json").unlink()
+    done = run_command("main", *SMALL, f"--workdir={own_run}")
     assert done.returncode == 0, done.stderr
     assert "stage1: finished before" in done.stderr and "stage2: finished before" in done.stderr
-    assert (small_run / "metrics.json").is_file()
-    assert results(small_run) == before
+    assert (own_run / "metrics.json").is_file()
+    assert results(own_run) == before
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(small_run, tmp_path):
@@ -225,9 +225,9 @@ def test_sample_command_writes_a_grid(small_run, tmp_path):
     np.testing.assert_array_equal(np.load(array), expected)
 
 
-def test_evaluate_command_takes_other_metrics(small_run):
-    done = run_command("evaluate", f"--workdir={small_run}", "--config.eval.metrics=latent")
+def test_evaluate_command_takes_other_metrics(own_run):
+    done = run_command("evaluate", f"--workdir={own_run}", "--config.eval.metrics=latent")
     assert done.returncode == 0, done.stderr
     assert "latent/var_min" in done.stdout and "recon/mse" not in done.stdout
-    done = run_command("evaluate", f"--workdir={small_run}", "--config.steps=3")
+    done = run_command("evaluate", f"--workdir={own_run}", "--config.steps=3")
     assert done.returncode == 2 and "belongs to training" in done.stderr

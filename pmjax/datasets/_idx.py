@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pmjax import shortage
 from pmjax.datasets import Source
 from pmjax.datasets._records import Arrays
 from pmjax.errors import UserError
@@ -33,20 +34,33 @@ def source(manual_dir: Path) -> Source:
 def read(file: Path, *, ndim: int) -> np.ndarray:
     """Reads an IDX file of bytes: a magic number, ndim sizes as big-endian uint32, the values."""
     try:
-        data = (gzip.decompress if file.suffix == ".gz" else bytes)(file.read_bytes())
+        with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as content:
+            head = np.frombuffer(content.read(4 * (1 + ndim)), np.uint8)
+            head = head[: len(head) // 4 * 4].view(">u4").tolist()
+            if len(head) <= ndim or head[0] != 0x800 + ndim:  # 8: unsigned bytes
+                raise UserError(f"{file} is not an IDX file of bytes in {ndim} dimensions.")
+            shape = tuple(head[1:])
+            _require_memory(file, shape)
+            # No more than that and a byte: a small file can unpack to any length.
+            values = np.frombuffer(content.read(math.prod(shape) + 1), np.uint8)
     except (OSError, EOFError, zlib.error) as e:
         raise UserError(f"{file} cannot be read: {e}. Fetch it again.") from e
-    head = np.frombuffer(data[: 4 * (1 + ndim)], ">u4") if len(data) >= 4 * (1 + ndim) else [0]
-    if head[0] != 0x800 + ndim:  # 8: unsigned bytes
-        raise UserError(f"{file} is not an IDX file of bytes in {ndim} dimensions.")
-    shape = tuple(int(n) for n in head[1:])
-    values = np.frombuffer(data, np.uint8, offset=4 * (1 + ndim))
     if len(values) != math.prod(shape) or not len(values):
+        held = f"{len(values)} values" if len(values) <= math.prod(shape) else "more values"
         raise UserError(
-            f"{file} holds {len(values)} values where its header says {shape}: it is truncated or "
-            "damaged. Fetch it again."
+            f"{file} holds {held} where its header says {shape}: it is truncated or damaged. "
+            "Fetch it again."
         )
     return values.reshape(shape)
+
+
+def _require_memory(file: Path, shape: tuple[int, ...]) -> None:
+    needs, free = math.prod(shape), shortage.free_memory()
+    if free is not None and needs > free:
+        raise UserError(
+            f"{file} is of shape {shape} by its header, which takes {needs / 1e9:.3g} GB of memory "
+            f"where {free / 1e9:.1f} GB are free: it is damaged, or this machine is too small."
+        )
 
 
 def _find(manual_dir: Path, name: str) -> Path:

@@ -44,6 +44,10 @@ class Files(Sequence):
         return record if self._labels is None else {**record, "label": self._labels[i]}
 
 
+# Bytes that one image file of an archive can unpack to; one of more reads as damaged.
+_LARGEST = 1 << 30
+
+
 class Zipped(Sequence):
     """Images in a zip archive, read at their places: its table of contents takes seconds to read.
 
@@ -62,14 +66,24 @@ class Zipped(Sequence):
         self._file = file
         self._names = [os.fsencode(info.filename) for info in infos]
         self._places = np.array(
-            [(i.header_offset, i.compress_size, i.compress_type, i.CRC) for i in infos], np.int64
-        ).reshape(-1, 4)
+            [
+                (
+                    i.header_offset,
+                    i.compress_size,
+                    min(i.file_size, _LARGEST),
+                    i.compress_type,
+                    i.CRC,
+                )
+                for i in infos
+            ],
+            np.int64,
+        ).reshape(-1, 5)
 
     def __len__(self) -> int:
         return len(self._names)
 
     def __getitem__(self, i: int) -> dict:
-        start, length, kind, crc = self._places[i].tolist()
+        start, length, unpacked, kind, crc = self._places[i].tolist()
         if start < 0:  # in a damaged table
             return {"image": b"", "file": self._names[i]}
         with self._file.open("rb") as file:
@@ -79,7 +93,8 @@ class Zipped(Sequence):
             file.seek(sum(int.from_bytes(n, "little") for n in (name, extra)), os.SEEK_CUR)
             image = file.read(length)
         try:
-            image = zlib.decompress(image, -15) if kind == zipfile.ZIP_DEFLATED else image
+            if kind == zipfile.ZIP_DEFLATED:  # no farther than the table says
+                image = zlib.decompressobj(-15).decompress(image, max(1, unpacked))
         except zlib.error:
             image = b""
         return {"image": image if zlib.crc32(image) == crc else b"", "file": self._names[i]}
