@@ -1,7 +1,7 @@
 """Kills a run again and again, and looks whether it still ends with the same bits.
 
 python -m pmjax.soak --workdir=runs/soak --kills=50 [--hosts=2]
-python -m pmjax.soak --workdir=runs/soak --kills=0 --minutes=120 --every=180 --config.steps=4000
+python -m pmjax.soak --workdir=runs/soak --config=configs/digits.py --minutes=120 --every=180
 
 A run without interruption is the reference. Then rounds: a new workdir, whose run is killed
 (SIGKILL) and started again until it ends; its parameters, metrics and history have to be the
@@ -367,12 +367,14 @@ def main() -> None:
     add = parser.add_argument
     add("--workdir", required=True, type=Path, help="of the runs; identical ones are removed")
     add("--config", help="a Python file (a small run of configs/digits.py)")
-    add("--kills", type=int, default=50, help="at least so many (50)")
+    add("--kills", type=int, help="at least so many (50; with --minutes: 0)")
     add("--minutes", type=float, default=0, help="at least so long (0)")
     add("--every", type=float, default=0, help="seconds between kills (0: random moments, phases)")
     add("--hosts", type=int, default=1, help="processes of a run (1)")
     add("--seed", type=int, default=0, help="of the moments (0)")
     flags, overrides = cli.parse(parser)
+    if flags.kills is None:
+        flags.kills = 0 if flags.minutes else 50
     if flags.hosts < 1 or flags.kills < 0 or flags.minutes < 0 or flags.every < 0:
         raise UserError("--hosts must be at least 1; --kills, --minutes, --every at least 0.")
     if not flags.kills and not flags.minutes:

@@ -41,6 +41,7 @@ class Watch:
     ):
         """Takes who plays, and how many steps may be left out, of which `skipped` are."""
         self._stage, self._players, self._steps = stage, players, steps
+        self._part = "config" if stage == "stage1" else "config.stage2"
         self._log_every, self._report, self._skip = log_every, report, skip
         self.skipped, self.saved = skipped, saved
         self._rows = {player: np.empty((0, 3)) for player in players}
@@ -89,11 +90,10 @@ class Watch:
             if self.saved
             else "No checkpoint is saved yet"
         )
-        part = "config" if self._stage == "stage1" else "config.stage2"
         raise NotFinite(
             f"{self._stage}: {cause} at step {step}. {kept}. Lower the learning rate or clip "
-            f"gradients (--{part}.optimizer.clip=1.0), with a new --workdir; or go on with the "
-            f"same command and --config.skip_nonfinite={max(10, 2 * self._skip)}, which leaves "
+            f"gradients (--{self._part}.optimizer.clip=1.0), with a new --workdir; or go on with "
+            f"the same command and --config.skip_nonfinite={max(10, 2 * self._skip)}, which leaves "
             f"so many such steps out."
         )
 
@@ -131,7 +131,8 @@ class Watch:
                     f"{part[0, 0]:.0f} to {part[-1, 0]:.0f} its gradient all but vanished (median "
                     f"norm {norm:.3g}, before {largest:.3g}; its loss is now {part[-1, 2]:.4g}). "
                     f"It no longer learns, and the others learn little from it: lower the "
-                    f"learning rate, or its repeats."
+                    f"learning rate, let it begin small (--{self._part}.optimizer.warmup=200), or "
+                    f"lower its repeats."
                 )
             self._resting[player] = rests
         self._rows[player] = rows
