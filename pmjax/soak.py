@@ -192,7 +192,9 @@ def soak(
       workdir: of all runs.
       kills: how many at least.
       minutes: how long at least.
-      every: seconds between two kills, about; 0: at random moments and in random phases.
+      every: seconds between two kills, about, of runs that all find their programs compiled, as
+        the compiler's memory stays with a process; 0: at random moments and in random phases, of
+        rounds that compile.
       hosts: processes of a run.
       seed: of the moments.
       say: takes a line.
@@ -218,6 +220,8 @@ def soak(
             rounds.append(Round(workdir / f"round-{len(rounds)}"))
             most = A_ROUND if every else min(A_ROUND, left)
             moments = [_moment(rng, every=every, length=length) for _ in range(most)]
+            if not every:
+                shutil.rmtree(cache / "jax", ignore_errors=True)
             rounds[-1].run(args, moments, rng=rng, hosts=hosts, cache=cache, expected=expected)
             say(f"{len(rounds) - 1:5}  {rounds[-1].row()}")
     finally:  # of an interrupted one too
@@ -264,8 +268,7 @@ class Round:
         expected: dict[str, str],
     ) -> None:
         """Runs, kills and compares; leaves the workdir only where something differs."""
-        for old in (self._workdir, cache / "jax"):  # that compilations can be interrupted too
-            shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(self._workdir, ignore_errors=True)
         start = time.monotonic()
         for phase, seconds in (*moments, ("", math.inf)):
             with _life(args, self._workdir, hosts=hosts, cache=cache) as life:
