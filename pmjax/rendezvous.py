@@ -23,6 +23,7 @@ from pmjax.errors import UserError
 from pmjax.hosts import TIMEOUT, Connection, Hosts, Place, processes
 
 _NAMES = ("PMJAX_COORDINATOR", "PMJAX_NUM_PROCESSES", "PMJAX_PROCESS_ID")
+_GATHER = 2.0  # seconds for others to come once one has come that was started differently
 
 
 def place(environ: Mapping[str, str] = os.environ) -> Place:
@@ -182,6 +183,8 @@ def _welcome(where: Place, host: str, port: int, facts: dict) -> tuple[dict, int
                     )
                 differing += _differing(facts, hello["facts"], index)
                 peers[index] = peer
+                if differing:  # the others may differ, too, but are not waited for
+                    deadline = min(deadline, time.monotonic() + _GATHER)
     missing = sorted(set(range(1, where.count)) - set(peers))
     why = ""
     if missing:

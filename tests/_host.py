@@ -6,6 +6,7 @@
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -118,6 +119,8 @@ def trouble(directory: Path, hosts: Hosts) -> None:
 
     def after(step):
         if step == 3 and hosts.index == int(os.environ.get("TROUBLED", 1)):
+            while not (directory / "stage" / str(KEPT)).is_dir():  # which takes both processes
+                time.sleep(0.01)
             os.kill(os.getpid(), getattr(signal, os.environ["TROUBLE"]))
 
     fit(directory, mesh=parallel.make_mesh(), hosts=hosts, steps=10**6, report=Metrics(after))

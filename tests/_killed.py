@@ -15,7 +15,7 @@ from pmjax import maintenance
 
 # What a run does: what is called then, in whose name (None: any), and at which call.
 MOMENTS = {
-    "compilation": ("pmjax.parallel.compile_step", None, 1),
+    "compilation": ("pmjax.parallel._compile_jit", None, 1),
     "step": ("pmjax.watch.Watch.look", None, 3),
     "checkpoint": ("pmjax.checkpoint.Checkpoints._list_files", None, 2),
     "evaluation": ("pmjax.evals.run", None, 1),
@@ -49,8 +49,8 @@ def main():
                 calls.append(args)
             if len(calls) == wanted:
                 calls.append(None)
-                if moment == "compilation":  # which follows soon, and takes longer
-                    threading.Thread(target=send, args=(0.3,)).start()
+                if moment == "compilation":  # which follows at once, and takes longer
+                    threading.Thread(target=send, args=(0.2,)).start()
                 else:
                     send()
             return real(*args, **kwargs)

@@ -26,7 +26,7 @@ def execute(name, workdir, **parameters):
     text = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
     notebook.cells.insert(at + 1, nbformat.v4.new_code_cell(text))
     return NotebookClient(
-        notebook, timeout=300, resources={"metadata": {"path": workdir}}
+        notebook, timeout=600, resources={"metadata": {"path": workdir}}
     ).execute()
 
 

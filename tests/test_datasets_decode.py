@@ -7,7 +7,6 @@ import platform
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import namedtuple
 
@@ -162,7 +161,7 @@ def test_an_interrupted_preparation_goes_on_where_it_stopped(
 
 
 SCRIPT = """
-import sys, time
+import os, sys, time
 from pmjax import datasets
 from pmjax.datasets import _decode
 
@@ -173,18 +172,22 @@ def start(self, job):
     print(self._process.pid, flush=True)
 _decode._Process.__init__ = start
 inner = _decode._decode
+def wait():
+    time.sleep({delay})
+    while {until!r} and not os.path.exists({until!r}):
+        time.sleep(0.01)
 def slow(*args):
     for chunk in inner(*args):
-        time.sleep({delay})
+        wait()
         yield chunk
 _decode._decode = slow
 print(datasets.load("image_folder", "train", path={folder!r}, size=16).fingerprint)
 """
 
 
-def start_preparation(folder, delay):
-    """Starts a process that prepares the set slowly, with two processes."""
-    script = SCRIPT.format(folder=str(folder), delay=delay)
+def start_preparation(folder, delay=0.0, until=""):
+    """Starts a process that prepares the set slowly, or once a file exists, with two processes."""
+    script = SCRIPT.format(folder=str(folder), delay=delay, until=str(until))
     return subprocess.Popen(
         [sys.executable, "-c", script],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -192,10 +195,10 @@ def start_preparation(folder, delay):
 
 
 def wait_for(condition):
-    """Waits for something that comes within seconds."""
+    """Returns something that comes within seconds."""
     for _ in range(3000):
-        if condition():
-            return
+        if found := condition():
+            return found
         time.sleep(0.02)
     raise AssertionError("it never came")
 
@@ -272,11 +275,14 @@ def test_a_kill_while_publishing_costs_no_decoding(folder, tmp_path, chunks, mon
 
 
 def test_a_second_process_waits_with_a_message_and_takes_what_the_first_made(folder, tmp_path):
-    first = start_preparation(folder, delay=0.2)
-    wait_for(lambda: journal(tmp_path))
-    second = start_preparation(folder, delay=0)
-    out, err = second.communicate()
-    assert f"Process {first.pid} on {platform.node()} prepares data set 'image_folder'" in err
+    go = tmp_path / "go"
+    first = start_preparation(folder, until=go)
+    wait_for(lambda: list(tmp_path.glob("cache/image_folder/.*.owner")))
+    second = start_preparation(folder)
+    waits = second.stderr.readline()
+    go.touch()
+    out, _ = second.communicate()
+    assert f"Process {first.pid} on {platform.node()} prepares data set 'image_folder'" in waits
     assert out.split() == first.communicate()[0].split()[2:]  # it started no process
 
 
@@ -298,17 +304,18 @@ def elsewhere(tmp_path):
     return owner
 
 
-def test_an_owner_on_another_host_is_waited_for_while_it_lives(elsewhere, tmp_path, capsys):
-    def live():
-        for _ in range(8):
-            time.sleep(0.1)
-            os.utime(elsewhere)
-        elsewhere.unlink()
+def test_an_owner_on_another_host_is_waited_for_while_it_lives(
+    elsewhere, tmp_path, capsys, monkeypatch
+):
+    looks = []
 
-    thread = threading.Thread(target=live)
-    thread.start()
+    def sleep(seconds):  # until the next look: a sign of life each time, and then the end
+        looks.append(seconds)
+        os.utime(elsewhere) if len(looks) < 5 else elsewhere.unlink()
+
+    monkeypatch.setattr(_lock.time, "sleep", sleep)
     with _lock.lock(tmp_path / "entry", "it"):
-        thread.join()
+        assert len(looks) == 5
         assert json.loads(elsewhere.read_text())["pid"] == os.getpid()
     assert not elsewhere.exists()
     assert "Process 7 on elsewhere prepares it: waiting" in capsys.readouterr().err

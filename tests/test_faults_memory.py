@@ -11,7 +11,7 @@ from test_faults_numbers import Said, duel, fit
 from pmjax import config, shortage, train
 from pmjax.errors import UserError
 
-TERABYTES = 20_000  # examples, the cube of whose number is more than any machine has
+TERABYTES = 40_000  # examples, the cube of whose number is more than a process can address
 
 
 def test_a_device_out_of_memory_names_the_batch_size_and_suggests_accumulation(
@@ -44,7 +44,7 @@ def test_a_device_out_of_memory_names_the_batch_size_and_suggests_accumulation(
         f"stage1: the devices are out of memory with config.data.batch_size={TERABYTES}" in message
     )
     assert "RESOURCE_EXHAUSTED: Out of memory allocating" in message
-    assert "--config.data.batch_size=10000 --config.optimizer.accumulate=2" in message
+    assert "--config.data.batch_size=20000 --config.optimizer.accumulate=2" in message
 
 
 def test_data_beyond_the_machine_s_free_memory_are_streamed_to_the_same_result(

@@ -21,8 +21,8 @@ KILLS = int(os.environ.get("PMJAX_KILLS", 2))
 RESULTS = ("autoencoder.msgpack", "embeddings.npy", "priors/latent_gan.msgpack")
 
 
-def start(workdir, *args):
-    command = [sys.executable, "-m", "pmjax.main", *SMALL, f"--workdir={workdir}", *args]
+def start(workdir, *args, program=("pmjax.main",)):
+    command = [sys.executable, "-m", *program, *SMALL, f"--workdir={workdir}", *args]
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -78,6 +78,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_bits(small_run, tmp_path, stream
         wait_for(workdir, stage, step, process)
         process.send_signal(signal.SIGKILL)
         process.communicate()
+        assert process.returncode == -signal.SIGKILL
     done = run_command("main", *SMALL, f"--workdir={workdir}", budget)
     assert done.returncode == 0, done.stderr
     assert ("streaming" in done.stderr) == streamed
@@ -85,10 +86,8 @@ def test_killed_anywhere_it_goes_on_to_the_same_bits(small_run, tmp_path, stream
 
 
 def test_sigterm_saves_exits_cleanly_and_goes_on_to_the_same_bits(small_run, tmp_path):
-    process = start(tmp_path / "run")
-    wait_for(tmp_path / "run", "stage1", 15, process)
-    process.terminate()
-    output, _ = process.communicate(timeout=60)
+    process = start(tmp_path / "run", program=("tests._killed", "SIGTERM", "step"))
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     assert "run the same command" in output
     assert "Traceback" not in output
