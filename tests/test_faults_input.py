@@ -11,6 +11,7 @@ import math
 import os
 import struct
 import tarfile
+import tempfile
 import tracemalloc
 import warnings
 import zipfile
@@ -27,7 +28,7 @@ from pmjax import config, datasets, plugins
 from pmjax.datasets import _idx, _images, _records, celeba, cifar10, digits
 from pmjax.errors import UserError
 
-CASES = int(os.environ.get("PMJAX_FUZZ", "100"))
+CASES = int(os.environ.get("PMJAX_FUZZ", "150"))
 DIGITS = str(Path(__file__).parents[1] / "configs" / "digits.py")
 fuzz = settings(
     max_examples=CASES,
@@ -160,9 +161,10 @@ FORMS = {  # mode -> formats that keep it exactly
     "1": ("PNG", "BMP", "TIFF"), "L": ("PNG", "BMP", "TIFF", "GIF", "WEBP"),
     "LA": ("PNG", "TIFF"), "P": ("PNG", "GIF"), "RGB": ("PNG", "BMP", "TIFF", "PPM", "TGA"),
     "RGBA": ("PNG", "TIFF", "TGA"), "CMYK": ("TIFF",), "YCbCr": ("TIFF",), "LAB": ("TIFF",),
-    "I;16": ("PNG", "TIFF", "PPM"), "I": ("TIFF",), "F": ("TIFF",),
+    "I;16": ("PNG", "TIFF", "PPM"), "I": ("TIFF",), "F": ("TIFF",), "I;16B": ("TIFF",),
+    "PA": ("TIFF",), "RGBX": ("TIFF",),
 }  # fmt: skip
-ROUNDING = {"YCbCr": 3, "LAB": 3, "RGBA": 1, "LA": 1}  # of colour spaces, and of blending
+ROUNDING = {"YCbCr": 3, "LAB": 3, "RGBA": 1, "LA": 1, "PA": 1}  # of colour spaces, and of blending
 
 
 def picture(mode, size, colour):
@@ -180,6 +182,14 @@ def picture(mode, size, colour):
             image = Image.new("P", size, 3)
             image.putpalette([0] * 9 + [r, g, b])
             return image, (r, g, b)
+        case "PA":
+            image = Image.new("PA", size, (3, a))
+            image.putpalette([0] * 9 + [r, g, b])
+            return image, (over(r), over(g), over(b))
+        case "RGBX":
+            return Image.new("RGBX", size, (r, g, b, a)), (r, g, b)
+        case "I;16B":
+            return Image.new("I;16B", size, r * 257), r
         case "RGBA":
             return Image.new("RGBA", size, colour), (over(r), over(g), over(b))
         case "CMYK":
@@ -339,6 +349,47 @@ def test_what_is_no_image_is_skipped_and_counted_on_demand(folder):
     assert sum(len(s.data) for s in splits) == 6
     assert sum(len(s.skipped) for s in splits) == 8
     assert all((s.data == 200).all() for s in splits)
+
+
+CONTENTS = {  # of a file that is no image -> bytes
+    "empty": b"", "cut": WHOLE["PNG"][:500], "text": b"hello", "head": b"\x89PNG\r\n",
+}  # fmt: skip
+FOLDER_NAMES = st.text(
+    st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=20
+).filter(lambda name: not name.startswith("."))
+
+
+@fuzz
+@given(
+    st.dictionaries(
+        FOLDER_NAMES,
+        st.integers(0, 255) | st.sampled_from(sorted(CONTENTS)),
+        min_size=4,
+        max_size=9,
+    )
+)
+def test_a_folder_of_anything_gives_all_its_images_and_says_what_is_none(files):
+    good = sorted(value for value in files.values() if isinstance(value, int))
+    with tempfile.TemporaryDirectory() as place:
+        for name, value in files.items():
+            image = isinstance(value, int)
+            data = encoded(Image.new("L", (6, 6), value), "PNG") if image else CONTENTS[value]
+            Path(place, f"{name}.png").write_bytes(data)
+        options = {"path": place, "size": 6, "cache_dir": place + "/.cache"}
+        try:
+            splits = [
+                datasets.load("image_folder", s, skip_broken=True, **options)
+                for s in datasets.SPLITS
+            ]
+        except UserError as error:  # a split without an image
+            assert len(good) < len(files)
+            assert "image" in str(error)
+            return
+        assert sorted(int(x.mean()) for split in splits for x in split.data) == good
+        assert sum(len(split.skipped) for split in splits) == len(files) - len(good)
+        if len(good) < len(files):
+            with pytest.raises(UserError, match="image"):
+                datasets.load("image_folder", "train", **options)
 
 
 # Archives.
