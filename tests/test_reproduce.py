@@ -1,5 +1,6 @@
 """Reproductions: what is run, what is skipped, what stands in the tables, and the theory."""
 
+import functools
 import json
 import math
 import os
@@ -17,12 +18,17 @@ from conftest import ROOT, run_command
 from PIL import Image
 from scipy import integrate, optimize, stats
 
-from pmjax import plugins
+from pmjax import build, plugins
 from pmjax.errors import UserError
 from pmjax.reproduce import _chosen, reproduce
 from pmjax.reproductions import Column, Reproduction, Run, Study, _drawing, _runs, _tables, theory
+from pmjax.step import init_state
 
 NAMES = plugins.names("reproductions")
+SHAPES = {
+    "swiss_roll": (3,), "digits": (28, 28, 1), "fashion_mnist": (28, 28, 1),
+    "celeba": (64, 64, 3), "cifar10": (32, 32, 3),
+}  # fmt: skip
 RUNS = (
     Run(name="vae", label="VAE", method="vae", also=("gmm",)),
     Run(name="pm", label="ours", method="pm"),
@@ -225,7 +231,7 @@ def test_each_job_gets_a_gpu_or_its_part_of_one(monkeypatch):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_run_of_every_reproduction_has_a_valid_config(name, tmp_path):
+def test_every_run_of_every_reproduction_has_a_valid_config_and_nets(name, tmp_path):
     reproduction = plugins.load("reproductions", name, provides="REPRODUCTION").REPRODUCTION
     assert len({run.name for run in reproduction.runs}) == len(reproduction.runs)
     for runlocal in (False, True):
@@ -240,6 +246,8 @@ def test_every_run_of_every_reproduction_has_a_valid_config(name, tmp_path):
         for job in _runs.plan(study):
             settings = study.settings(job.run, 3)
             assert settings.seed == 3 and settings.method == job.run.method
+            game = build.stage1_game(settings, SHAPES[settings.data.name])
+            jax.eval_shape(functools.partial(init_state, game), jax.random.key(0))
     if reproduction.runs:
         table = next(iter(reproduction.results(study)))
         assert len(table.rows) >= len(reproduction.runs)
