@@ -84,7 +84,7 @@ def comparison(
         results=results,
         config=config,
         runs=RUNS,
-        overrides={"eval.metrics": ("reconstruction", "latent", FD)} | dict(overrides),
+        overrides={"eval.metrics": ("reconstruction", "latent", "energy", FD)} | dict(overrides),
         runlocal=runlocal,
     )
 
@@ -93,8 +93,10 @@ NOTE = (
     "MSE: test images in [-1, 1]. FD: Fréchet distance between features of EfficientNet-Lite0, of "
     "samples, of reconstructed training images (what a perfect prior would reach) and of midpoints "
     "between embeddings, each against the test images; it is no FID, and compares only within this "
-    "table. A method's first row has its own prior, the next ones priors fitted to the same "
-    "embeddings; knn_jitter is a control that repeats the training set."
+    "table. Energy: the energy distance of latents from embeddings of test images (of variational "
+    "methods, the posteriors' means), over that of training images. A method's first row has its "
+    "own prior, the next ones priors fitted to the same embeddings; knn_jitter is a control that "
+    "repeats the training set."
 )
 
 
@@ -110,6 +112,7 @@ def _columns(paper: Mapping[str, Mapping[str, float]]) -> Iterator[Column]:
     yield Column(title="samples / reconstructions", key=FD + "/{prior}", over=FD + "/recon_train")
     yield Column(title="FD midpoints", key=FD + "/midpoints")
     yield Column(title="FD floor", key=FD + "/floor")
+    yield Column(title="energy / floor", key="energy/{prior}", over="energy/train")
     if "FID" in paper:
         yield Column(
             title="FID",

@@ -73,6 +73,7 @@ COLUMNS = (
     Column(title="W₂ floor", key="w2/floor"),
     Column(title="W₂ / floor", key="w2/{prior}", over="w2/floor"),
     Column(title="off the roll", key="swiss_roll/off/{prior}"),
+    Column(title="energy / floor", key="energy/{prior}", over="energy/train"),
     Column(title="trustworthiness", key="topology/trustworthiness"),
     Column(title="continuity", key="topology/continuity"),
 )
@@ -80,8 +81,10 @@ NOTE = (
     "W₂: 2-Wasserstein distance of 2000 samples from fresh points; the floor is that of other "
     "fresh points, so 1 is perfect for their ratio, as it is for trustworthiness and continuity "
     "of the embedding. Off the roll: the share of samples farther from the roll than 99 in 100 "
-    "test points, 0.01 for perfect ones. All latents have two dimensions: those of AGE, S-VAE and "
-    "SAE, which lie on a sphere, in three coordinates, or four where these are centred (SAE)."
+    "test points, 0.01 for perfect ones. Energy: the energy distance of latents from embeddings of "
+    "test points (of variational methods, the posteriors' means), over that of training points. All "
+    "latents have two dimensions: those of AGE, S-VAE and SAE, which lie on a sphere, in three "
+    "coordinates, or four where these are centred (SAE)."
 )
 POINTS = 2000
 QUICK = ("reconstruction", "topology", "swiss_roll")  # the exact W₂ takes its time
@@ -140,6 +143,6 @@ REPRODUCTION = Reproduction(
     results=results,
     config="swiss_roll.py",
     runs=RUNS,
-    overrides={"eval.metrics": (*QUICK, "wasserstein")},
+    overrides={"eval.metrics": (*QUICK, "energy", "wasserstein")},
     runlocal={"nets_args.width": 32, "eval.baselines": (), "eval.metrics": QUICK},
 )
