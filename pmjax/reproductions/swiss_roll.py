@@ -82,9 +82,9 @@ NOTE = (
     "fresh points, so 1 is perfect for their ratio, as it is for trustworthiness and continuity "
     "of the embedding. Off the roll: the share of samples farther from the roll than 99 in 100 "
     "test points, 0.01 for perfect ones. Energy: the energy distance of latents from embeddings of "
-    "test points (of variational methods, the posteriors' means), over that of training points. All "
-    "latents have two dimensions: those of AGE, S-VAE and SAE, which lie on a sphere, in three "
-    "coordinates, or four where these are centred (SAE)."
+    "test points (of variational methods, the posteriors' means), over that of training points. "
+    "All latents have two dimensions: those of AGE, S-VAE and SAE, which lie on a sphere, in "
+    "three coordinates, or four where these are centred (SAE)."
 )
 POINTS = 2000
 QUICK = ("reconstruction", "topology", "swiss_roll")  # the exact W₂ takes its time
