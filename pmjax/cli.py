@@ -1,11 +1,14 @@
 """What the commands share: arguments, set-up of the process, errors without a traceback."""
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
 import warnings
+import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 from pmjax import errors, shortage
 from pmjax.errors import UserError
@@ -57,5 +60,28 @@ def cache_compilations() -> None:
     base = os.environ.get("PMJAX_CACHE") or os.path.expanduser("~/.cache/pmjax")
     path = os.path.join(base, "jax")
     os.makedirs(path, mode=0o700, exist_ok=True)
+    _drop_torn(Path(path))
     jax.config.update("jax_compilation_cache_dir", path)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def _drop_torn(folder: Path) -> None:
+    """Deletes what a kill or a full disk has cut, which JAX would warn of at each start, and keep.
+
+    It reads only what is new since the last start, and zlib's data only: JAX takes zstd if it is
+    installed.
+    """
+    mark = folder / ".checked"
+    try:
+        since = mark.stat().st_mtime_ns if mark.exists() else 0
+        mark.touch()  # first: what another process is writing is read at the next start
+    except OSError:  # a directory that is only read
+        return
+    for entry in folder.glob("*-cache"):
+        with contextlib.suppress(OSError):  # another process has deleted it
+            content = entry.read_bytes() if entry.stat().st_mtime_ns >= since else b"old"
+            try:
+                if content[:1] in (b"", b"x"):
+                    zlib.decompress(content)
+            except zlib.error:
+                entry.unlink()

@@ -287,8 +287,11 @@ def _provenance(ctx, metrics) -> dict:
 
 
 def revision(root: Path) -> str | None:
-    """Returns git's revision of a checkout, with '-dirty' if it was changed; None if it is none."""
+    """Returns a checkout's revision, '-dirty' if it was changed; else the one pip took, or None."""
     if not (root / ".git").exists():
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no repository's
+            origin = metadata.distribution("pmjax").read_text("direct_url.json")
+            return json.loads(origin)["vcs_info"]["commit_id"]
         return None
     command = ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):

@@ -354,7 +354,7 @@ class Log:
         path = workdir / "logs" / f"host-{index}.log"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._handler = logging.FileHandler(path, encoding="utf-8")
+            self._handler = _Lines(path, encoding="utf-8")
         except OSError as error:
             raise UserError(f"{path} cannot be written ({error.strerror}).") from error
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
@@ -381,4 +381,18 @@ class Log:
     def close(self) -> None:
         """Ends the file."""
         logging.getLogger().removeHandler(self._handler)
-        self._handler.close()
+        with suppress(OSError):  # what is left to write; it was told when that came up
+            self._handler.close()
+
+
+class _Lines(logging.FileHandler):
+    """Says in one line, once, that a line cannot be written; the run goes on without its log."""
+
+    _told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        told, self._told = self._told, True
+        with suppress(OSError):  # which may go to the same disk
+            if not told:
+                error = sys.exc_info()[1]
+                print(f"{self.baseFilename} cannot be written ({error}).", file=sys.stderr)

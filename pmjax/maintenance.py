@@ -19,6 +19,8 @@ from pmjax.errors import UserError
 EVERY = 1.0  # seconds
 QUIET = ("", "NONE", "FALSE")
 _NAME = "PMJAX_MAINTENANCE_URL"
+# The address is the host's own: a proxy (http_proxy) does not know it.
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def terminate() -> None:
@@ -53,7 +55,7 @@ def _ask(url: str, say: Callable[[str], None], act: Callable[[], None]) -> None:
     while True:
         answer = ""
         try:
-            with urllib.request.urlopen(request, timeout=10) as response:
+            with _direct.open(request, timeout=10) as response:
                 answer = response.read(200).decode(errors="replace").strip()
         except OSError as error:
             if not told:

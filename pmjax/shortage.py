@@ -14,11 +14,12 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
 _DEVICE_WORDS = ("RESOURCE_EXHAUSTED", "Out of memory", "Failed to allocate")
 
-# A container's limit and what of it is used, of both versions of control groups.
+# A container's limit, what of it is used, and what of that is files that the system gives up for
+# the asking, of both versions of control groups.
 _CGROUP = Path("/sys/fs/cgroup")
 _CGROUP_FILES = (
-    (_CGROUP / "memory.max", _CGROUP / "memory.current"),
-    (_CGROUP / "memory/memory.limit_in_bytes", _CGROUP / "memory/memory.usage_in_bytes"),
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
 )
 _MARGIN = 1 << 18  # bytes, for directories and descriptions
 
@@ -136,10 +137,19 @@ def free_memory() -> int | None:
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         free.append(1024 * int(next(x for x in lines if x.startswith("MemAvailable")).split()[1]))
-    for limit, used in _CGROUP_FILES:
+    for limit, used, files in _CGROUP_FILES:
         with contextlib.suppress(OSError, ValueError):
-            free.append(int(limit.read_text()) - int(used.read_text()))
+            most, taken = (int((_CGROUP / name).read_text()) for name in (limit, used))
+            free.append(most - max(0, taken - _cached(_CGROUP / used, files)))
     return max(0, min(free)) if free else None
+
+
+def _cached(used: Path, name: str) -> int:
+    """Returns a number of the memory.stat beside a file, 0 if it is not there."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        lines = used.with_name("memory.stat").read_text().splitlines()
+        return int(dict(line.split() for line in lines)[name])
+    return 0
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

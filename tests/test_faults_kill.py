@@ -140,7 +140,7 @@ def test_a_host_that_announces_nothing_is_asked_again_and_said_once(monkeypatch)
             raise answer
         return io.BytesIO(answer)
 
-    monkeypatch.setattr(maintenance.urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(maintenance._direct, "open", urlopen)
     said, acted = [], []
     url = {"PMJAX_MAINTENANCE_URL": "http://there"}
     maintenance.watch(said.append, act=lambda: acted.append(1), environ=url).join(timeout=60)

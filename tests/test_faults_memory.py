@@ -65,6 +65,41 @@ def test_free_memory_is_at_most_what_the_machine_has():
     assert 0 < shortage.free_memory() <= total
 
 
+@pytest.mark.parametrize(
+    "files, free",
+    [
+        ({"memory.max": "1000", "memory.current": "700"}, 300),
+        (
+            {
+                "memory.max": "1000",
+                "memory.current": "700",
+                "memory.stat": "anon 100\ninactive_file 500\nactive_file 100\n",
+            },
+            800,
+        ),
+        ({"memory.max": "1000", "memory.current": "7", "memory.stat": "inactive_file 9"}, 1000),
+        ({"memory.max": "max", "memory.current": "700"}, None),
+        (
+            {
+                "memory/memory.limit_in_bytes": "1000",
+                "memory/memory.usage_in_bytes": "700",
+                "memory/memory.stat": "inactive_file 5\ntotal_inactive_file 500\n",
+            },
+            800,
+        ),
+    ],
+    ids=["v2 without stat", "v2", "more files than used", "no limit", "v1"],
+)
+def test_files_that_a_container_gives_up_for_the_asking_are_free(
+    files, free, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(shortage, "_CGROUP", tmp_path)
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert shortage.free_memory() == free or free is None and shortage.free_memory() > 1000
+
+
 def test_a_machine_out_of_memory_is_told_in_one_message():
     with pytest.raises(UserError, match="memory is too small .*Unable to allocate"):
         with shortage.told():

@@ -177,6 +177,18 @@ def test_the_revision_is_that_of_the_checkout_or_none(tmp_path):
     assert evaluate.revision(tmp_path) == head.stdout.strip() + "-dirty"
 
 
+def test_the_revision_of_an_installed_copy_is_what_pip_took(tmp_path, monkeypatch):
+    info = tmp_path / "pmjax-0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: pmjax\nVersion: 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert evaluate.revision(tmp_path) is None
+    origin = {"url": "https://there", "vcs_info": {"vcs": "git", "commit_id": "8e2f"}}
+    for found, revision in ((origin, "8e2f"), ({"url": "file:///w", "dir_info": {}}, None)):
+        (info / "direct_url.json").write_text(json.dumps(found))
+        assert evaluate.revision(tmp_path) == revision
+
+
 def test_metrics_say_what_made_them(small_run):
     made = json.loads((small_run / "metrics.json").read_text())
     settings = config.read(small_run / "config.json")

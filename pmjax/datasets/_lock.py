@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import platform
+import secrets
 import sys
 import threading
 import time
@@ -22,6 +23,7 @@ from pmjax.errors import UserError
 
 BEAT = 10.0  # seconds between two signs of life
 STALE = 60.0  # seconds without one after which the owner on another host is dead
+GRACE = 2.0  # seconds from taking the system's lock, at most, to the owner's file
 
 
 @contextlib.contextmanager
@@ -47,8 +49,8 @@ def lock(entry: Path, what: str, *, refuse: str = "") -> Iterator[None]:
                 "variable PMJAX_CACHE to a directory of yours."
             ) from e
         alone = _flock(file, owner, what, refuse)
-        _claim(owner, what, alone, refuse)
-        stack.callback(owner.unlink, missing_ok=True)
+        me = _claim(owner, what, alone, refuse)
+        stack.callback(_remove, owner, me)
         stop = threading.Event()
         beat = threading.Thread(target=_beat, args=(owner, stop), daemon=True)
         beat.start()
@@ -59,20 +61,30 @@ def lock(entry: Path, what: str, *, refuse: str = "") -> Iterator[None]:
 
 def _flock(file, owner: Path, what: str, refuse: str) -> bool:
     """Takes the system's lock, and tells whether the file system has such locks."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        if refuse:
-            raise UserError(f"{_name(_read(owner))} {refuse}") from None
-        _tell(_read(owner), what)
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError:
-        return False
+    until = time.monotonic() + GRACE
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            other = _read(owner)
+        except OSError:
+            return False
+        here = other.get("host") == platform.node()
+        alive = here and _alive(other.get("pid"))
+        if alive or time.monotonic() > until:
+            break
+        time.sleep(0.05)  # its file is still to come, and may be that of a dead one before it
+    other = {} if here and not alive else other
+    if refuse:
+        raise UserError(f"{_name(other)} {refuse}")
+    _tell(other, what)
+    fcntl.flock(file, fcntl.LOCK_EX)
     return True
 
 
-def _claim(owner: Path, what: str, alone: bool, refuse: str) -> None:
-    """Creates the owner's file, once it is not there or of a dead owner.
+def _claim(owner: Path, what: str, alone: bool, refuse: str) -> dict:
+    """Creates the owner's file, once it is not there or of a dead owner, and returns what is in it.
 
     One on another host is dead after `STALE` seconds without a sign of life: a run that goes on
     elsewhere after its host was taken away is not refused, but waits so long.
@@ -82,13 +94,12 @@ def _claim(owner: Path, what: str, alone: bool, refuse: str) -> None:
     seen, since = None, time.monotonic()
     while True:
         try:
-            with open(owner, "x") as file:
-                json.dump(me, file)
-            return
+            _create(owner, me)
+            return me
         except FileExistsError:
             other = _read(owner)
         if other.get("host") == me["host"] and (alone or not _alive(other.get("pid"))):
-            owner.unlink(missing_ok=True)  # it would hold the system's lock if it lived
+            _remove(owner, other)  # it would hold the system's lock if it lived
             continue
         if refuse and other.get("host") == me["host"]:
             raise UserError(f"{_name(other)} {refuse}")
@@ -97,14 +108,54 @@ def _claim(owner: Path, what: str, alone: bool, refuse: str) -> None:
                 if refuse and seen is not None:
                     raise UserError(f"{_name(other)} {refuse}")
                 seen, since = beat, time.monotonic()
-        if time.monotonic() - since > STALE:
+        empty = alone and not other  # by a full disk or a power cut
+        limit = GRACE if empty else STALE
+        if time.monotonic() - since > limit:
             print(f"{_name(other)} no longer {_does(what, refuse)}: taking over.", file=sys.stderr)
-            owner.unlink(missing_ok=True)
+            _remove(owner, other)
             continue
-        if not told:
+        if not (told or empty):
             _tell(other, what, refuse)
             told = True
-        time.sleep(min(1.0, STALE / 4))
+        time.sleep(min(1.0, limit / 4))
+
+
+def _create(owner: Path, content: dict) -> None:
+    """Makes the owner's file, which is never seen half-written; it must not be there."""
+    if owner.exists():
+        raise FileExistsError(owner)
+    part = _aside(owner)
+    try:
+        part.write_text(json.dumps(content))
+        _link(part, owner)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _remove(owner: Path, content: dict) -> None:
+    """Removes the owner's file if this is what it holds: another may just have taken over."""
+    aside = _aside(owner)
+    with contextlib.suppress(FileNotFoundError):
+        owner.rename(aside)  # which one of several can do
+        if _read(aside) != content:
+            with contextlib.suppress(FileExistsError):
+                _link(aside, owner)
+        aside.unlink()
+
+
+def _aside(owner: Path) -> Path:
+    return owner.with_name(f"{owner.name}.{secrets.token_hex(4)}")
+
+
+def _link(file: Path, owner: Path) -> None:
+    """Gives a file the owner's name too, or raises FileExistsError."""
+    try:
+        os.link(file, owner)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        with owner.open("x") as new:
+            new.write(file.read_text())
 
 
 def _beat(owner: Path, stop: threading.Event) -> None:
