@@ -6,7 +6,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import types
 
 import pytest
 from conftest import ROOT, SMALL, run_command
@@ -87,42 +86,62 @@ def test_nothing_unfinished_is_left(chain):
     assert not list(chain[0].glob("checkpoints/*/*orbax-checkpoint-tmp*"))
 
 
-def measured(*memory, descriptors=9):
-    life = types.SimpleNamespace(killed_in="", steady=[("stage 1", m, descriptors) for m in memory])
-    found = soak.Round(pathlib.Path(), [life])
+class Measured(soak.Life):
+    """A start of which only measurements are known."""
+
+    def __init__(self, *memory, descriptors=None):
+        self.killed_in = ""
+        descriptors = descriptors or [9] * len(memory)
+        self.samples = [("stage 1", *pair) for pair in zip(memory, descriptors, strict=True)]
+
+
+def a_round(*lives):
+    found = soak.Round(pathlib.Path(), lives)
     found.wrong = []
     return found
 
 
-@pytest.mark.parametrize(
-    "rounds, told",
-    [
-        (
-            [measured(*[10**8] * 20), measured(*[106 * 10**6] * 20)],
-            "differs between rounds by 6.0%",
-        ),
-        ([measured(*range(10**8, 14 * 10**7, 10**6))], "from 114 to 134 MB (+17.5%)"),
-    ],
-    ids=["rounds", "growth"],
-)
-def test_memory_that_grows_is_named(rounds, told):
+STEADY, GROWING = Measured(*[10**8] * 20), Measured(*range(10**8, 14 * 10**7, 10**6))
+LEAKING = Measured(*[10**8] * 20, descriptors=[*[9] * 15, *[10] * 5])
+
+
+def verdict(*rounds, reference=STEADY):
     said = []
-    assert not soak._verdict(rounds, said.append)
-    assert told in "\n".join(said)
+    return soak._verdict(reference, rounds, said.append), "\n".join(said)
+
+
+@pytest.mark.parametrize(
+    "rounds, reference, told",
+    [
+        ([a_round(STEADY), a_round(Measured(*[106 * 10**6] * 20))], STEADY, "changed by +6.0%"),
+        ([a_round(STEADY, GROWING)], STEADY, "grew by at most 17.5% (allowed: 5%)"),
+        ([], GROWING, "grew by at most 17.5%"),
+        ([a_round(STEADY, LEAKING)], STEADY, "descriptors by +1, in 3 starts"),
+    ],
+    ids=["rounds", "start", "reference", "descriptors"],
+)
+def test_memory_and_descriptors_that_grow_are_named(rounds, reference, told):
+    good, said = verdict(*rounds, reference=reference)
+    assert not good and told in said
+
+
+def test_what_is_steady_or_shrinks_is_as_it_has_to_be():
+    smaller = Measured(*[9 * 10**7] * 20)
+    assert verdict(a_round(STEADY, smaller), a_round(smaller))[0]
 
 
 def test_what_was_too_short_to_tell_says_nothing_of_memory():
-    said = []
-    assert soak._verdict([measured(*[10**8] * 19), measured(*[2 * 10**8] * 19)], said.append)
-    assert "Memory" not in "\n".join(said)
+    short = [Measured(*[size] * 19) for size in (10**8, 10**8, 2 * 10**8)]
+    good, said = verdict(*map(a_round, short[1:]), reference=short[0])
+    assert good and "emory" not in said
 
 
 def test_what_differs_is_named():
-    wrong, said = measured(10**8), []
+    wrong = a_round(STEADY)
     wrong.wrong = ["metrics.json"]
     assert "differs: metrics.json" in wrong.row()
-    assert not soak._verdict([wrong, measured(10**8)], said.append)
-    assert "1 of 2 rounds" in said[0]
+    good, said = verdict(wrong, a_round(STEADY))
+    assert not good and "1 of 2 rounds" in said
 
 
 def test_an_address_for_maintenance_that_is_none_is_named():
