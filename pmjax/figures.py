@@ -65,6 +65,7 @@ def _image_figures(ctx, folder):
         "test image to that of another.",
     )
     yield _latent_scatter(ctx, folder)
+    yield _moments(ctx, folder)
 
 
 def _point_figures(ctx, folder):
@@ -153,6 +154,34 @@ def _latent_scatter(ctx, folder):
         "Latents",
         "The two directions in which embeddings of test images vary most (PCA): coloured by class, "
         "then in grey under latents drawn from each prior.",
+    )
+
+
+def _moments(ctx, folder):
+    z = ctx.embeddings("train").astype(np.float64)
+    mean, deviation, coordinates = z.mean(0), z.std(0), np.arange(z.shape[1])
+    correlation = np.cov(z.T).reshape(2 * [len(mean)]) / np.outer(deviation, deviation).clip(1e-12)
+    canvas = Canvas(figsize=(11.7, 3.3), layout="constrained")
+    axes = canvas.subplots(1, 3, width_ratios=(4, 4, 3))
+    for axis, values, ideal, name in (
+        (axes[0], mean, 0, "mean"),
+        (axes[1], deviation**2, 1, "variance"),
+    ):
+        axis.axhline(ideal, color=GREY, lw=1)
+        axis.vlines(coordinates, ideal, values, color=BLUE, lw=0.8)
+        axis.plot(coordinates, values, ".", color=BLUE, ms=4)
+        axis.set_title(f"{name} of each coordinate", fontsize=11)
+        axis.tick_params(labelsize=7)
+    shown = axes[2].imshow(correlation, vmin=-1, vmax=1, cmap="RdBu", interpolation="nearest")
+    axes[2].set_title("correlations", fontsize=11)
+    axes[2].set(xticks=[], yticks=[])
+    canvas.colorbar(shown, ax=axes[2]).ax.tick_params(labelsize=7)
+    return _png(
+        canvas,
+        folder / "moments.png",
+        "Moments of the embedding",
+        "Over the training images: the coordinates' means and variances, 0 and 1 behind the latent "
+        "BatchNorm, and their correlations.",
     )
 
 

@@ -137,7 +137,8 @@ _LESS = (
 _MORE = (
     "recon/psnr", "recon/ssim", "topology", "prdc", "inception_score", "classes/share_min",
     "linear_probe", "kmeans", "energy_p", "c2st_p", "authenticity", "swiss_roll/trustworthiness",
-    "swiss_roll/continuity", "swiss_roll/geodesic_correlation",
+    "swiss_roll/continuity", "swiss_roll/neighbours_kept", "swiss_roll/distance_correlation",
+    "swiss_roll/geodesic_correlation",
 )  # fmt: skip
 _OF_DATA = ("floor", "train", "test", "pca", "distance_floor", "spread")
 

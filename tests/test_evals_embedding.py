@@ -337,6 +337,7 @@ def test_a_roll_out_of_a_flat_sheet_is_near_and_whole_and_half_of_it_is_not():
     assert values["ks_t/half"] > 0.45 and values["ks_height/half"] < 0.06
     assert values["trustworthiness"] > 0.98 and values["continuity"] > 0.98
     assert values["geodesic_correlation"] > 0.7  # the latents' square is not as long as the sheet
+    assert values["distance_correlation"] > 0.7 and values["neighbours_kept"] > 0.4
 
 
 def test_a_torn_sheet_and_a_folded_one_are_told_apart():
@@ -345,6 +346,7 @@ def test_a_torn_sheet_and_a_folded_one_are_told_apart():
     assert torn["trustworthiness"] < 0.9 < 0.95 < torn["continuity"]
     assert folded["continuity"] < 0.9 < 0.95 < folded["trustworthiness"]
     assert folded["geodesic_correlation"] < 0.5
+    assert folded["neighbours_kept"] < 0.7 * roll(Roll())["neighbours_kept"]
 
 
 def test_points_between_the_sheets_are_off():

@@ -443,6 +443,7 @@ def image_figures(request, tmp_path_factory):
 def test_images_get_all_their_figures(image_figures):
     assert list(image_figures[1]) == [
         "samples_latent_gan", "samples_gmm", "reconstructions", "interpolations", "latents",
+        "moments",
     ]  # fmt: skip
 
 
@@ -472,7 +473,23 @@ def test_interpolations_are_rows_of_nine_from_one_test_image_to_another(image_fi
 def test_few_unlabelled_images_are_enough(tmp_path):
     data = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1)).astype(np.uint8)
     drawn = figures.draw(context(data, None, Mirror((8, 8, 1)), ("gaussian",)), tmp_path)
-    assert len(drawn) == 4 and all(figure.path.stat().st_size for figure in drawn)
+    assert len(drawn) == 5 and all(figure.path.stat().st_size for figure in drawn)
+
+
+@pytest.mark.parametrize("dim", [1, 6])
+def test_the_moments_of_each_coordinate_are_drawn(dim, tmp_path, monkeypatch):
+    z = np.random.default_rng(0).normal(3, 2, (400, dim)).astype("f")
+    z[:, -1] = 0.5  # a coordinate that says nothing is uncorrelated with all others
+    canvases = []
+    monkeypatch.setattr(figures, "_png", lambda canvas, *args: canvases.append(canvas))
+    figures._moments(SimpleNamespace(embeddings=lambda split: {"train": z}[split]), tmp_path)
+    mean, variance, correlations = canvases[0].axes[:3]
+    np.testing.assert_allclose(mean.lines[-1].get_ydata(), z.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(variance.lines[-1].get_ydata(), z.var(0), rtol=1e-5)
+    expected = np.zeros((dim, dim))
+    if dim > 1:
+        expected[:-1, :-1] = np.corrcoef(z[:, :-1].T)
+    np.testing.assert_allclose(correlations.images[0].get_array(), expected, atol=1e-2)
 
 
 @pytest.fixture

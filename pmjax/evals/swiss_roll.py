@@ -1,7 +1,7 @@
 """Whether generated points lie on the swiss roll, all over it, and as the latents lie."""
 
 import numpy as np
-from scipy.spatial.distance import pdist
+from scipy.spatial.distance import pdist, squareform
 from scipy.stats import kstest
 from sklearn.manifold import trustworthiness
 
@@ -9,7 +9,7 @@ from pmjax.datasets import swiss_roll
 from pmjax.errors import UserError
 from pmjax.evals import Context, finite
 from pmjax.evals._latents import draw
-from pmjax.evals.topology import rank_correlation
+from pmjax.evals.topology import distance_correlation, neighbours_kept, rank_correlation
 
 REAL = 10 * swiss_roll.NOISE / swiss_roll.SCALE  # no point of the data set is farther off
 
@@ -27,7 +27,8 @@ def evaluate(ctx: Context, *, neighbours: int = 12, num: int = 2000) -> dict[str
     'swiss_roll/trustworthiness' and 'swiss_roll/continuity' compare neighbours among the run's own
     prior's latents with those among their points on the sheet: the first falls when latents side by
     side are far apart on the roll, the second when points side by side have latents far apart.
-    'swiss_roll/geodesic_correlation' is Spearman's, between distances on the sheet and of latents.
+    'swiss_roll/neighbours_kept', 'swiss_roll/distance_correlation' and
+    'swiss_roll/geodesic_correlation' are `topology`'s, of distances on the sheet and of latents.
     """
     num = min(num, len(ctx.test.data))
     off = np.inf
@@ -56,10 +57,14 @@ def evaluate(ctx: Context, *, neighbours: int = 12, num: int = 2000) -> dict[str
             f"swiss_roll/ks_height/{what}": _distance_from_uniform(height, *swiss_roll.HEIGHT),
         }
     z, sheet = latents[ctx.own_prior], swiss_roll.unroll(points[ctx.own_prior])[1]
+    apart = pdist(sheet), pdist(z)
+    square = squareform(apart[0]), squareform(apart[1])
     return values | {
         "swiss_roll/trustworthiness": trustworthiness(sheet, z, n_neighbors=neighbours),
         "swiss_roll/continuity": trustworthiness(z, sheet, n_neighbors=neighbours),
-        "swiss_roll/geodesic_correlation": rank_correlation(pdist(sheet), pdist(z)),
+        "swiss_roll/neighbours_kept": neighbours_kept(*square, neighbours),
+        "swiss_roll/distance_correlation": distance_correlation(*square),
+        "swiss_roll/geodesic_correlation": rank_correlation(*apart),
     }
 
 
