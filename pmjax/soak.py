@@ -382,6 +382,8 @@ def main() -> None:
     if not flags.kills and not flags.minutes:
         raise UserError("Give --kills or --minutes.")
     given = overrides if flags.config else _SMALL | overrides
+    if flags.every:  # a start should soon have done all that it does; the first save takes memory
+        given = {"checkpoint.every": "100"} | given
     args = [f"--config={flags.config or 'configs/digits.py:runlocal'}"]
     args += [f"--config.{name}={value}" for name, value in given.items()]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no run is left behind
