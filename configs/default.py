@@ -118,6 +118,7 @@ def get_config(variant: str = "", overrides: dict | None = None, variants: dict 
     config.eval.metrics = ("reconstruction", "latent", "fd_efficientnet_lite0")  # pmjax/evals
     config.eval.baselines = ("gaussian", "gmm")  # priors that are fitted beside the run's own
     config.eval.num_samples = 4000  # from each prior
+    config.eval.args = ConfigDict()  # of metrics, as in eval.args.kid.subset_size; see their files
     config.eval.every = 0  # steps of stage 1 between evaluations while it trains (0: none)
     config.eval.during = ("reconstruction", "latent")  # metrics of those
     config.eval.best = ""  # a value of theirs, such as 'recon/psnr': WORKDIR/best keeps its best
@@ -125,6 +126,8 @@ def get_config(variant: str = "", overrides: dict | None = None, variants: dict 
     config.eval.inception_weights = ""  # file ('': $PMJAX_INCEPTION_WEIGHTS, the cache, download)
     config.eval.inception_variant = "pytorch_fid"  # or 'torch_fidelity', 'clean_fid'
     config.eval.inception_precision = "float32"  # or 'bfloat16'
+    config.eval.efficientnet_resolution = 0  # pixels (0: the images' own, between 64 and 224)
+    config.eval.efficientnet_precision = "float32"  # or 'bfloat16'
 
     config.lock()
     known = PRESETS | (variants or {})
@@ -141,8 +144,11 @@ def _update(config: ConfigDict, values: dict) -> None:
         *parents, last = name.split(".")
         part = config
         for parent in parents:
+            if part is config.eval.args and parent not in part:
+                with part.unlocked():
+                    part[parent] = ConfigDict()
             part = part[parent]
-        if parents and parents[-1].endswith("_args"):
+        if parents and (parents[-1].endswith("_args") or parents[:2] == ["eval", "args"]):
             with part.unlocked():  # checked later, against the file that takes them
                 part[last] = value
         else:

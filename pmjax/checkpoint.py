@@ -110,10 +110,7 @@ class Checkpoints:
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         steps = self._hosts.exchange("the list of checkpoints", steps)[0]
-        like = jax.eval_shape(lambda s: s.replace(key=jax.random.key_data(s.key)), like)
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), like)
-        damaged = []
+        like, damaged = _abstract(like), []
         for step in steps:
             state, info, reason = self._read(step, like)
             reasons = self._hosts.exchange(f"reading checkpoint {step}", reason)
@@ -133,6 +130,19 @@ class Checkpoints:
                 f"Delete that directory to train this stage again."
             )
         return None
+
+    def read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """Returns the state of one step, as host arrays, with its info; `like` as for `restore`.
+
+        Raises:
+          UserError: if it is damaged; it is left as it is.
+        """
+        state, info, reason = self._read(step, _abstract(like))
+        if reason:
+            raise UserError(
+                f"Checkpoint {self._directory / str(step)} is damaged ({reason}). Take another one."
+            )
+        return state.replace(key=jax.random.wrap_key_data(state.key)), info
 
     def _read(self, step: int, like: TrainState) -> tuple[TrainState | None, dict, str]:
         """Returns a step's state and info, and what is wrong with them ('': nothing)."""
@@ -193,6 +203,13 @@ class Checkpoints:
         """Waits, and closes the directory."""
         self.wait()
         self._manager.close()
+
+
+def _abstract(state: TrainState) -> TrainState:
+    """Returns shapes and types of a state as it is saved, on one device."""
+    like = jax.eval_shape(lambda s: s.replace(key=jax.random.key_data(s.key)), state)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), like)
 
 
 def _digest(tree: Any) -> str:

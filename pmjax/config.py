@@ -32,6 +32,8 @@ LATER = {
     "data.verify": True,
     "eval.best": "",
     "eval.during": ("reconstruction", "latent"),
+    "eval.efficientnet_precision": "float32",
+    "eval.efficientnet_resolution": 0,
     "eval.every": 0,
     "eval.fid_protocols": ("10k_test",),
     "eval.inception_precision": "float32",
@@ -44,12 +46,13 @@ LATER = {
     "stage2.devices": 1,
     "stage2.optimizer.accumulate": 1,
 }
+METRIC_ARGS = "eval.args."  # with a metric's name and its argument's behind it
 # The other way round: arguments that there are no more, and what is now done for which config.
 GONE = {
     "prior_args.critic_gain": lambda config: 1.0,
     "prior_args.residual": lambda config: config["prior_args"].get("base_prior") == "gmm",
 }
-# All keys but those in LATER and plugins' arguments.
+# All keys but those in LATER and plugins' and metrics' arguments.
 KEYS = """
     batch_norm.affine batch_norm.momentum checkpoint.every checkpoint.keep data.batch_size
     data.cache_dir data.device_budget_gb data.manual_dir data.name data.path data.size
@@ -80,6 +83,7 @@ RANGES = {
     ),
     **dict.fromkeys(("checkpoint.every", "stage2.devices"), (1, 2**31 - 1)),
     **dict.fromkeys(("eval.every", "devices", "skip_nonfinite"), (0, 2**31 - 1)),
+    "eval.efficientnet_resolution": (0, 2**14),
     **dict.fromkeys(("optimizer.warmup", "stage2.optimizer.warmup"), (0, 2**31 - 1)),
     **dict.fromkeys(("optimizer.accumulate", "stage2.optimizer.accumulate"), (1, 2**31 - 1)),
     **dict.fromkeys(("optimizer.learning_rate", "stage2.optimizer.learning_rate"), (0, 1e6)),
@@ -131,6 +135,19 @@ def override(config: ConfigDict, overrides: dict[str, str], prefix: str) -> Conf
     return complete(config)
 
 
+def metric_args(overrides: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Returns {metric: its arguments} of overrides, none of which may belong to a workdir."""
+    config = ConfigDict({"eval": {"args": {}}})
+    for name, text in overrides.items():
+        if not name.startswith(METRIC_ARGS):
+            raise UserError(
+                f"--config.{name} belongs to a workdir; with --samples, only metrics' arguments "
+                f"can be given: --config.{METRIC_ARGS}METRIC.NAME=VALUE."
+            )
+        _override(config, name, text)
+    return _checked_metric_args(config.eval.args)
+
+
 def complete(config: ConfigDict) -> ConfigDict:
     """Checks the names and values that depend on each other, and fills in arguments' defaults."""
     for key, package, cls, args in _PLUGINS:
@@ -147,6 +164,8 @@ def complete(config: ConfigDict) -> ConfigDict:
     plugins.load("datasets", config.data.name, provides="source")
     for name in (*config.eval.metrics, *config.eval.during):
         plugins.load("evals", name, provides="evaluate")
+    with config.unlocked():
+        config.eval.args = ConfigDict(_checked_metric_args(config.eval.args))
     for name in config.eval.baselines:
         plugins.load("priors", name, provides="Prior")
     _one_of("config.parallel", config.parallel, ("jit", "pmap"))
@@ -169,6 +188,21 @@ def complete(config: ConfigDict) -> ConfigDict:
                 "number of steps."
             )
     return config.lock()
+
+
+def _checked_metric_args(given: ConfigDict) -> dict[str, dict[str, Any]]:
+    from pmjax.evals import _arguments  # which imports JAX
+
+    found = {}
+    for metric, args in given.items():
+        if not isinstance(args, ConfigDict):
+            raise UserError(
+                f"config.{METRIC_ARGS}{metric} is a group: --config.{METRIC_ARGS}{metric}.NAME="
+                f"VALUE is an argument of metric '{metric}'."
+            )
+        where = f"config.{METRIC_ARGS}{metric}."
+        found[metric] = _arguments.checked(metric, args.to_dict(), where=where)
+    return found
 
 
 def get(config: ConfigDict, name: str) -> Any:
@@ -214,7 +248,13 @@ def read(path: Path) -> ConfigDict:
         args, key = name.split(".")
         if key in values[args] and values[args][key] == done(values):
             del values[args][key]
-    found = {name for name in flat(values) if name.partition(".")[0] not in groups}
+    if isinstance(values.get("eval"), dict):
+        values["eval"].setdefault("args", {})
+    found = {
+        name
+        for name in flat(values)
+        if name.partition(".")[0] not in groups and not name.startswith(METRIC_ARGS)
+    }
     strange, missing = sorted(found - {*KEYS, *LATER}), sorted(set(KEYS) - found)
     if strange or missing:
         told = [f"it has unknown keys ({', '.join(strange)})"] if strange else []
@@ -267,19 +307,28 @@ def _import(path: Path):
 def _override(config: ConfigDict, name: str, text: str) -> None:
     *parents, last = name.split(".")
     part, seen = config, "config"
+    of_metric = name.startswith(METRIC_ARGS)
+    if of_metric and len(parents) != 3:
+        raise UserError(
+            f"--config.{name} is no argument of a metric: --config.{METRIC_ARGS}METRIC.NAME=VALUE "
+            "is one, such as kid.subset_size=500."
+        )
     for parent in parents:
+        if of_metric and parent not in part:
+            with part.unlocked():
+                part[parent] = ConfigDict()
         if parent not in part:
             raise errors.unknown("config key", f"{seen}.{parent}", (f"{seen}.{k}" for k in part))
         if not isinstance(part[parent], ConfigDict):
             raise UserError(f"{seen}.{parent} is a value; it has no key '{last}'.")
         part, seen = part[parent], f"{seen}.{parent}"
-    free = bool(parents) and parents[-1].endswith("_args")
+    free = of_metric or (bool(parents) and parents[-1].endswith("_args"))
     if last not in part and not free:
         raise errors.unknown("config key", f"{seen}.{last}", (f"{seen}.{key}" for key in part))
     if isinstance(part.get(last), ConfigDict):
         raise UserError(
             f"--config.{name} is a group; give one of its keys: "
-            f"{', '.join(f'--config.{name}.{key}' for key in part[last])}."
+            f"{', '.join(f'--config.{name}.{key}' for key in part[last] or ('METRIC.NAME',))}."
         )
     with part.unlocked():
         if free and last in part:  # another type is refused later, by the file that takes it

@@ -1,59 +1,62 @@
 """Evaluates a workdir's model, or two sets of images that any tool has made.
 
-python -m pmjax.evaluate --workdir=runs/digits [--evals=fid,kid]
+python -m pmjax.evaluate --workdir=runs/digits [--evals=fid,kid] [--checkpoint=latest]
 python -m pmjax.evaluate --samples=FOLDER --reference=FOLDER [--evals=fd_efficientnet_lite0]
 """
 
 import argparse
 import contextlib
-import datetime
-import json
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
-from importlib import metadata
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pmjax import cli
+from pmjax import cli, results
 from pmjax.errors import UserError
-
-METRICS = "metrics.json"
-
-# Whose versions can change a number.
-_PACKAGES = ("pmjax", "jax", "flax", "optax", "numpy", "scipy", "scikit-learn", "POT", "pillow")
-# What evaluations must have in common for their values to stand side by side.
-_SAME = ("model", "data", "sets", "seed", "num_samples")
+from pmjax.results import METRICS
 
 
 def evaluate(
     workdir: Path,
     *,
     say: Callable[[str], None],
-    overrides=None,
-    inception: dict[str, Any] | None = None,
+    overrides: Mapping[str, str] | None = None,
+    extractors: Mapping[str, Mapping[str, Any]] | None = None,
     protocols: Sequence[str] = (),
+    checkpoint: str = "",
 ) -> dict[str, float]:
     """Computes the metrics that the workdir's config names, and writes them with the report.
 
     Args:
-      workdir: of a finished run.
+      workdir: of a run.
       say: shows a line of progress.
       overrides: {dotted name: text} for the config's `eval` part.
-      inception: arguments of the feature extractor of FID, instead of the config's.
-      protocols: of FID, instead of the config's.
+      extractors: {feature extractor: arguments}, instead of the config's.
+      protocols: of the metrics that have some, instead of the config's.
+      checkpoint: a step of stage 1 or 'latest', whose model is evaluated in a workdir of its own
+        in this one; '' for that of the finished run.
 
     Returns:
       The metrics, which metrics.json has too, with what it takes to compute them again.
 
     Raises:
-      UserError: if the workdir has no model, or a metric does not fit its data.
+      UserError: if the workdir has no model, or a metric does not fit its data; for arguments and
+        missing weights before anything is computed.
     """
-    from pmjax import build, config, figures, midway, model, report
+    from pmjax import build, config, figures, kept, midway, model, report
     from pmjax import workdir as workdirs
+    from pmjax.evals import _arguments
 
+    if checkpoint:
+        workdir = kept.from_checkpoint(workdir, checkpoint, say=say)
     trained = model.load(workdir)
-    settings = config.override(config.read(workdir / workdirs.CONFIG), overrides or {}, "eval.")
+    settings = config.read(workdir / workdirs.CONFIG)
+    settings = config.override(settings, dict(overrides or {}), "eval.")
+    metrics, args = settings.eval.metrics, metric_args(settings)
+    if protocols:
+        takers = [name for name in metrics if _arguments.takes(name, "protocols")]
+        args |= {name: args.get(name, {}) | {"protocols": tuple(protocols)} for name in takers}
+    _refuse_idle(metrics, args, extractors or {}, overrides or {}, protocols)
+    _arguments.require_possible(metrics, args, _extractors(settings, extractors))
     train, test = (build.dataset(settings, split) for split in ("train", "test"))
     ctx = context(
         settings,
@@ -61,25 +64,22 @@ def evaluate(
         train=train,
         test=test,
         priors=tuple(dict.fromkeys([settings.prior, *settings.eval.baselines])),
-        inception=inception,
+        extractors=extractors,
     )
-    args = {"fid": {"protocols": tuple(protocols) or settings.eval.fid_protocols}}
     known: dict[str, float] = {}
 
     def keep(found: dict[str, dict[str, float]]) -> None:
         files = workdir / workdirs.AUTOENCODER, workdirs.prior_path(workdir, settings.prior)
-        provenance = _provenance(ctx, found) | {
+        provenance = results.provenance(ctx, found, args) | {
             "config": workdirs.digest(settings),
             "data": {"train": train.fingerprint, "test": test.fingerprint},
-            "model": {path.stem: _digest(path) for path in files},
+            "model": {path.stem: results.digest(path) for path in files},
         }
-        training = midway.history(workdir)
-        known.update(record(workdir / METRICS, _joined(found), provenance, training, say=say))
+        training, path = midway.history(workdir), workdir / METRICS
+        known.update(results.record(path, _joined(found), provenance, training, say=say))
 
     # A run's first evaluation is whole or not there; later ones add what they get done.
-    values = _run(
-        settings.eval.metrics, ctx, args, keep, say=say, partly=(workdir / METRICS).is_file()
-    )
+    values = _run(metrics, ctx, args, keep, say=say, partly=(workdir / METRICS).is_file())
     page = report.write_html(
         workdir,
         title=f"pmjax: {settings.data.name}, {settings.method} with prior {settings.prior}",
@@ -98,7 +98,8 @@ def compare(
     *,
     floor: Path | None = None,
     metrics: Sequence[str] = ("fd_efficientnet_lite0",),
-    inception: dict[str, Any] | None = None,
+    overrides: Mapping[str, str] | None = None,
+    extractors: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     out: Path,
     say: Callable[[str], None],
@@ -110,7 +111,8 @@ def compare(
       reference: likewise real images; or an .npz file of their statistics, for FID.
       floor: other real images: what perfect samples would reach.
       metrics: files of `pmjax/evals` that need images only.
-      inception: arguments of the feature extractor of FID.
+      overrides: {'eval.args.METRIC.NAME': text}, arguments of metrics.
+      extractors: {feature extractor: arguments}, where they are not the defaults.
       seed: of every random choice.
       out: the file, like a workdir's metrics.json.
       say: shows a line of progress.
@@ -118,122 +120,127 @@ def compare(
     Raises:
       UserError: for images that cannot be read or compared, and metrics that need a model.
     """
-    from pmjax import evals
+    from pmjax import config, evals
     from pmjax.datasets._lock import lock
-    from pmjax.evals import _sets
+    from pmjax.evals import _arguments, _sets
 
-    _require_writable(out)
-    sets = {
-        name: _sets.load(path)
-        for name, path in (("samples", samples), ("reference", reference), ("floor", floor))
-        if path
-    }
+    args = config.metric_args(dict(overrides or {}))
+    _refuse_idle(metrics, args, extractors or {}, overrides or {}, ())
+    _arguments.require_possible(metrics, args, extractors or {})
+    results.require_writable(out)
+    given = {"samples": samples, "reference": reference, "floor": floor}
+    given = {name: path for name, path in given.items() if path}
+    sets = {name: _sets.load(path) for name, path in given.items()}
     if isinstance(sets["samples"], Path) or isinstance(sets.get("floor"), Path):
         raise UserError("--samples and --floor take images; only the reference may be statistics.")
-    images = {name: s.data for name, s in sets.items() if not isinstance(s, Path)}
-    shapes = {name: tuple(x.shape[1:]) for name, x in images.items()}
-    if len({shape[:2] for shape in shapes.values()}) > 1:
-        listed = ", ".join(f"{name} {h}×{w}" for name, (h, w, _) in shapes.items())
-        raise UserError(
-            f"The sets have images of different sizes: {listed} (height × width). Resize them "
-            "first: how it is done changes every distance."
+    images = _sets.alike({n: s for n, s in sets.items() if not isinstance(s, Path)}, say=say)
+    if not floor:
+        say(
+            "There is no floor: give real images of another set, about as many as samples, as "
+            "--floor=FOLDER, to see what perfect samples would reach."
         )
     ctx = evals.Context.of_sets(
-        images["samples"],
-        sets["reference"],
-        more=sets.get("floor"),
+        images["samples"].data,
+        images.get("reference", reference),
+        more=images.get("floor"),
         seed=seed,
-        extractors=_extractors(inception or {}),
+        extractors=extractors or {},
     )
     about = {
         name: {
             "path": str(path.resolve()),
-            "num": len(images[name]) if name in images else None,
-            "fingerprint": None if name not in images else sets[name].fingerprint,
+            "num": len(images[name].data) if name in images else None,
+            "fingerprint": images[name].fingerprint if name in images else None,
         }
-        for name, path in (("samples", samples), ("reference", reference), ("floor", floor))
-        if path
+        for name, path in given.items()
     }
 
     def keep(found: dict[str, dict[str, float]]) -> None:
         with lock(out, "results"):
-            record(out, _joined(found), _provenance(ctx, found) | {"sets": about}, say=say)
+            provenance = results.provenance(ctx, found, args) | {"sets": about}
+            results.record(out, _joined(found), provenance, say=say)
 
-    values = _run(metrics, ctx, {}, keep, say=say, partly=True)
+    values = _run(metrics, ctx, args, keep, say=say, partly=True)
     _show(values, say)
     say(f"Added to {out}.")
     return values
 
 
-def context(settings, *, inception: dict[str, Any] | None = None, **parts):
+def require_possible(settings) -> None:
+    """Raises `UserError` for evaluations of a config, in training or after it, that must fail.
+
+    What only the data or the model can tell is told later.
+    """
+    from pmjax import midway
+    from pmjax.evals import _arguments
+
+    if settings.eval.every:
+        midway.require_possible(settings)
+    metrics = [*settings.eval.metrics, *(settings.eval.during if settings.eval.every else ())]
+    _arguments.require_possible(metrics, metric_args(settings), _extractors(settings))
+
+
+def context(settings, *, extractors: Mapping[str, Mapping[str, Any]] | None = None, **parts):
     """Returns the evaluation context of a config, whose model, data and priors are given.
 
     Args:
       settings: the config.
-      inception: arguments of the feature extractor of FID, instead of the config's.
+      extractors: {feature extractor: arguments}, instead of the config's.
       **parts: other arguments of `evals.Context`.
     """
     from pmjax import evals
 
-    names = ("weights", "variant", "precision")
-    given = {name: settings.eval[f"inception_{name}"] for name in names}
-    given = {name: value for name, value in given.items() if value} | (inception or {})
     return evals.Context(
         seed=settings.seed,
         num_samples=settings.eval.num_samples,
         fresh=evals.fresh_points(settings.data.name),
-        extractors=_extractors(given),
+        extractors=_extractors(settings, extractors),
         **parts,
     )
 
 
-def record(
-    path: Path,
-    values: dict[str, float],
-    provenance: dict[str, Any],
-    training: Sequence[dict] = (),
-    *,
-    say: Callable[[str], None],
-) -> dict[str, float]:
-    """Adds an evaluation to a file; one that cannot be read is kept beside it.
+def metric_args(settings) -> dict[str, dict[str, Any]]:
+    """Returns {metric: its arguments} of a config."""
+    args = settings.eval.args.to_dict()
+    return args | {"fid": {"protocols": settings.eval.fid_protocols} | args.get("fid", {})}
 
-    The file's 'history' has every evaluation, with what it takes to compute it again; 'metrics' the
-    newest value of each metric, of the newest model on the same data with the same seed and number
-    of samples; beside them is the newest evaluation's provenance, and 'training' has the
-    evaluations while the model trained.
 
-    Returns:
-      What is now in 'metrics'.
-    """
-    history = []
-    if path.is_file():
-        try:
-            before = json.loads(path.read_text())
-            history = before.pop("history", [])
-            before.pop("training", None)
-            if not all(isinstance(each, dict) for each in history):
-                raise TypeError("what is no evaluation is among them")
-            about = {name: value for name, value in before.items() if name != "metrics"}
-            if not history or about != {k: v for k, v in history[-1].items() if k != "metrics"}:
-                history.append(before)  # of a version whose history lacked the newest
-        except (ValueError, AttributeError, TypeError):
-            kept = path.with_name(f"{path.name}.damaged")
-            path.replace(kept)
-            history = []
-            say(f"{path} could not be read; it is now {kept}.")
-    history.append({"metrics": values, **provenance})
-    known: dict[str, float] = {}
-    for each in history:
-        same = ((each.get(name, provenance.get(name)), provenance.get(name)) for name in _SAME)
-        if all(a == b for a, b in same):  # earlier versions did not name the model
-            known |= each.get("metrics", {})
-    content = {"metrics": known, **provenance}
-    content |= {"training": list(training)} if training else {}
-    fresh = path.with_name(f"{path.name}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh.write_text(json.dumps(content | {"history": history}, indent=2) + "\n")
-    fresh.replace(path)
-    return known
+def _extractors(settings, given: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, dict]:
+    """Returns {feature extractor: arguments} of a config, less defaults, with others on top."""
+    keys = {
+        ("inception_2015", "inception"): ("weights", "variant", "precision"),
+        ("efficientnet_lite0", "efficientnet"): ("resolution", "precision"),
+    }
+    return {
+        name: {key: value for key in names if (value := settings.eval[f"{prefix}_{key}"])}
+        | dict((given or {}).get(name, {}))
+        for (name, prefix), names in keys.items()
+    }
+
+
+def _refuse_idle(metrics, args, extractors, overrides, protocols) -> None:
+    """Raises `UserError` for what a command gives to metrics that are not evaluated."""
+    from pmjax import config, evals
+    from pmjax.evals import _arguments
+
+    used = {evals.extractor_of(name, args.get(name, {})) for name in metrics}
+    taken = {argument for name in used for argument in extractors.get(name, {})}
+    idle = {
+        "--unverified" if argument == "verify" else f"--{argument}"
+        for given in extractors.values()
+        for argument in given
+        if argument not in taken
+    }
+    if protocols and not any(_arguments.takes(name, "protocols") for name in metrics):
+        idle.add("--protocols")
+    for name in overrides:
+        if name.startswith(config.METRIC_ARGS) and name.split(".")[2] not in metrics:
+            idle.add(f"--config.{name}")
+    if idle:
+        raise UserError(
+            f"{', '.join(sorted(idle))}: no metric that is evaluated takes this "
+            f"({', '.join(metrics)}). Name one that does in --evals."
+        )
 
 
 def _run(metrics, ctx, args, keep, *, say, partly) -> dict[str, float]:
@@ -256,62 +263,6 @@ def _joined(found: dict[str, dict[str, float]]) -> dict[str, float]:
     return {key: value for values in found.values() for key, value in values.items()}
 
 
-def _require_writable(path: Path) -> None:
-    """Raises `UserError` unless a file can be written, before it takes minutes to find out."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe = path.with_name(f"{path.name}.part")
-        probe.touch()
-        probe.unlink()
-        if path.is_dir():
-            raise IsADirectoryError(None, "it is a directory")
-    except OSError as error:
-        raise UserError(f"--out={path} cannot be written ({error.strerror}).") from error
-
-
-def _provenance(ctx, metrics) -> dict:
-    """Returns what it takes to compute the metrics again."""
-    import jax
-
-    return {
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "evals": list(metrics),
-        "seed": ctx.seed,
-        "num_samples": ctx.num_samples,
-        "extractors": ctx.used,
-        "devices": [device.device_kind for device in jax.devices()],
-        "python": sys.version.split()[0],
-        "versions": {name: metadata.version(name) for name in _PACKAGES},
-        "revision": revision(Path(__file__).parents[1]),
-    }
-
-
-def revision(root: Path) -> str | None:
-    """Returns a checkout's revision, '-dirty' if it was changed; else the one pip took, or None."""
-    if not (root / ".git").exists():
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no repository's
-            origin = metadata.distribution("pmjax").read_text("direct_url.json")
-            return json.loads(origin)["vcs_info"]["commit_id"]
-        return None
-    command = ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-        return done.stdout.strip()
-    return None
-
-
-def _digest(path: Path) -> str | None:
-    """Returns what a file of arrays begins with: a digest of the rest."""
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return file.read(32).hex()[:16]
-
-
-def _extractors(inception: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {"inception_2015": inception} if inception else {}
-
-
 def _show(values, say):
     from pmjax import evals
 
@@ -326,11 +277,16 @@ def main() -> None:
         prog="python -m pmjax.evaluate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Of a workdir, single values of the config's eval part: "
-        "--config.eval.num_samples=10000.",
+        epilog="Arguments of metrics: --config.eval.args.kid.subset_size=500. Of a workdir, all "
+        "single values of the config's eval part: --config.eval.num_samples=10000.",
     )
     add = parser.add_argument
-    add("--workdir", type=Path, help="of a finished run")
+    add("--workdir", type=Path, help="of a run")
+    add(
+        "--checkpoint",
+        default="",
+        help="a step of stage 1, or latest: its model in WORKDIR/at-STEP",
+    )
     add("--samples", type=Path, help="folder, .npy or .npz of generated images")
     add("--reference", type=Path, help="folder, .npy or .npz of real images, or of statistics")
     add("--floor", type=Path, help="other real images, for the real-against-real floor")
@@ -338,24 +294,38 @@ def main() -> None:
     add("--protocols", default="", help="of FID on a workdir, such as 50k_train,10k_test")
     add("--variant", help="of Inception's input: pytorch_fid, torch_fidelity, clean_fid")
     add("--weights", help="file of the 2015 Inception weights")
-    add("--precision", help="of Inception: float32, or bfloat16 on accelerators")
     add("--unverified", action="store_true", help="take other weights than the published ones")
+    add("--resolution", type=int, help="of EfficientNet-Lite0's input, pixels")
+    add("--precision", help="of features: float32, or bfloat16 on accelerators")
     add("--seed", type=int, help="of two sets (0); a workdir has its own")
     add("--out", type=Path, help=f"where results on two sets are added ({METRICS})")
     flags, overrides = cli.parse(parser)
-    given = {name: getattr(flags, name) for name in ("weights", "variant", "precision")}
-    inception = {name: value for name, value in given.items() if value}
-    inception |= {"verify": False} if flags.unverified else {}
-    names = _words(flags.evals or "")
+    if flags.resolution is not None and not 1 <= flags.resolution <= 2**14:
+        raise UserError(f"--resolution={flags.resolution} must be from 1 to {2**14}.")
+    extractors = {
+        "inception_2015": {
+            "weights": flags.weights,
+            "variant": flags.variant,
+            "verify": False if flags.unverified else None,
+            "precision": flags.precision,
+        },
+        "efficientnet_lite0": {"resolution": flags.resolution, "precision": flags.precision},
+    }
+    extractors = {
+        name: {argument: value for argument, value in given.items() if value is not None}
+        for name, given in extractors.items()
+    }
+    names, protocols = _words(flags.evals or ""), _words(flags.protocols)
 
     def say(line: str) -> None:
         print(line, flush=True)
 
     if (flags.workdir is None) == (flags.samples is None):
         raise UserError("Give --workdir=DIR, or --samples=FOLDER with --reference=FOLDER.")
-    if flags.samples and (not flags.reference or overrides or flags.protocols):
+    if flags.samples and (not flags.reference or protocols or flags.checkpoint):
         raise UserError(
-            "--samples needs --reference=FOLDER or FILE, and takes no --config… and no --protocols."
+            "--samples needs --reference=FOLDER or FILE; --protocols and --checkpoint belong to "
+            "a workdir."
         )
     if flags.workdir and (flags.reference or flags.floor):
         raise UserError("--reference and --floor belong to --samples; a workdir has its own data.")
@@ -364,7 +334,6 @@ def main() -> None:
     cli.cache_compilations()
     if flags.workdir:
         overrides |= {"eval.metrics": flags.evals} if names else {}
-        protocols = _words(flags.protocols)
         from pmjax.workdir import held
 
         # One that is not there is told of by what reads it.
@@ -374,8 +343,9 @@ def main() -> None:
                 flags.workdir,
                 say=say,
                 overrides=overrides,
-                inception=inception,
+                extractors=extractors,
                 protocols=protocols,
+                checkpoint=flags.checkpoint,
             )
     else:
         compare(
@@ -383,7 +353,8 @@ def main() -> None:
             flags.reference,
             floor=flags.floor,
             **({"metrics": names} if names else {}),
-            inception=inception,
+            overrides=overrides,
+            extractors=extractors,
             seed=flags.seed or 0,
             out=flags.out or Path(METRICS),
             say=say,

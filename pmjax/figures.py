@@ -48,7 +48,7 @@ def _image_figures(ctx, folder):
         )
     data = ctx.test.data
     chosen = np.sort(rng.choice(len(data), min(PAIRS, len(data)), replace=False))
-    pairs = np.concatenate([data[chosen], to_uint8(ctx.reconstructions("test")[chosen])], axis=1)
+    pairs = np.concatenate([data[chosen], to_uint8(ctx.reconstructions("test", chosen))], axis=1)
     yield _save(
         grid(pairs, columns=PAIRS_A_ROW),
         folder / "reconstructions.png",
@@ -81,7 +81,7 @@ def _point_figures(ctx, folder):
     yield _scatters(
         [
             ("input", solid(data), colour),
-            ("reconstruction", solid(ctx.reconstructions("test")[show]), colour),
+            ("reconstruction", solid(ctx.reconstructions("test", show)), colour),
             new_points("generation", ctx.priors[0]),
         ],
         folder / "manifolds.png",

@@ -39,6 +39,9 @@ GROUPS = {
     "inception_score": ("Inception score", "How sure a classifier of ImageNet is of each image, "
                         "and how various over all; higher is better. It knows no reference and "
                         "says little of images unlike ImageNet's: read it against the floor."),
+    "is": ("Classifier score ({})", "How sure a classifier of ImageNet is of each image, and how "
+           "various over all; higher is better. Read it against the floor. An offline relative of "
+           "the Inception score, not comparable with it."),
     "classes": ("Classes among the samples", "Shares of the samples that a classifier fitted on "
                 "real images puts in a class; near 0 means that the class is missing."),
     "w2": ("2-Wasserstein distance", "How far generated points have to move to become fresh real "
@@ -135,7 +138,7 @@ _LESS = (
     "swiss_roll/ks_t", "swiss_roll/ks_height",
 )  # fmt: skip
 _MORE = (
-    "recon/psnr", "recon/ssim", "topology", "prdc", "inception_score", "classes/share_min",
+    "recon/psnr", "recon/ssim", "topology", "prdc", "inception_score", "is", "classes/share_min",
     "linear_probe", "kmeans", "energy_p", "c2st_p", "authenticity", "swiss_roll/trustworthiness",
     "swiss_roll/continuity", "swiss_roll/neighbours_kept", "swiss_roll/distance_correlation",
     "swiss_roll/geodesic_correlation",
@@ -186,7 +189,7 @@ def rounded(spread: float) -> str:
 
 def _plain(name):
     """Returns a name without the features that it has, and those."""
-    match = re.fullmatch(r"(fd_infinity|fd|kd|prdc)_([^/]+)(.*)", name, re.DOTALL)
+    match = re.fullmatch(r"(fd_infinity|fd|kd|prdc|is)_([^/]+)(.*)", name, re.DOTALL)
     return (match[1] + match[3], match[2]) if match else (name, "")
 
 

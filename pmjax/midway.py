@@ -5,7 +5,6 @@ The best is kept in WORKDIR/best, a workdir of its own: `pmjax.load("WORKDIR/bes
 """
 
 import json
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -15,22 +14,22 @@ from ml_collections import ConfigDict
 
 from pmjax import (
     build,
-    checkpoint,
-    config,
     evals,
     evaluate,
+    kept,
     meanings,
     model,
+    plugins,
     priors,
     report,
     shortage,
 )
 from pmjax.datasets import Dataset
-from pmjax.errors import unknown
+from pmjax.errors import UserError, unknown
 from pmjax.hosts import Log
 from pmjax.report import Report
 from pmjax.step import TrainState
-from pmjax.workdir import AUTOENCODER, BEST, CONFIG, prior_path, write_embeddings
+from pmjax.workdir import BEST
 
 STAGE = "stage1"
 PREFIX = "eval/"  # of these values in history.jsonl and in TensorBoard's events
@@ -78,7 +77,8 @@ class Midway:
         with jax.transfer_guard("allow"):
             state = jax.device_get(state.replace(key=jax.random.key_data(state.key)))
             ctx = self._context(state)
-            values = evals.run(settings.eval.during, ctx, say=lambda line: None)
+            args = evaluate.metric_args(settings)
+            values = evals.run(settings.eval.during, ctx, say=lambda line: None, **args)
             best = settings.eval.best
             if best and best not in values:
                 raise unknown("value (config.eval.best)", best, values)
@@ -119,13 +119,7 @@ class Midway:
                 prior_args=settings.prior_args.to_dict(),
                 fit_prior=fit,
             )
-            names = dict.fromkeys([settings.prior, *settings.eval.baselines])
-            there = [
-                name
-                for name in names
-                if (joint and name == settings.prior)
-                or not priors.is_trained(build.prior(settings, name))
-            ]
+            there = _priors(settings)
             self._ctx = evaluate.context(
                 settings,
                 model=self._model,
@@ -149,22 +143,50 @@ class Midway:
             return True
 
     def _keep(self, state, step, values):
-        """Writes a workdir that has all that can be had of this state, in place of the last."""
-        settings, folder = self._settings, self._workdir / BEST
-        fresh = self._workdir / f".{BEST}"
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        config.save(settings, fresh / CONFIG)
-        arrays = model.arrays_of(state, self._train.data.shape[1:])
-        checkpoint.write_arrays(fresh / AUTOENCODER, arrays)
-        write_embeddings(fresh, self._ctx.embeddings("train"))
-        if settings.schedule == "joint":
-            arrays = build.prior(settings).trained(state)
-            checkpoint.write_arrays(prior_path(fresh, settings.prior), arrays)
-        about = {"step": step, "by": settings.eval.best, "metrics": values}
-        (fresh / f"{BEST}.json").write_text(json.dumps(about, indent=2) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        fresh.rename(folder)
+        kept.write(
+            self._workdir / BEST,
+            self._settings,
+            state,
+            self._train.data.shape[1:],
+            lambda _: self._ctx.embeddings("train"),
+            {"step": step, "by": self._settings.eval.best, "metrics": values},
+        )
+
+
+def _priors(settings: ConfigDict) -> list[str]:
+    """Returns the priors that there are while stage 1 trains, the run's own first."""
+    return [
+        name
+        for name in dict.fromkeys([settings.prior, *settings.eval.baselines])
+        if (settings.schedule == "joint" and name == settings.prior)
+        or not priors.is_trained(build.prior(settings, name))
+    ]
+
+
+def require_possible(settings: ConfigDict) -> None:
+    """Raises `UserError` for evaluations that a config wants before what they need is there."""
+    best, there = settings.eval.best, _priors(settings)
+    early = [name for name in settings.eval.during if evals.needs_own_prior(name)]
+    if early and settings.prior not in there:
+        raise UserError(
+            f"config.eval.during has {', '.join(early)}, which needs the run's own prior; stage 2 "
+            f"trains '{settings.prior}' when these evaluations are over. Name it in "
+            "config.eval.metrics alone, or take --config.schedule=joint."
+        )
+    name, *parts = best.split("/")
+    if best and parts and parts[-1] in plugins.names("priors") and parts[-1] not in there:
+        late = parts[-1] in (settings.prior, *settings.eval.baselines)
+        why = "stage 2 trains it later" if late else "config.eval.baselines does not name it"
+        raise UserError(
+            f"config.eval.best={best!r} needs samples of '{parts[-1]}' while stage 1 trains, and "
+            f"{why}. Priors that there are then: {', '.join(there) or 'none'}."
+        )
+    protocols = evaluate.metric_args(settings).get(name, {}).get("protocols")
+    if protocols and parts and parts[0] not in protocols:
+        raise unknown(f"protocol of metric '{name}' (config.eval.best)", parts[0], protocols)
+    if name == "fid" and parts[1:] and parts[1] != settings.eval.inception_variant:
+        valid = [settings.eval.inception_variant]
+        raise unknown("variant of Inception's input (config.eval.best)", parts[1], valid)
 
 
 def history(workdir: Path) -> list[dict[str, Any]]:

@@ -175,7 +175,8 @@ def load(workdir: str | os.PathLike) -> Model:
     if not path.is_file():
         raise UserError(
             f"{workdir} has no trained autoencoder yet. Go on with the training "
-            f"command: python -m pmjax.main --workdir={workdir} --config=…"
+            f"command: python -m pmjax.main --workdir={workdir} --config=…\n"
+            f"python -m pmjax.evaluate takes a checkpoint, too: --checkpoint=latest."
         )
     arrays = checkpoint.read_arrays(path)
     shape = tuple(int(size) for size in arrays["shape"])

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pmjax import build, checkpoint, datasets, model, parallel, priors, profile, shortage
+from pmjax import build, checkpoint, datasets, evaluate, model, parallel, priors, profile, shortage
 from pmjax import workdir as workdirs
 from pmjax.checkpoint import Checkpoints
 from pmjax.errors import UserError
@@ -32,6 +32,7 @@ def fit(settings: ConfigDict, workdir: Path, report: Report | Log, hosts: Hosts)
     All hosts train stage 1. The first alone encodes the training set and fits the prior, unless
     the config gives stage 2 all devices too.
     """
+    hosts.first("what evaluations need", partial(evaluate.require_possible, settings))
     mesh = parallel.make_mesh(settings.devices)
     parallel.check_batch(settings.data.batch_size, mesh, "config.data.batch_size")
     stage2 = settings.stage2
@@ -113,7 +114,7 @@ def fit_prior(
     prior = build.prior(settings, name)
     if hasattr(prior, "take"):
         return prior.take(checkpoint.read_arrays(workdir / AUTOENCODER)["params"])
-    kept = (workdir / f"{BEST}.json").is_file()  # by `midway`, which trains no prior
+    kept = (workdir / f"{BEST}.json").is_file()  # by `kept`, which trains no prior
     if priors.is_trained(prior) and name == settings.prior and not kept:
         raise UserError(
             f"{workdir} has no trained prior '{name}'; training has not come to it yet. Go on with "

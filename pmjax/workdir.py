@@ -8,6 +8,7 @@ priors/NAME.msgpack    what is fitted to the embeddings
 priors/NAME/           the training of a prior that is not the run's own: checkpoints, events
 metrics.json, report.html, figures/, history.jsonl, events.*
 best/                  a workdir of its own: the best model while training, with best.json
+at-STEP/               likewise the model of a checkpoint that was evaluated
 logs/host-I.log        what processes other than the first have to say
 """
 
@@ -176,13 +177,13 @@ def claim(settings: ConfigDict, workdir: Path) -> None:
     """Makes the workdir this config's, or refuses it if it is another's.
 
     Raises:
-      UserError: if it cannot be written, holds a best model, or belongs to another config; names
+      UserError: if it cannot be written, holds a kept model, or belongs to another config; names
         the differing keys.
     """
     _require_writable(workdir)
     if (workdir / f"{BEST}.json").is_file():
         raise UserError(
-            f"{workdir} holds the best model of the run in {workdir.resolve().parent}, which is "
+            f"{workdir} holds a model kept of the run in {workdir.resolve().parent}, which is "
             f"where training goes on. Take that --workdir, or another."
         )
     path = workdir / CONFIG

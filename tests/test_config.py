@@ -85,6 +85,11 @@ def test_arguments_of_another_prior_are_not_taken_over():
         ({"optimizer": "adam"}, "is a group"),
         ({"optimizers.b1": "0"}, "Did you mean 'config.optimizer"),
         ({"seed.x": "0"}, "config.seed is a value"),
+        ({"eval.args.kit.subsets": "3"}, "Did you mean 'kid'?"),
+        ({"eval.args.kid.subset": "3"}, "Did you mean 'subsets'?"),
+        ({"eval.args.kid.subsets": "x"}, "config.eval.args.kid.subsets='x' is of type str"),
+        ({"eval.args.kid": "3"}, "--config.eval.args.METRIC.NAME=VALUE"),
+        ({"eval.args": "3"}, "--config.eval.args.METRIC.NAME"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -102,7 +107,8 @@ def test_unknown_variant_and_file_are_named():
 
 
 def test_a_config_is_the_same_after_writing_and_reading(tmp_path):
-    loaded = config.load(f"{DIGITS}:author")
+    loaded = config.load(f"{DIGITS}:author", {"eval.args.kid.subset_size": "500"})
+    assert loaded.eval.args.kid.subset_size == 500
     config.save(loaded, tmp_path / "config.json")
     assert config.read(tmp_path / "config.json").to_dict() == loaded.to_dict()
 
@@ -133,12 +139,13 @@ def test_a_stored_config_of_an_earlier_version_is_completed(tmp_path):
                 part = part[parent]
             del part[last]
         values["prior_args"] = {"base_prior": "gaussian", "residual": False}  # there is none now
-        del values["method_args"]
+        del values["method_args"], values["eval"]["args"]
 
     read = config.read(stored(tmp_path / "config.json", drop))
     assert {name: config.get(read, name) for name in config.LATER} == config.LATER
     assert read.prior_args.base_prior == "gaussian" and "residual" not in read.prior_args
     assert read.method_args == config.load(DIGITS).method_args
+    assert not read.eval.args
 
 
 @pytest.mark.parametrize(
@@ -180,7 +187,8 @@ def test_evaluations_during_training_that_cannot_be_are_refused(overrides, messa
 
 def test_a_workdir_of_another_config_is_refused_with_the_differing_keys(tmp_path):
     workdir.claim(config.load(DIGITS), tmp_path)
-    workdir.claim(config.load(DIGITS, {"eval.num_samples": "10", "log_every": "7"}), tmp_path)
+    free = {"eval.num_samples": "10", "log_every": "7", "eval.args.kid.subsets": "3"}
+    workdir.claim(config.load(DIGITS, free), tmp_path)
     with pytest.raises(UserError) as error:
         workdir.claim(config.load(DIGITS, {"seed": "1", "method_args.gamma": "0.5"}), tmp_path)
     assert "config.seed: 0 there, 1 now" in str(error.value)
@@ -196,7 +204,7 @@ def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
 def test_the_best_model_of_a_run_is_not_trained(tmp_path):
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "best.json").write_text("{}")
-    with pytest.raises(UserError, match=f"best model of the run in {tmp_path},"):
+    with pytest.raises(UserError, match=f"model kept of the run in {tmp_path},"):
         workdir.claim(config.load(DIGITS), tmp_path / "best")
 
 

@@ -189,7 +189,6 @@ def test_a_model_is_called_in_chunks_that_cover_the_data():
 def test_results_are_computed_once():
     ctx = point_context()
     assert ctx.samples() is ctx.samples("own")
-    assert ctx.reconstructions("test") is ctx.reconstructions("test")
     assert ctx.embeddings("train") is ctx.embeddings("train")
 
 
@@ -220,7 +219,20 @@ def test_a_subset_is_distinct_indices_and_at_most_all():
 def test_reconstructions_of_a_subset_are_of_that_subset():
     ctx = point_context()
     expected = ctx.train.data[ctx.subset("train", 10)]
-    np.testing.assert_array_equal(ctx.reconstructions("train", 10), expected)
+    (part,) = ctx.reconstructed("train", 10)
+    np.testing.assert_array_equal(part, expected)
+    np.testing.assert_array_equal(ctx.reconstructions("train", ctx.subset("train", 10)), expected)
+
+
+def test_reconstructed_images_are_held_as_bytes_only(digits, monkeypatch):
+    monkeypatch.setattr(evals, "CHUNK", 50)
+    ctx = context(digits[0][:60], digits[2][:120], num_samples=60)
+    evals.run(["reconstruction"], ctx)
+    for source, images in {"recon": ctx.test.data, "recon_train": ctx.train.data}.items():
+        found = _features.images_of(ctx, source)
+        assert found.dtype == np.uint8
+        np.testing.assert_array_equal(found, images)
+    assert not [x for x in ctx._cache.values() if getattr(x, "dtype", None) == np.float32]
 
 
 def test_a_diverged_model_is_told():

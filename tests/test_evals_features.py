@@ -15,7 +15,7 @@ from sklearn.datasets import load_sample_images
 from torch import nn
 
 from pmjax.errors import UserError
-from pmjax.evals._features import _torch_file, efficientnet_lite0
+from pmjax.evals._features import _batches, _torch_file, efficientnet_lite0
 from pmjax.evals._frechet import frechet_distance, gaussian
 
 
@@ -124,6 +124,41 @@ def test_features_do_not_depend_on_the_batch(photographs):
     np.testing.assert_allclose(
         whole[:3], efficientnet_lite0.features(images[:3], batch_size=5), rtol=0, atol=1e-5
     )
+
+
+def test_features_are_computed_on_all_devices_and_are_those_of_one(photographs):
+    images = photographs[:, :40, :40].reshape(2 * 5, 8, 40, 3)
+    params = _batches.cast(
+        efficientnet_lite0.load_params(efficientnet_lite0.weights_path()), "float32"
+    )
+    seen = []
+
+    def apply(params, x):
+        y = efficientnet_lite0._features(params, x, resolution=32)
+        seen.append((len(x.sharding.device_set), len(y.sharding.device_set)))
+        return y
+
+    one, eight = (
+        np.concatenate(list(_batches.run(apply, params, images, name="net", batch_size=size)))
+        for size in (1, 8)
+    )
+    assert seen == [(1, 1)] * 10 + [(8, 8)] * 2  # the last two images with padding
+    np.testing.assert_allclose(one, eight, rtol=0, atol=1e-5)
+
+
+def test_features_in_bfloat16_are_near_and_say_so(photographs, twin):
+    images = photographs[:, ::7, ::7][:, :32, :32]
+    x = torch.from_numpy(images.copy()).permute(0, 3, 1, 2).float()
+    with torch.no_grad():
+        expected = twin((x - 127) / 128).numpy()
+    args = {"resolution": 32, "batch_size": 1}
+    features = efficientnet_lite0.features(images, precision="bfloat16", **args)
+    assert features.dtype == np.float32
+    error = np.linalg.norm(features - expected) / np.linalg.norm(expected)
+    assert 1e-3 < error < 0.15  # most of it from the weights, of eight bits
+    assert efficientnet_lite0.identity(precision="bfloat16")["precision"] == "bfloat16"
+    with pytest.raises(UserError, match="precision"):
+        efficientnet_lite0.stream(images, precision="float16")
 
 
 def test_features_compile_once_for_all_batches(photographs):

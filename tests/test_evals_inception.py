@@ -202,7 +202,8 @@ def resized_like_tensorflow_1(images):
 
 def resized_by_pillow(image):
     channels = (Image.fromarray(image[..., c].astype(np.float32), mode="F") for c in range(3))
-    return np.stack([np.asarray(c.resize((299, 299), Image.BICUBIC)) for c in channels])
+    resized = np.stack([np.asarray(c.resize((299, 299), Image.BICUBIC)) for c in channels])
+    return resized.clip(0, 255)
 
 
 def inputs(images, variant):
@@ -216,6 +217,13 @@ def inputs(images, variant):
     else:
         x = torch.from_numpy(np.stack([resized_by_pillow(image) for image in images]))
     return (x - 128) / 128
+
+
+def test_clean_fid_clips_what_bicubic_overshoots():
+    edges = np.where(np.random.default_rng(0).random((28, 28, 3)) < 0.8, 0, 255).astype(np.uint8)
+    resized = inception_2015._by_pillow(edges)
+    assert resized.min() == 0 and resized.max() == 255
+    np.testing.assert_array_equal(resized, resized_by_pillow(edges).transpose(1, 2, 0))
 
 
 @pytest.mark.parametrize("variant", inception_2015.VARIANTS)
@@ -367,6 +375,22 @@ def test_other_weights_than_the_published_are_refused_unless_said(tmp_path, smal
         with pytest.raises(UserError, match=f"begins with {expected} and has [0-9a-f]{{16}}"):
             _inception_weights.read(tmp_path / name)
     _inception_weights.read(tmp_path / "mine.pth", verify=False)
+    found = _inception_weights.sha256(tmp_path / "mine.pth")
+    other = (tmp_path / "mine.pth").rename(tmp_path / f"inception_v3_google-{found[:8]}.pth")
+    with pytest.raises(UserError, match=f"begins with 6726825d and has {found[:16]}"):
+        _inception_weights.read(other)
+
+
+def test_truncated_weights_are_told_by_their_hash(tmp_path, small_state, monkeypatch):
+    path = tmp_path / "pt_inception.pth"
+    as_pytorch(small_state, path)
+    published = _inception_weights.sha256(path)[:8]
+    monkeypatch.setattr(_inception_weights, "HASH", published)
+    _inception_weights.read(path)
+    path.write_bytes(path.read_bytes()[:-2000])
+    found = _inception_weights.sha256(path)[:16]
+    with pytest.raises(UserError, match=f"begins with {published} and has {found}…: it is trunc"):
+        _inception_weights.read(path)
 
 
 def test_weights_of_another_net_are_refused(tmp_path, small_state):
@@ -375,6 +399,27 @@ def test_weights_of_another_net_are_refused(tmp_path, small_state):
     for name in ("small.pth", "other.pth"):
         with pytest.raises(UserError, match="set of weights"):
             inception_2015.load_params(tmp_path / name, verify=False)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_weights_of_imagenet_s_1000_classes_are_refused(tmp_path, small_state, name):
+    last = {"fc.weight": np.zeros((1000, 2048), np.float32), "fc.bias": np.ones(1000, np.float32)}
+    FORMATS[name](small_state | last, tmp_path / name)
+    with pytest.raises(UserError, match="1000 classes of 2048 features, not 1008 of 2048"):
+        inception_2015.load_params(tmp_path / name, verify=False)
+
+
+def test_a_flax_pickle_without_classes_has_features_and_no_scores(tmp_path, twin):
+    state = {name: value.numpy() for name, value in twin.state_dict().items()}
+    path = tmp_path / "headless.pickle"
+    as_flax(state, path)
+    tree = pickle.loads(path.read_bytes())
+    del tree["fc"]
+    path.write_bytes(pickle.dumps(tree))
+    params, last, _ = inception_2015.load_params(path)
+    assert last is None and len(params) == 94
+    with pytest.raises(UserError, match="lacks the last layer"):
+        inception_2015.logits(np.zeros((1, 2048)), weights=path)
 
 
 class Attack:
@@ -398,8 +443,10 @@ def test_weights_are_looked_for_in_the_argument_the_variable_the_cache_and_the_n
 ):
     monkeypatch.setenv("PMJAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(_inception_weights, "URL", (tmp_path / "published").as_uri())
-    with pytest.raises(UserError, match=r"Put pt_inception-2015-12-05-6726825d.pth"):
+    with pytest.raises(UserError, match=r"Put pt_inception-2015-12-05-6726825d.pth") as told:
         _inception_weights.find()
+    for way in ("--weights=FILE", "config.eval.inception_weights=FILE", "PMJAX_INCEPTION_WEIGHTS"):
+        assert way in str(told.value)
 
     (tmp_path / "published").write_bytes(b"something else")
     with pytest.raises(UserError, match="begins with 6726825d"):
@@ -418,7 +465,7 @@ def test_weights_are_looked_for_in_the_argument_the_variable_the_cache_and_the_n
     monkeypatch.setenv("PMJAX_INCEPTION_WEIGHTS", str(named))
     assert _inception_weights.find() == named
     assert _inception_weights.find(given) == given
-    with pytest.raises(UserError, match="no weights file"):
+    with pytest.raises(UserError, match="missing .--weights or config.eval.inception_weights"):
         _inception_weights.find(tmp_path / "missing")
 
 
@@ -555,6 +602,28 @@ def test_fid_of_the_evaluation_s_own_sets_is_that_of_the_same_protocol(tiny_ince
     streamed = evals.run(["fid"], context(), **protocols)
     shared = evals.run(["fid"], context(num_samples=30), **protocols)
     assert shared == pytest.approx(streamed, rel=1e-9)
+
+
+def test_fid_computes_a_reference_once_for_two_runs(tiny_inception, tmp_path, monkeypatch):
+    monkeypatch.setenv("PMJAX_CACHE", str(tmp_path))
+    stream, whole = inception_2015.stream, []
+
+    def counted(images, **args):
+        if hasattr(images, "shape") and len(images) == 60:  # all training images
+            whole.append(args)
+        return stream(images, **args)
+
+    monkeypatch.setattr(inception_2015, "stream", counted)
+
+    def run(variant="pytorch_fid", fingerprint="train"):
+        args = {"inception_2015": {"variant": variant}}
+        ctx = context(train=split(60, 0, fingerprint), extractors=args)
+        return evals.run(["fid"], ctx, fid={"protocols": ("30_train",)})
+
+    assert run() == run() and len(whole) == 1
+    run(variant="torch_fidelity")
+    run(fingerprint="other")
+    assert len(whole) == 3
 
 
 def test_fewer_images_than_features_are_flagged(tiny_inception, capsys):

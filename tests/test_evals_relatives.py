@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 from sklearn.datasets import load_digits
 
-from pmjax import evals
+from pmjax import evals, meanings
 from pmjax.datasets import to_float
 from pmjax.errors import UserError
 from pmjax.evals import _frechet, _kernel, _manifold, inception_score
@@ -286,7 +286,7 @@ def context(train, test, num_samples, **priors):
         reconstruct=lambda x: to_float(np.asarray(x)),
         sample=sample,
     )
-    data = [types.SimpleNamespace(data=x, labels=None) for x in (train, test)]
+    data = [types.SimpleNamespace(data=x, labels=None, fingerprint="") for x in (train, test)]
     return evals.Context(model, *data, priors=tuple(priors), num_samples=num_samples)
 
 
@@ -374,6 +374,103 @@ def test_caveats_of_few_images_are_flagged(degraded):
         "kd_efficientnet_lite0/flag/subset_size": 74,
         "fd_infinity_efficientnet_lite0/flag/fewer_images_than_features": 14,
     }
+
+
+@pytest.fixture
+def cheap_features(monkeypatch):
+    """Features that cost nothing: 16 pixels; in `calls`, how many images they are of."""
+    calls = []
+
+    def stream(images, **_):
+        for part in [images] if hasattr(images, "shape") else images:
+            calls.append(len(part))
+            yield part.reshape(len(part), -1)[:, 20:36].astype(np.float32)
+
+    monkeypatch.setattr(efficientnet_lite0, "stream", stream)
+    monkeypatch.setattr(efficientnet_lite0, "features", lambda x, **_: np.concatenate([*stream(x)]))
+    monkeypatch.setattr(efficientnet_lite0, "logits", lambda x, **_: x[:, :5] / 99)
+    monkeypatch.setattr(efficientnet_lite0, "DIM", 16)
+    return calls
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "is"])
+def test_a_floor_smaller_than_the_samples_is_flagged(digits, cheap_features, family, capsys):
+    metric = f"{family}_efficientnet_lite0"
+    args = {"splits": 2} if family == "is" else {}
+    small = context(digits[0][:100], digits[0][200:400], 120, own=digits[0])
+    values = evals.run([metric], small, **{metric: args})
+    assert values[f"{metric}/flag/floor_images"] == 100
+    line = f"{metric}: the floor has 100 images, fewer than the 120 samples"
+    assert line in capsys.readouterr().err
+    evals.run([metric], small, **{metric: args})
+    assert line not in capsys.readouterr().err  # it is said once
+    enough = context(digits[0][:120], digits[0][200:400], 120, own=digits[0])
+    assert f"{metric}/flag/floor_images" not in evals.run([metric], enough, **{metric: args})
+
+
+def test_fd_by_protocol_has_its_name_in_the_keys_and_fid_s_sets(digits, cheap_features):
+    ctx = context(digits[0][:300], digits[0][300:500], 100, own=digits[0])
+    plain = evals.run(["fd_efficientnet_lite0"], ctx)
+    named = evals.run(
+        ["fd_efficientnet_lite0"],
+        ctx,
+        fd_efficientnet_lite0={"protocols": ("100_test", "250_train")},
+    )
+    head = "fd_efficientnet_lite0/"
+    for what in ("own", "floor", "recon", "recon_train", "midpoints"):
+        assert named[f"{head}100_test/{what}"] == pytest.approx(plain[head + what], rel=1e-9)
+        if what != "recon":  # equal sets; else the plain distance's reference is a draw, too
+            assert named[f"{head}100_test/{what}/spread"] < plain[f"{head}{what}/spread"]
+    assert f"{head}250_train/recon_test" in named and f"{head}250_train/own" in named
+    assert named[f"{head}250_train/flag/floor_images"] == 200
+    with pytest.raises(UserError, match="no protocol of FID"):
+        evals.run(["fd_efficientnet_lite0"], ctx, fd_efficientnet_lite0={"protocols": ("50k",)})
+
+
+def test_fd_takes_statistics_of_its_features(digits, cheap_features, tmp_path):
+    real, samples = digits[0][:150], digits[0][150:270]
+    x = efficientnet_lite0.features(real).astype(np.float64)
+    np.savez(tmp_path / "s.npz", mu=x.mean(0), sigma=np.cov(x.T))
+    given = evals.run(["fd_efficientnet_lite0"], evals.Context.of_sets(samples, tmp_path / "s.npz"))
+    assert list(given) == [f"fd_efficientnet_lite0/samples{end}" for end in ("", "/spread")]
+    data = types.SimpleNamespace(data=real, fingerprint="")
+    whole = evals.run(["fd_efficientnet_lite0"], evals.Context.of_sets(samples, data))
+    key = "fd_efficientnet_lite0/samples"
+    assert given[key] == pytest.approx(whole[key], rel=1e-9)
+    np.savez(tmp_path / "fid.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    with pytest.raises(UserError, match="another extractor. Try --evals=fid"):
+        evals.run(["fd_efficientnet_lite0"], evals.Context.of_sets(samples, tmp_path / "fid.npz"))
+
+
+def test_a_protocol_s_reference_is_kept_between_two_runs(
+    digits, cheap_features, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PMJAX_CACHE", str(tmp_path))
+    args = {"fd_efficientnet_lite0": {"protocols": ("50_test",)}}
+    found = []
+    for _ in range(2):
+        ctx = context(digits[0][:60], digits[0][60:200], 90, own=digits[0])
+        ctx.test.fingerprint = "digits"
+        cheap_features.clear()
+        found.append(evals.run(["fd_efficientnet_lite0"], ctx, **args))
+        # Reference, own, floor, recon, recon_train and midpoints; then without the reference.
+        assert sorted(cheap_features) == [50] * 4 + [140] * (3 - len(found))
+    assert found[0] == found[1]
+
+
+def test_the_classifier_score_is_of_imagenet_s_probabilities(digits, monkeypatch):
+    ctx = context(digits[0][:40], digits[0][40:60], 30, own=digits[0])
+    metric = "is_efficientnet_lite0"
+    values = evals.run([metric], ctx, **{metric: {"splits": 1, "resolution": 32}})
+    features = efficientnet_lite0.features(ctx.samples("own"), resolution=32)
+    expected = inception_score.inception_score(
+        efficientnet_lite0.logits(features), splits=1, seed=0
+    )
+    assert values[f"{metric}/own"] == pytest.approx(expected[0], rel=1e-5)
+    assert values[f"{metric}/flag/fewer_images_than_classes"] == 30
+    assert 1 < values[f"{metric}/floor"] < 30
+    assert meanings.kind(metric) == ("is", "efficientnet_lite0")
+    assert meanings.direction(f"{metric}/own") == 1
 
 
 def test_midpoints_are_between_two_test_images():

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pmjax import evals, evaluate
+from pmjax import config, evals, evaluate, results
 from pmjax.datasets import Dataset
 from pmjax.errors import UserError
-from pmjax.evals import _sets
+from pmjax.evals import _arguments, _sets
 from pmjax.evals._features import efficientnet_lite0
 from pmjax.evals._frechet import frechet_distance, gaussian
 
@@ -90,13 +90,13 @@ def test_results_are_added_and_nothing_is_lost(tmp_path, folder, cheap_features)
 
 def test_metrics_of_one_model_stand_side_by_side_and_those_of_another_do_not(tmp_path):
     path, about = tmp_path / "metrics.json", {"seed": 1, "model": "a"}
-    evaluate.record(path, {"recon/mse": 1.0, "latent/var_min": 2.0}, about, say=print)
-    known = evaluate.record(path, {"recon/mse": 3.0, "kd/own": 4.0}, about, say=print)
+    results.record(path, {"recon/mse": 1.0, "latent/var_min": 2.0}, about, say=print)
+    known = results.record(path, {"recon/mse": 3.0, "kd/own": 4.0}, about, say=print)
     assert known == {"recon/mse": 3.0, "latent/var_min": 2.0, "kd/own": 4.0}
     assert json.loads(path.read_text())["metrics"] == known
-    other = evaluate.record(path, {"kd/own": 5.0}, about | {"model": "b"}, say=print)
+    other = results.record(path, {"kd/own": 5.0}, about | {"model": "b"}, say=print)
     assert other == {"kd/own": 5.0}
-    again = evaluate.record(path, {"kd/own": 6.0}, about, training=[{"step": 1}], say=print)
+    again = results.record(path, {"kd/own": 6.0}, about, training=[{"step": 1}], say=print)
     assert again == {"recon/mse": 3.0, "latent/var_min": 2.0, "kd/own": 6.0}
     found = json.loads(path.read_text())
     assert [each["metrics"] for each in found["history"]] == [
@@ -108,10 +108,51 @@ def test_metrics_of_one_model_stand_side_by_side_and_those_of_another_do_not(tmp
     assert found["training"] == [{"step": 1}] and found["model"] == "a"
 
 
+def made_by(weights, metric="kid", **args):
+    uses = {metric: "inception_2015", "kd": "efficientnet_lite0"}
+    used = {"inception_2015": {"weights": weights}, "efficientnet_lite0": {"weights": "e"}}
+    return {"seed": 1, "extractors": used, "uses": uses, "args": {metric: args} if args else {}}
+
+
+def test_values_of_other_weights_or_arguments_do_not_stand_side_by_side(tmp_path):
+    path = tmp_path / "metrics.json"
+    steps = (
+        ({"kid/a": 1.0, "kd/a": 2.0, "recon/mse": 3.0}, made_by("w"), {"kid/a", "kd/a"}),
+        ({"fid_infinity/a": 4.0}, made_by("v", "fid_infinity"), {"kd/a", "fid_infinity/a"}),
+        ({"kid/b": 5.0}, made_by("v"), {"kd/a", "fid_infinity/a", "kid/b"}),
+        ({"kid/c": 6.0}, made_by("v", subsets=3), {"kd/a", "fid_infinity/a", "kid/c"}),
+        ({"kid/d": 7.0}, made_by("v"), {"kd/a", "fid_infinity/a", "kid/b", "kid/d"}),
+    )
+    for values, made, left in steps:
+        known = results.record(path, values, made, say=print)
+        assert set(known) == left | {"recon/mse"}
+        found = json.loads(path.read_text())
+        assert found["extractors"] == made["extractors"] and found["args"] == made["args"]
+    assert len(found["history"]) == len(steps)
+    assert set(found["uses"]) == {"kd", "fid_infinity", "kid"}
+
+
+def test_protocols_stand_side_by_side_as_values_name_them(tmp_path):
+    path = tmp_path / "metrics.json"
+    for protocol in ("10k_test", "50k_train"):
+        made = made_by("w", "fid", protocols=(protocol,))
+        known = results.record(path, {f"fid/{protocol}/pytorch_fid/a": 1.0}, made, say=print)
+    assert set(known) == {"fid/10k_test/pytorch_fid/a", "fid/50k_train/pytorch_fid/a"}
+
+
+def test_a_flag_that_holds_no_longer_goes(tmp_path):
+    path = tmp_path / "metrics.json"
+    results.record(path, {"kid/a": 1.0, "kid/flag/subset_size": 9.0}, {}, say=print)
+    assert set(results.record(path, {"recon/mse": 1.0}, {}, say=print)) == {
+        "kid/a", "kid/flag/subset_size", "recon/mse"
+    }  # fmt: skip
+    assert set(results.record(path, {"kid/a": 2.0}, {}, say=print)) == {"kid/a", "recon/mse"}
+
+
 def test_metrics_of_versions_that_did_not_name_the_model_stay(tmp_path):
     path = tmp_path / "metrics.json"
     path.write_text(json.dumps({"metrics": {"recon/mse": 1.0}, "seed": 1, "history": []}))
-    known = evaluate.record(path, {"kd/own": 2.0}, {"seed": 1, "model": "a"}, say=print)
+    known = results.record(path, {"kd/own": 2.0}, {"seed": 1, "model": "a"}, say=print)
     assert known == {"recon/mse": 1.0, "kd/own": 2.0}
 
 
@@ -119,7 +160,7 @@ def test_metrics_of_versions_that_did_not_name_the_model_stay(tmp_path):
 def test_results_of_earlier_versions_are_kept(tmp_path, older):
     path = tmp_path / "metrics.json"
     path.write_text(json.dumps({"metrics": {"recon/mse": 1.0}, "seed": 0, "history": older}))
-    evaluate.record(path, {"recon/mse": 2.0}, {"seed": 1}, say=print)
+    results.record(path, {"recon/mse": 2.0}, {"seed": 1}, say=print)
     assert json.loads(path.read_text()) == {
         "metrics": {"recon/mse": 2.0},
         "seed": 1,
@@ -135,7 +176,7 @@ def test_results_of_earlier_versions_are_kept(tmp_path, older):
 def test_a_damaged_file_of_results_is_kept_beside(tmp_path, damage):
     path, said = tmp_path / "metrics.json", []
     path.write_text(damage)
-    assert evaluate.record(path, {"a": 1.0}, {}, say=said.append) == {"a": 1.0}
+    assert results.record(path, {"a": 1.0}, {}, say=said.append) == {"a": 1.0}
     assert json.loads(path.read_text()) == {
         "metrics": {"a": 1.0},
         "history": [{"metrics": {"a": 1.0}}],
@@ -171,7 +212,7 @@ def test_unreadable_files_are_named(folder):
     path = folder("x", PIXELS)
     (path / "000.png").write_bytes(b"no image")
     (path / "002.png").write_bytes((path / "004.png").read_bytes()[:400])
-    with pytest.raises(UserError, match=r"1 of the images .*000.png: not an image.*Mend"):
+    with pytest.raises(UserError, match=r"1 of the images .*000.png: not an image.*Mend or"):
         _sets.load(path)
     (path / "000.png").unlink()
     with pytest.raises(UserError, match=r"002.png: "):
@@ -188,6 +229,24 @@ def test_images_with_an_alpha_channel_are_refused(folder):
     rgba = np.concatenate([PIXELS[:2], PIXELS[:2, ..., :1]], -1)
     with pytest.raises(UserError, match="000.png: it has an alpha channel"):
         _sets.load(folder("x", rgba))
+
+
+def test_an_alpha_channel_is_to_be_flattened(folder):
+    rgba = np.concatenate([PIXELS[:2], PIXELS[:2, ..., :1]], -1)
+    with pytest.raises(UserError, match="Flatten the alpha channel onto one background"):
+        _sets.load(folder("x", rgba))
+
+
+def test_hidden_files_are_no_images_and_files_that_are_left_out_are_told(tmp_path, folder):
+    path, said = folder("x", PIXELS[:4]), []
+    for hidden in (".ipynb_checkpoints/000-checkpoint.png", "._000.png"):
+        (path / hidden).parent.mkdir(exist_ok=True)
+        (path / hidden).write_bytes(b"no image")
+    (path / "deeper" / "photo.jfif").write_bytes((path / "000.png").read_bytes())
+    found = _sets.load(path)
+    assert len(found.data) == 4 and found.skipped == ("deeper/photo.jfif",)
+    _sets.alike({"samples": found}, say=said.append)
+    assert "samples: 1 files are left out" in said[0] and "deeper/photo.jfif" in said[0]
 
 
 def test_an_empty_or_missing_folder_is_named(tmp_path):
@@ -213,11 +272,29 @@ def test_arrays_are_images_too(tmp_path, name):
         (np.zeros((2, 3, 4, 4), np.uint8), "Channels come last"),
         (np.zeros((2, 4, 4)), "1 or 3"),
         (np.zeros((2, 4, 4, 3), np.int64), "int64"),
+        (np.zeros(2048), r"float64 \[2048\]"),
     ],
 )
 def test_arrays_that_are_no_images_are_refused(tmp_path, images, message):
     np.save(tmp_path / "x.npy", images)
     with pytest.raises(UserError, match=message):
+        _sets.load(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize("arrays", [{"mean": 0, "cov": 0}, {"mu": 0}, {}], ids=str)
+def test_statistics_without_mu_and_sigma_are_told_what_they_lack(tmp_path, arrays):
+    np.savez(tmp_path / "x.npz", **{name: np.zeros(2048) for name in arrays})
+    with pytest.raises(UserError, match=r"'mu' \[D\] and 'sigma' \[D, D\]"):
+        _sets.load(tmp_path / "x.npz")
+
+
+def test_floats_are_read_a_part_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(_sets, "CHUNK", 5)
+    images = PIXELS / np.float32(255)
+    np.save(tmp_path / "x.npy", images)
+    np.testing.assert_array_equal(_sets.load(tmp_path / "x.npy").data, PIXELS)
+    np.save(tmp_path / "x.npy", np.where(np.arange(24)[:, None, None, None] == 23, 2, images))
+    with pytest.raises(UserError, match="floats from .* to 2"):
         _sets.load(tmp_path / "x.npy")
 
 
@@ -236,6 +313,148 @@ def test_sets_of_different_sizes_are_refused(tmp_path, folder):
         evaluate.compare(samples, reference, out=tmp_path / "m.json", say=print)
 
 
+@pytest.mark.parametrize("kind", ["folder", "npy"])
+def test_grey_samples_compare_with_an_rgb_reference(tmp_path, folder, kind):
+    grey, said = PIXELS[:12, ..., :1], []
+    samples, reference = folder("grey", grey), folder("reference", PIXELS[12:])
+    if kind == "npy":
+        samples = tmp_path / "grey.npy"
+        np.save(samples, grey)
+    rgb, out = folder("rgb", np.repeat(grey, 3, -1)), tmp_path / "m.json"
+    found = [
+        evaluate.compare(
+            x, reference, metrics=["sliced_wasserstein"], floor=samples, out=out, say=said.append
+        )["sliced_w2/samples"]
+        for x in (samples, rgb)
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    assert any("compared as RGB" in line and "samples, floor" in line for line in said)
+
+
+def test_that_there_is_no_floor_is_told(tmp_path, folder):
+    said, path = [], folder("x", PIXELS)
+    for floor in (None, path):
+        evaluate.compare(
+            path, path, metrics=["sliced_wasserstein"], floor=floor, out=tmp_path / "m.json",
+            say=said.append,
+        )  # fmt: skip
+    assert sum("There is no floor" in line and "--floor=FOLDER" in line for line in said) == 1
+
+
+def test_arguments_of_metrics_come_from_the_command_and_are_recorded(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr("pmjax.cli.cache_compilations", lambda: None)
+    path, out = folder("x", PIXELS), tmp_path / "m.json"
+    args = [f"--samples={path}", f"--reference={path}", "--evals=sliced_wasserstein"]
+    args += [f"--out={out}", "--config.eval.args.sliced_wasserstein.projections=7"]
+    seen = []
+    monkeypatch.setattr(
+        "pmjax.evals.sliced_wasserstein.sliced_wasserstein2",
+        lambda *_, projections, seed: seen.append(projections) or 0.0,
+    )
+    command(monkeypatch, *args)
+    assert seen == [7]
+    found = json.loads(out.read_text())
+    assert found["args"] == found["history"][0]["args"] == {
+        "sliced_wasserstein": {"projections": 7}
+    }  # fmt: skip
+
+
+def test_arguments_of_metrics_in_a_config_reach_them_with_fids_protocols():
+    settings = config.load(
+        "configs/digits.py",
+        {"eval.args.kid.subset_size": "500", "eval.fid_protocols": "50k_train"},
+    )
+    assert evaluate.metric_args(settings) == {
+        "kid": {"subset_size": 500}, "fid": {"protocols": ("50k_train",)}
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("metric", "args", "checked"),
+    [
+        ("fid", {"protocols": "10k_test, 50k_train"}, {"protocols": ("10k_test", "50k_train")}),
+        ("sinkhorn", {"regularisation": 1}, {"regularisation": 1.0}),
+        ("fd_efficientnet_lite0", {"resolution": None}, {"resolution": None}),
+        ("memorisation", {"extractor": "inception_2015"}, {"extractor": "inception_2015"}),
+    ],
+)
+def test_arguments_come_as_the_types_that_a_metric_takes(metric, args, checked):
+    assert _arguments.checked(metric, args) == checked
+
+
+@pytest.mark.parametrize(
+    ("metric", "args", "message"),
+    [
+        ("kit", {}, "Did you mean 'kid'"),
+        ("kid", {"subset_sise": 3}, "Did you mean 'subset_size'"),
+        ("kid", {"subset_size": "all"}, "at.subset_size='all' is of type str; it must be int"),
+        ("kid", {"subset_size": True}, "is of type bool; it must be int"),
+        ("fd_efficientnet_lite0", {"resolution": 1.5}, "it must be int or None"),
+        ("fid", {"protocols": "50k_trian"}, "'50k_trian' is no protocol"),
+        ("fid", {"protocols": 3}, "it must be words"),
+        ("fid", {"protocols": ""}, "'' is no protocol"),
+    ],
+)
+def test_arguments_that_a_metric_does_not_take_are_refused(metric, args, message):
+    with pytest.raises(UserError, match=message):
+        _arguments.checked(metric, args, where="at.")
+
+
+FLAGS = ["--evals=sliced_wasserstein"], ["--evals=kd_efficientnet_lite0"], ["--evals=fid"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([*FLAGS[0], "--variant=clean_fid"], "--variant: no metric that is evaluated takes this"),
+        ([*FLAGS[1], "--weights=f.pth"], "--weights: no metric"),
+        ([*FLAGS[1], "--unverified"], "--unverified: no metric"),
+        ([*FLAGS[0], "--precision=bfloat16"], "--precision: no metric"),
+        ([*FLAGS[2], "--resolution=64"], "--resolution: no metric"),
+        ([*FLAGS[0], "--config.eval.args.kid.subsets=3"], "eval.args.kid.subsets: no metric"),
+        ([*FLAGS[2], "--config.eval.args.kit.subsets=3"], "Did you mean 'kid'"),
+        ([*FLAGS[1], "--precision=float16"], "Unknown precision 'float16'"),
+        ([*FLAGS[2], "--variant=clean_fidd"], "Did you mean 'clean_fid'"),
+        ([*FLAGS[2], "--weights=missing.pth"], "There is no weights file missing.pth"),
+        ([*FLAGS[0], "--config.eval.num_samples=3"], "belongs to a workdir"),
+        (["--config.eval.args.fd_efficientnet_lite0.protocols=k_test"], "is no protocol"),
+    ],
+)
+def test_flags_that_cannot_be_are_refused_before_images_are_read(monkeypatch, args, message):
+    monkeypatch.setattr("pmjax.cli.cache_compilations", lambda: None)
+    monkeypatch.setattr(_sets, "load", lambda path: pytest.fail("images are read"))
+    with pytest.raises(UserError, match=message):
+        command(monkeypatch, "--samples=a", "--reference=b", *args)
+
+
+def test_resolution_and_precision_reach_the_offline_features(tmp_path, folder, monkeypatch):
+    seen, path = {}, folder("x", PIXELS)
+    settings = config.load(
+        "configs/digits.py",
+        {"eval.efficientnet_resolution": "96", "eval.efficientnet_precision": "bfloat16"},
+    )
+    parts = dict(model=None, train=None, test=None, priors=())
+    assert evaluate.context(settings, **parts).extractors["efficientnet_lite0"] == {
+        "resolution": 96, "precision": "bfloat16"
+    }  # fmt: skip
+    monkeypatch.setattr("pmjax.cli.cache_compilations", lambda: None)
+    monkeypatch.setattr(evaluate, "compare", lambda *_, **args: seen.update(args))
+    command(
+        monkeypatch, f"--samples={path}", f"--reference={path}", "--resolution=80",
+        "--precision=bfloat16",
+    )  # fmt: skip
+    assert seen["extractors"]["efficientnet_lite0"] == {"resolution": 80, "precision": "bfloat16"}
+
+
+def test_metrics_on_features_name_their_extractor():
+    for name in ("fid", "fid_infinity", "kid", "prdc", "inception_score"):
+        assert evals.extractor_of(name, {}) == "inception_2015"
+    for name in ("fd", "fd_infinity", "kd", "prdc", "is"):
+        assert evals.extractor_of(f"{name}_efficientnet_lite0", {}) == "efficientnet_lite0"
+    assert evals.extractor_of("memorisation", {"extractor": "inception_2015"}) == "inception_2015"
+    assert evals.extractor_of("reconstruction", {}) is None
+
+
 def test_metrics_that_need_a_model_are_refused_for_two_sets():
     data = Dataset(PIXELS, None, "", ())
     ctx = evals.Context.of_sets(PIXELS, data)
@@ -249,7 +468,8 @@ def test_metrics_that_need_a_model_are_refused_for_two_sets():
 @pytest.mark.parametrize(
     "args",
     [[], ["--workdir=a", "--samples=b"], ["--samples=b"], ["--workdir=a", "--floor=c"],
-     ["--samples=a", "--reference=b", "--config.eval.num_samples=3"],
+     ["--samples=a", "--reference=b", "--checkpoint=3"],
+     ["--samples=a", "--reference=b", "--protocols=10k_test"],
      ["--workdir=a", "--seed=1"], ["--workdir=a", "--out=b"]],
 )  # fmt: skip
 def test_flags_that_do_not_go_together_are_refused(monkeypatch, args):
@@ -263,11 +483,11 @@ def test_flags_reach_the_evaluation_of_a_workdir(monkeypatch):
     monkeypatch.setattr(evaluate, "evaluate", lambda workdir, **args: seen.update(args))
     command(
         monkeypatch, "--workdir=w", "--evals=fid,kid", "--protocols=50k_train", "--weights=f.pth",
-        "--variant=clean_fid", "--unverified", "--config.eval.num_samples=9",
+        "--variant=clean_fid", "--unverified", "--config.eval.num_samples=9", "--checkpoint=50",
     )  # fmt: skip
     assert seen["overrides"] == {"eval.metrics": "fid,kid", "eval.num_samples": "9"}
-    assert seen["protocols"] == ("50k_train",)
-    assert seen["inception"] == {
+    assert seen["protocols"] == ("50k_train",) and seen["checkpoint"] == "50"
+    assert seen["extractors"]["inception_2015"] == {
         "weights": "f.pth", "variant": "clean_fid", "verify": False
     }  # fmt: skip
 

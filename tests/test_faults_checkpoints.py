@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import pmjax
-from pmjax import build, checkpoint, config, evaluate, model, priors, train, workdir
+from pmjax import build, checkpoint, config, model, priors, results, train, workdir
 from pmjax.errors import UserError
 from pmjax.report import history
 from pmjax.step import init_state
@@ -223,7 +223,7 @@ def run(tmp_path):
     arrays = build.prior(settings).fit(z, seed=0)
     checkpoint.write_arrays(workdir.prior_path(found, "gaussian"), arrays)
     (found / "history.jsonl").write_text('{"stage": "stage1", "step": 1, "values": {}}\n')
-    evaluate.record(found / "metrics.json", {}, {}, say=print)
+    results.record(found / "metrics.json", {}, {}, say=print)
     return found
 
 
@@ -234,7 +234,7 @@ def read_all(run):
         lambda: pmjax.load(run).fitted_prior("gaussian"),
         lambda: workdir.read_embeddings(run),
         lambda: history(run),
-        lambda: evaluate.record(run / "metrics.json", {}, {}, say=lambda line: None),
+        lambda: results.record(run / "metrics.json", {}, {}, say=lambda line: None),
     ):
         try:
             read()

@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT
 
 import pmjax
-from pmjax import config, datasets, evaluate, workdir
+from pmjax import config, datasets, results, workdir
 from pmjax.datasets import _records, celeba, cifar10
 from pmjax.errors import UserError
 from pmjax.evals._features import _inception_weights, _torch_file
@@ -166,15 +166,15 @@ def test_a_download_that_is_another_file_is_refused_and_not_kept(tmp_path, monke
 
 
 def test_the_revision_is_that_of_the_checkout_or_none(tmp_path):
-    assert evaluate.revision(tmp_path) is None
+    assert results.revision(tmp_path) is None
     git = ["git", "-C", tmp_path, "-c", "user.name=x", "-c", "user.email=x@x"]
     (tmp_path / "file").write_text("1")
     for command in (["init", "-q"], ["add", "file"], ["commit", "-qm", "x"]):
         subprocess.run([*git, *command], check=True, capture_output=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    assert evaluate.revision(tmp_path) == head.stdout.strip()
+    assert results.revision(tmp_path) == head.stdout.strip()
     (tmp_path / "file").write_text("2")
-    assert evaluate.revision(tmp_path) == head.stdout.strip() + "-dirty"
+    assert results.revision(tmp_path) == head.stdout.strip() + "-dirty"
 
 
 def test_the_revision_of_an_installed_copy_is_what_pip_took(tmp_path, monkeypatch):
@@ -182,11 +182,11 @@ def test_the_revision_of_an_installed_copy_is_what_pip_took(tmp_path, monkeypatc
     info.mkdir()
     (info / "METADATA").write_text("Name: pmjax\nVersion: 0\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert evaluate.revision(tmp_path) is None
+    assert results.revision(tmp_path) is None
     origin = {"url": "https://there", "vcs_info": {"vcs": "git", "commit_id": "8e2f"}}
     for found, revision in ((origin, "8e2f"), ({"url": "file:///w", "dir_info": {}}, None)):
         (info / "direct_url.json").write_text(json.dumps(found))
-        assert evaluate.revision(tmp_path) == revision
+        assert results.revision(tmp_path) == revision
 
 
 def test_metrics_say_what_made_them(small_run):
@@ -196,7 +196,7 @@ def test_metrics_say_what_made_them(small_run):
     assert (made["seed"], made["devices"], made["data"]) == (0, ["cpu"], data)
     assert made["config"] == workdir.digest(settings)
     assert made["config"] != workdir.digest(config.load(DIGITS))
-    assert made["revision"] == evaluate.revision(ROOT)
+    assert made["revision"] == results.revision(ROOT)
     assert made["versions"].items() >= {
         name: metadata.version(name) for name in ("pmjax", "jax", "flax", "optax", "numpy")
     }.items()  # fmt: skip

@@ -10,8 +10,9 @@ import pytest
 from conftest import ROOT, SMALL, run_command
 
 import pmjax
-from pmjax import build, config, evals, midway
+from pmjax import build, config, evals, evaluate, midway, train
 from pmjax.errors import UserError
+from pmjax.hosts import Hosts
 from pmjax.report import Report
 from pmjax.step import init_state
 
@@ -180,3 +181,53 @@ def test_priors_that_are_not_trained_yet_are_left_out_and_the_run_s_own_is_misse
     assert run.midway._ctx.draw("gmm", 5, 0).shape == (5, 3)
     with pytest.raises(UserError, match="config.eval.during"):
         run.midway._ctx.samples()
+
+
+def test_arguments_and_protocols_of_the_config_reach_evaluations_in_training(tmp_path, monkeypatch):
+    free = {"eval.fid_protocols": "50k_train", "eval.args.sliced_wasserstein.projections": "7"}
+    run, seen = Run(tmp_path, monkeypatch, **free), {}
+    monkeypatch.setattr(evals, "run", lambda *_, **args: seen.update(args) or run.values)
+    run.evaluate(10, 1.0)
+    assert seen["fid"] == {"protocols": ("50k_train",)}
+    assert seen["sliced_wasserstein"] == {"projections": 7}
+
+
+FID = {"eval.during": "fid", "eval.fid_protocols": "2k_test"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"eval.during": "sliced_wasserstein", "eval.best": "sliced_w2/latent_gan"},
+         "'latent_gan' while stage 1 trains, and stage 2 trains it later.*gaussian, gmm"),
+        ({"eval.during": "sliced_wasserstein", "eval.best": "sliced_w2/knn_jitter"},
+         "config.eval.baselines does not name it"),
+        ({"eval.during": "wasserstein", "eval.best": "w2/gaussian"},
+         "config.eval.during has wasserstein, which needs the run's own prior"),
+        (FID | {"eval.best": "fid/10k_test/pytorch_fid/gaussian"},
+         "Unknown protocol of metric 'fid'.*Did you mean '2k_test'"),
+        (FID | {"eval.best": "fid/2k_test/clean_fid/gaussian"}, "Unknown variant.*pytorch_fid"),
+        (FID | {"eval.best": "", "eval.fid_protocols": "2k_tests"}, "'2k_tests' is no protocol"),
+        (FID | {"eval.best": "", "eval.inception_weights": "no.pth"}, "no weights file no.pth"),
+        ({"eval.every": "0", "eval.best": "", "eval.metrics": "kid",
+          "eval.inception_weights": "no.pth"}, "no weights file no.pth"),
+    ],
+)  # fmt: skip
+def test_evaluations_that_cannot_be_are_refused_before_training(
+    tmp_path, monkeypatch, overrides, message
+):
+    monkeypatch.setattr(build, "dataset", lambda *_: pytest.fail("data are read"))
+    settings = load_settings(**overrides)
+    with pytest.raises(UserError, match=message):
+        train.fit(settings, tmp_path, Report(tmp_path, stream=io.StringIO()), Hosts())
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"eval.during": "sliced_wasserstein", "eval.best": "sliced_w2/gaussian"},
+        {"eval.during": "wasserstein", "eval.best": "w2/latent_gan", "schedule": "joint"},
+    ],
+)
+def test_evaluations_that_can_be_are_not_refused(overrides):
+    evaluate.require_possible(load_settings(**{"eval.metrics": "latent"} | overrides))

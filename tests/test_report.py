@@ -426,7 +426,7 @@ def context(data, labels, model, priors):
         priors=priors,
         seed=0,
         samples=lambda prior: data[::-1],
-        reconstructions=lambda split: np.asarray(to_float(data)),
+        reconstructions=lambda split, rows: np.asarray(to_float(data[rows])),
         embeddings=lambda split: np.random.default_rng(1).normal(size=(len(data), dim)).astype("f"),
     )
 

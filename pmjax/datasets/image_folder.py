@@ -32,9 +32,9 @@ def source(*, path: Path | None, seed: int) -> Source:
     path = path.resolve()
     given = all((path / split).is_dir() for split in SPLITS)
     if given:
-        splits = {split: _images(path / split) for split in SPLITS}
+        splits = {split: images(path / split) for split in SPLITS}
     else:
-        splits = _split(path, _images(path), seed)
+        splits = _split(path, images(path), seed)
     labels = _labels(
         {split: [f.relative_to(path / split if given else path) for f in files]
          for split, files in splits.items()}
@@ -47,23 +47,28 @@ def source(*, path: Path | None, seed: int) -> Source:
     )
 
 
-def _images(path: Path) -> list[Path]:
+def images(path: Path) -> list[Path]:
     """Lists the images below a directory in order, following links but never in circles."""
-    files, seen = [], set()
+    files, _ = listed(path)
+    if not files:
+        raise UserError(f"No images in {path}. Files with these endings are read: "
+                        f"{' '.join(EXTENSIONS)}.")  # fmt: skip
+    return files
+
+
+def listed(path: Path) -> tuple[list[Path], list[Path]]:
+    """Returns the images below a directory, and what else is there, less what is hidden."""
+    files, others, seen = [], [], set()
     for folder, subfolders, names in os.walk(path, followlinks=True, onerror=_unreadable):
         real = os.path.realpath(folder)
         subfolders[:] = [] if real in seen else [s for s in subfolders if not s.startswith(".")]
         names = [] if real in seen else names
         seen.add(real)
-        files += [
-            Path(folder, name)
-            for name in names
-            if not name.startswith(".") and name.lower().endswith(EXTENSIONS)
-        ]
-    if not files:
-        raise UserError(f"No images in {path}. Files with these endings are read: "
-                        f"{' '.join(EXTENSIONS)}.")  # fmt: skip
-    return sorted(files)
+        for name in names:
+            if not name.startswith("."):
+                image = name.lower().endswith(EXTENSIONS)
+                (files if image else others).append(Path(folder, name))
+    return sorted(files), sorted(others)
 
 
 def _unreadable(error: OSError) -> None:

@@ -5,7 +5,9 @@ parts of metrics) with one function that returns finite numbers under keys such 
 
     def evaluate(ctx: Context, **args) -> dict[str, float]
 
-A metric that the data does not fit raises a `UserError`; nothing is left out in silence.
+A metric that the data does not fit raises a `UserError`; nothing is left out in silence. One that
+takes features names their extractor, a file of `_features`, as EXTRACTOR, unless it has an argument
+`extractor`; one that needs the run's own prior says OWN_PRIOR = True.
 """
 
 import dataclasses
@@ -22,7 +24,8 @@ import numpy as np
 
 from pmjax import plugins
 from pmjax.datasets import Dataset, to_uint8
-from pmjax.errors import UserError, unknown
+from pmjax.errors import UserError
+from pmjax.evals._arguments import checked
 from pmjax.meanings import rounded
 
 if TYPE_CHECKING:
@@ -162,22 +165,15 @@ class Context:
             part = finite(f"samples of prior '{prior}'", part)
             yield to_uint8(part) if self.has_images else part
 
-    def reconstructions(self, split: str, num: int | None = None) -> np.ndarray:
-        """Returns float32 reconstructions, in [-1, 1] for images, of a split or its `subset`."""
+    def reconstructions(self, split: str, rows: np.ndarray) -> np.ndarray:
+        """Returns float32 reconstructions, in [-1, 1] for images, of some rows of a split."""
+        return self._apply(self.model.reconstruct, "reconstructions", self._data(split)[rows])
 
-        def make():
-            data = self._data(split)
-            data = data if num is None else data[self.subset(split, num)]
-            return self._apply(self.model.reconstruct, "reconstructions", data)
-
-        return self.cached(("reconstructions", split, num), make)
-
-    def reconstructed(self, split: str, num: int) -> Iterator[np.ndarray]:
-        """Yields uint8 reconstructions of `subset`, in parts of `CHUNK` at most."""
-        chosen = self.subset(split, num)
-        for start in range(0, len(chosen), CHUNK):
-            part = self.model.reconstruct(self._data(split)[chosen[start : start + CHUNK]])
-            yield to_uint8(finite("reconstructions", part))
+    def reconstructed(self, split: str, num: int | None = None) -> Iterator[np.ndarray]:
+        """Yields `reconstructions` of a split, or of its `subset`, in parts of `CHUNK` at most."""
+        rows = np.arange(len(self._data(split))) if num is None else self.subset(split, num)
+        for start in range(0, len(rows), CHUNK):
+            yield self.reconstructions(split, rows[start : start + CHUNK])
 
     def embeddings(self, split: str) -> np.ndarray:
         """Returns the float32 embeddings [N, d] of a split, in inference mode."""
@@ -273,6 +269,19 @@ def fresh_points(dataset: str) -> Callable[[int, int], np.ndarray] | None:
     return points and (lambda num, seed: points(num, seed)[0])
 
 
+def extractor_of(metric: str, args: Mapping[str, Any]) -> str | None:
+    """Returns the feature extractor that a metric uses with these arguments, if it uses one."""
+    module = plugins.load("evals", metric, provides="evaluate")
+    argument = inspect.signature(module.evaluate).parameters.get("extractor")
+    default = argument.default if argument else getattr(module, "EXTRACTOR", None)
+    return args.get("extractor", default)
+
+
+def needs_own_prior(metric: str) -> bool:
+    """Tells whether a metric needs the run's own prior, and not any."""
+    return getattr(plugins.load("evals", metric, provides="evaluate"), "OWN_PRIOR", False)
+
+
 def shown_values(values: Mapping[str, float], digits: int) -> dict[str, str]:
     """Returns values as people read them, each with its spread."""
     shown = {}
@@ -308,11 +317,7 @@ def run(
         name: plugins.load("evals", name, provides="evaluate").evaluate
         for name in (*metrics, *args)
     }
-    for name, given in args.items():
-        valid = list(inspect.signature(functions[name]).parameters)[1:]
-        for argument in given:
-            if argument not in valid:
-                raise unknown(f"argument of metric '{name}'", argument, valid)
+    args = {name: checked(name, given) for name, given in args.items()}
     values = {}
     for name in metrics:
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Metrics on features of images, whichever extractor they come from.
+"""Metrics on features of images, whichever extractor they come from; but see `_protocols` too.
 
 Each compares sets of images with the whole test set and returns '<metric>/<set>', or
 '<metric>/<quantity>/<set>', with its spread under the same key + '/spread'. The sets are every
@@ -7,9 +7,11 @@ would reach), where there is a training set; distances, where there is a model, 
 (reconstructions of the test set), 'recon_train' (reconstructions of the floor's images: what a
 perfect prior would reach through this decoder) and 'midpoints' (`num_samples` decoded midpoints of
 embeddings of random pairs of test images).
-'<metric>/flag/<what>' appears only where the number of images asked for a caveat.
+'<metric>/flag/<what>' appears only where the number of images asked for a caveat, such as
+'floor_images', that of a floor that is smaller than the samples.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,19 +19,11 @@ import numpy as np
 from pmjax.errors import UserError
 from pmjax.evals import Context
 from pmjax.evals._features import features_of
-from pmjax.evals._frechet import Sample, frechet_estimate, frechet_infinity
+from pmjax.evals._frechet import Sample, frechet_infinity
 from pmjax.evals._kernel import kernel_distances
 from pmjax.evals._manifold import Manifold, prdc_estimate
 
 OF_DECODER = ("recon", "recon_train", "midpoints")
-
-
-def frechet(ctx: Context, metric: str, extractor: str, **args) -> dict[str, float]:
-    """Returns squared Fréchet distances, with their standard errors (see `frechet_estimate`)."""
-    reference, sets = feature_sets(ctx, metric, extractor, OF_DECODER, **args)
-    test = Sample(reference)
-    estimates = {what: frechet_estimate(Sample(x), test) for what, x in sets.items()}
-    return named(metric, estimates) | _few_for_features(metric, reference, *sets.values())
 
 
 def frechet_at_infinity(
@@ -41,8 +35,9 @@ def frechet_at_infinity(
     estimates = {
         what: frechet_infinity(x, test, points=points, seed=seed) for what, x in sets.items()
     }
-    smallest = (x[: len(x) // 10] for x in sets.values())
-    return named(metric, estimates) | _few_for_features(metric, reference, *smallest)
+    counts = [len(reference), *(len(x) // 10 for x in sets.values())]  # of the smallest subsets
+    flags = few_images(ctx, metric, counts, reference.shape[1]) | floor_of(ctx, metric, sets)
+    return named(metric, estimates) | flags
 
 
 def kernel(
@@ -57,8 +52,11 @@ def kernel(
     size = min(subset_size, *(len(x) // 2 for x in (reference, *sets.values())))
     seed = ctx.derived_seed("kernel")
     estimates = kernel_distances(reference, sets, subset_size=size, subsets=subsets, seed=seed)
-    flag = {f"{metric}/flag/subset_size": size} if size < subset_size else {}
-    return named(metric, estimates) | flag
+    values = named(metric, estimates) | floor_of(ctx, metric, sets)
+    if size < subset_size:
+        why = f"subsets have {size} images and not {subset_size}, as the sets are small."
+        values |= flag(ctx, metric, "subset_size", size, why)
+    return values
 
 
 def manifold(
@@ -81,7 +79,7 @@ def manifold(
     for quantity in ("precision", "recall", "density", "coverage"):
         each = {what: estimate[quantity] for what, estimate in estimates.items()}
         values |= named(f"{metric}/{quantity}", each)
-    return values
+    return values | floor_of(ctx, metric, sets)
 
 
 def feature_sets(
@@ -119,7 +117,35 @@ def named(metric: str, estimates: Mapping[str, tuple[float, float]]) -> dict[str
     return values
 
 
-def _few_for_features(metric, *sets):
+def few_images(ctx: Context, prefix: str, counts: Sequence[int], dim: int) -> dict[str, float]:
     """Flags sets of fewer images than features: covariances without full rank, a large bias."""
-    few, dim = min(map(len, sets)), sets[0].shape[1]
-    return {f"{metric}/flag/fewer_images_than_features": few} if few <= dim else {}
+    few = min(counts)
+    why = (
+        f"{few} images are no more than the {dim} features: the covariance has not full rank, and "
+        "the distance a large bias. Compare with the floor only."
+    )
+    return flag(ctx, prefix, "fewer_images_than_features", few, why) if few <= dim else {}
+
+
+def small_floor(ctx: Context, prefix: str, count: int, num: int) -> dict[str, float]:
+    """Flags a floor of fewer images than there are samples, which it does not compare with."""
+    why = (
+        f"the floor has {count} images, fewer than the {num} samples: it is not what as many "
+        "perfect samples would reach."
+    )
+    return flag(ctx, prefix, "floor_images", count, why) if count < num else {}
+
+
+def floor_of(ctx: Context, prefix: str, sets: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Flags the floor among sets of features, if there is one."""
+    return small_floor(ctx, prefix, len(sets["floor"]), ctx.num_samples) if "floor" in sets else {}
+
+
+def flag(ctx: Context, prefix: str, name: str, value: float, why: str) -> dict[str, float]:
+    """Returns '<prefix>/flag/<name>', and says why, once."""
+
+    def say():
+        print(f"{prefix}: {why}", file=sys.stderr, flush=True)
+
+    ctx.cached(("flag", prefix, name), say, lasting=True)
+    return {f"{prefix}/flag/{name}": value}

@@ -1,9 +1,11 @@
 """Images that any other tool has left: a folder of files, or an array in .npy or .npz."""
 
+import copy
+import dataclasses
 import hashlib
 import os
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,53 +15,86 @@ from PIL import Image
 from pmjax.datasets import Dataset
 from pmjax.datasets._cache import fingerprint
 from pmjax.datasets._images import _eight_bit
-from pmjax.datasets.image_folder import EXTENSIONS
+from pmjax.datasets.image_folder import EXTENSIONS, listed
 from pmjax.errors import UserError
 
 SHOWN = 10  # files that a message names
+ALPHA = "it has an alpha channel"
+CHUNK = 1000  # images of floats that are held at a time
 
 
 def load(path: Path) -> Dataset | Path:
     """Returns the images of a folder or an array's file, or the path of an .npz of statistics.
 
     Images of a folder stay in it until they are used; all must have one size, and no alpha channel.
-    An array is uint8 [N, H, W, 1 or 3], or float within [0, 1].
+    An array is uint8 [N, H, W, 1 or 3], or float within [0, 1]. Hidden files are no images; those
+    that lie beside images with other endings are named in `skipped`.
 
     Raises:
         UserError: names what is missing, unreadable, of another size, not finite or out of range.
     """
     if path.is_dir():
-        files = sorted(f for f in path.rglob("*") if f.suffix.lower() in EXTENSIONS)
+        files, others = listed(path)
         images = Folder(path, files)
-        return Dataset(images, None, images.fingerprint(), ())
+        skipped = tuple(str(other.relative_to(path)) for other in others)
+        return Dataset(images, None, images.fingerprint(), skipped)
     if path.suffix not in (".npy", ".npz") or not path.is_file():
         raise UserError(f"{path} is no folder of images and no .npy or .npz file.")
     try:
-        found = np.load(path, allow_pickle=False)
+        found = np.load(path, allow_pickle=False, mmap_mode="r")
         if path.suffix == ".npz":
             if {"mu", "sigma"} <= set(found):
                 return path
-            if len(found.files) == 1 or "arr_0" in found:
-                found = found["arr_0" if "arr_0" in found else found.files[0]]
-            else:
-                raise ValueError(f"arrays {', '.join(found.files)}, and none of them is 'arr_0'")
+            names = found.files
+            found = found["arr_0" if "arr_0" in names else names[0]] if names else None
+            if "arr_0" not in names and (len(names) != 1 or found.ndim != 4):
+                raise ValueError(
+                    f"it has arrays {', '.join(names) or 'none'}: images are one array [N, H, W, "
+                    "C] or 'arr_0', statistics are 'mu' [D] and 'sigma' [D, D]"
+                )
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read as images or as statistics ({error}).") from error
     images = _eight_bits(path, found)
     return Dataset(images, None, fingerprint(images, None), ())
 
 
-def _eight_bits(path, images):
-    if images.dtype.kind == "f":
-        if not np.isfinite(images).all():
-            raise UserError(f"{path} holds NaN or infinite values.")
-        if images.min(initial=0) < 0 or images.max(initial=0) > 1:
-            raise UserError(
-                f"{path} holds floats from {images.min():.4g} to {images.max():.4g}: give uint8, "
-                "or floats within [0, 1]."
+def alike(sets: Mapping[str, Dataset], *, say: Callable[[str], None]) -> dict[str, Dataset]:
+    """Returns sets of images as one can compare them: of one size, grey as RGB if one of them is.
+
+    Raises:
+        UserError: if their sizes differ.
+    """
+    shapes = {name: tuple(each.data.shape[1:]) for name, each in sets.items()}
+    if len({shape[:2] for shape in shapes.values()}) > 1:
+        told = ", ".join(f"{name} {h}×{w}" for name, (h, w, _) in shapes.items())
+        raise UserError(
+            f"The sets have images of different sizes: {told} (height × width). Resize them "
+            "first: how it is done changes every distance."
+        )
+    for name, each in sets.items():
+        if each.skipped:
+            more = ", …" if len(each.skipped) > SHOWN else ""
+            say(
+                f"{name}: {len(each.skipped)} files are left out, as their endings are none of "
+                f"images' ({', '.join(each.skipped[:SHOWN])}{more})."
             )
-        images = (images * 255 + 0.5).astype(np.uint8)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+    grey = [name for name, shape in shapes.items() if shape[2] == 1]
+    if 0 < len(grey) < len(sets):
+        say(f"Grey, and compared as RGB with three equal channels: {', '.join(grey)}.")
+        rgb = {name: dataclasses.replace(sets[name], data=_rgb(sets[name].data)) for name in grey}
+        return {**sets, **rgb}
+    return dict(sets)
+
+
+def _rgb(images):
+    if isinstance(images, Folder):
+        return images.rgb()
+    return np.broadcast_to(images, (*images.shape[:3], 3))  # takes no memory
+
+
+def _eight_bits(path, images):
+    known = images.dtype == np.uint8 or images.dtype.kind == "f"
+    if not known or images.ndim != 4 or images.shape[-1] not in (1, 3):
         hint = ""
         if images.ndim == 4 and images.shape[1] in (1, 3):
             hint = " Channels come last: images.transpose(0, 2, 3, 1)."
@@ -69,7 +104,20 @@ def _eight_bits(path, images):
             f"{path} holds {images.dtype} {list(images.shape)}: images are uint8 or float "
             f"[N, H, W, 1 or 3].{hint}"
         )
-    return images
+    if images.dtype == np.uint8:
+        return images
+    found = np.empty(images.shape, np.uint8)
+    for start in range(0, len(images), CHUNK):
+        part = np.asarray(images[start : start + CHUNK])
+        if not np.isfinite(part).all():
+            raise UserError(f"{path} holds NaN or infinite values.")
+        if part.min(initial=0) < 0 or part.max(initial=0) > 1:
+            raise UserError(
+                f"{path} holds floats from {part.min():.4g} to {part.max():.4g}: give uint8, or "
+                "floats within [0, 1]."
+            )
+        found[start : start + CHUNK] = part * 255 + 0.5
+    return found
 
 
 class Folder:
@@ -121,6 +169,12 @@ class Folder:
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return self[:].astype(dtype or np.uint8, copy=False)
 
+    def rgb(self) -> "Folder":
+        """Returns the same images with three channels."""
+        other = copy.copy(self)
+        other.shape = (*self.shape[:3], 3)
+        return other
+
     def fingerprint(self) -> str:
         """Returns the sha256 over the contents of all files."""
         digest = hashlib.sha256()
@@ -133,9 +187,12 @@ class Folder:
         broken = [f"{file.relative_to(self.path)}: {why}" for file, why in broken]
         if broken:
             more = f"; and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
+            advice = "Mend or remove them."
+            if any(ALPHA in each for each in broken):
+                advice = "Flatten the alpha channel onto one background first; mend what is broken."
             raise UserError(
                 f"{len(broken)} of the images in {self.path} cannot be taken "
-                f"({'; '.join(broken[:SHOWN])}{more}). Mend or remove them."
+                f"({'; '.join(broken[:SHOWN])}{more}). {advice}"
             )
 
 
@@ -143,7 +200,7 @@ def _head(file: Path) -> tuple[str, tuple[int, int], bool]:
     """Returns what is wrong with a file, its size, and whether it is grey, from its first bytes."""
     try:
         with Image.open(file) as image:
-            wrong = "it has an alpha channel" if image.has_transparency_data else ""
+            wrong = ALPHA if image.has_transparency_data else ""
             return wrong, image.size, image.mode in ("1", "L") or image.mode.startswith("I")
     except Exception as error:  # decoders of broken files raise nearly anything
         known = isinstance(error, Image.UnidentifiedImageError)

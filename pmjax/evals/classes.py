@@ -8,6 +8,9 @@ from pmjax.evals import Context
 from pmjax.evals._features import features_of
 from pmjax.evals._labels import classes
 
+EXTRACTOR = "efficientnet_lite0"
+OWN_PRIOR = True
+
 
 def evaluate(ctx: Context) -> dict[str, float]:
     """Returns the smallest and largest share of a class among the samples of the run's own prior.
@@ -25,7 +28,7 @@ def evaluate(ctx: Context) -> dict[str, float]:
             "raise --config.eval.num_samples."
         )
     features = {
-        source: features_of(ctx, "efficientnet_lite0", source, resolution=None)
+        source: features_of(ctx, EXTRACTOR, source, resolution=None)
         for source in ("train", "test", ctx.own_prior)
     }
     classifier = SVC(C=10).fit(features["train"], labels)

@@ -1,16 +1,27 @@
 """The Fréchet distance on EfficientNet-Lite0 features: an offline relative of FID, not FID."""
 
-from pmjax.evals import Context, _relatives
+from collections.abc import Sequence
+
+from pmjax.evals import Context, _protocols
+
+EXTRACTOR = "efficientnet_lite0"
 
 
-def evaluate(ctx: Context, *, resolution: int | None = None) -> dict[str, float]:
-    """Returns squared Fréchet distances to the whole test set, as 'fd_efficientnet_lite0/<set>'.
+def evaluate(
+    ctx: Context, *, protocols: Sequence[str] | None = None, resolution: int | None = None
+) -> dict[str, float]:
+    """Returns squared Fréchet distances to the whole test set, as 'fd_efficientnet_lite0/<what>'.
 
-    The sets and their keys are those of `_relatives`. Distances depend on the number of images and
-    on `resolution` (pixels, None: see `_features.efficientnet_lite0`), so compare only equals, and
-    with the floor. 'flag/fewer_images_than_features' is the number of images of the smallest set
-    where that is at most 1280.
+    With `protocols`, such as '50k_train', they are 'fd_efficientnet_lite0/<protocol>/<what>', as
+    FID's are: see `_protocols.frechet`, and for <what> too. Distances depend on the number of
+    images and on `resolution` (pixels, None: see `_features.efficientnet_lite0`), so compare only
+    equals, and with the floor. 'flag/fewer_images_than_features' is the number of images of the
+    smallest set where that is at most 1280.
     """
-    return _relatives.frechet(
-        ctx, "fd_efficientnet_lite0", "efficientnet_lite0", resolution=resolution
+    return _protocols.frechet(
+        ctx,
+        "fd_efficientnet_lite0",
+        EXTRACTOR,
+        protocols=protocols,
+        resolution=resolution,
     )

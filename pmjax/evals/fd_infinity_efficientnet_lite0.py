@@ -2,6 +2,8 @@
 
 from pmjax.evals import Context, _relatives
 
+EXTRACTOR = "efficientnet_lite0"
+
 
 def evaluate(ctx: Context, *, points: int = 15, resolution: int | None = None) -> dict[str, float]:
     """Returns Fréchet distances to the test set without the bias of the number of samples.
@@ -14,7 +16,7 @@ def evaluate(ctx: Context, *, points: int = 15, resolution: int | None = None) -
     return _relatives.frechet_at_infinity(
         ctx,
         "fd_infinity_efficientnet_lite0",
-        "efficientnet_lite0",
+        EXTRACTOR,
         points=points,
         resolution=resolution,
     )

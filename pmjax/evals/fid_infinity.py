@@ -2,6 +2,8 @@
 
 from pmjax.evals import Context, _relatives
 
+EXTRACTOR = "inception_2015"
+
 
 def evaluate(ctx: Context, *, points: int = 15) -> dict[str, float]:
     """Returns FID to the test set without the bias of the number of samples.
@@ -11,4 +13,4 @@ def evaluate(ctx: Context, *, points: int = 15) -> dict[str, float]:
     remains, and the floor shows it. Subsets begin at a tenth of the samples: take 20,500 or more,
     or 'flag/fewer_images_than_features' says how many the smallest has.
     """
-    return _relatives.frechet_at_infinity(ctx, "fid_infinity", "inception_2015", points=points)
+    return _relatives.frechet_at_infinity(ctx, "fid_infinity", EXTRACTOR, points=points)

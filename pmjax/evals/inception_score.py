@@ -7,6 +7,8 @@ from pmjax.errors import UserError
 from pmjax.evals import Context, _relatives
 from pmjax.evals._features import logits_of
 
+EXTRACTOR = "inception_2015"
+
 
 def evaluate(ctx: Context, *, splits: int = 10) -> dict[str, float]:
     """Returns 'inception_score/<prior>', and '…/floor' of as many training images.
@@ -14,21 +16,38 @@ def evaluate(ctx: Context, *, splits: int = 10) -> dict[str, float]:
     Salimans et al., 2016: the mean over `splits` random parts of the samples, whose deviation is
     the spread; higher is better. It knows ImageNet's classes alone and no reference, so that it
     says little elsewhere: read it against the floor. 'flag/fewer_images_than_classes' is the number
-    of images of a part where that is below the number of classes, which bounds the score.
+    of images of a part where that is below the number of classes, which bounds the score, and
+    'flag/floor_images' that of a floor that is smaller than the samples.
     """
-    ctx.require_images("inception_score")
+    # Without the bias, as in the first implementation.
+    return scores(ctx, "inception_score", EXTRACTOR, splits=splits, bias=False)
+
+
+def scores(
+    ctx: Context, metric: str, extractor: str, *, splits: int, bias: bool, **args
+) -> dict[str, float]:
+    """Returns the scores of the samples and of the floor by an extractor's classes."""
+    ctx.require_images(metric)
     sets = {
-        what: logits_of(ctx, "inception_2015", source, bias=False)  # as in the first implementation
+        what: logits_of(ctx, extractor, source, bias=bias, **args)
         for what, source in ctx.compared(()).items()
     }
     seed = ctx.derived_seed("inception_score")
     values = _relatives.named(
-        "inception_score",
-        {what: inception_score(x, splits=splits, seed=seed) for what, x in sets.items()},
+        metric, {what: inception_score(x, splits=splits, seed=seed) for what, x in sets.items()}
     )
+    values |= _relatives.floor_of(ctx, metric, sets)
     part = min(map(len, sets.values())) // splits
-    few = part < min(x.shape[1] for x in sets.values())
-    return values | ({"inception_score/flag/fewer_images_than_classes": part} if few else {})
+    classes = min(x.shape[1] for x in sets.values())
+    if part < classes:
+        values |= _relatives.flag(
+            ctx,
+            metric,
+            "fewer_images_than_classes",
+            part,
+            f"a part has {part} images, fewer than the {classes} classes, which bounds the score.",
+        )
+    return values
 
 
 def inception_score(logits: np.ndarray, *, splits: int, seed: int) -> tuple[float, float]:

@@ -2,6 +2,8 @@
 
 from pmjax.evals import Context, _relatives
 
+EXTRACTOR = "efficientnet_lite0"
+
 
 def evaluate(
     ctx: Context,
@@ -18,7 +20,7 @@ def evaluate(
     return _relatives.kernel(
         ctx,
         "kd_efficientnet_lite0",
-        "efficientnet_lite0",
+        EXTRACTOR,
         subset_size=subset_size,
         subsets=subsets,
         resolution=resolution,

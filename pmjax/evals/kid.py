@@ -2,6 +2,8 @@
 
 from pmjax.evals import Context, _relatives
 
+EXTRACTOR = "inception_2015"
+
 
 def evaluate(ctx: Context, *, subset_size: int = 1000, subsets: int = 100) -> dict[str, float]:
     """Returns KID to the test set as 'kid/<set>', not multiplied by 1000.
@@ -9,4 +11,4 @@ def evaluate(ctx: Context, *, subset_size: int = 1000, subsets: int = 100) -> di
     The mean over `subsets` random subsets, whose deviation is the spread: see `_relatives.kernel`
     for subsets of small sets, and `_relatives` for the sets and their keys.
     """
-    return _relatives.kernel(ctx, "kid", "inception_2015", subset_size=subset_size, subsets=subsets)
+    return _relatives.kernel(ctx, "kid", EXTRACTOR, subset_size=subset_size, subsets=subsets)

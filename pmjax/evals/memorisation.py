@@ -41,7 +41,7 @@ def evaluate(
     latents = {prior: draw(ctx, prior, num) for prior in priors}
     embeddings = latents | {"test": ctx.embeddings("test")[chosen]}
     data = {prior: finite("samples", ctx.model.decode(z)) for prior, z in latents.items()}
-    data |= {"recon": ctx.reconstructions("test")[chosen], "test": ctx.test.data[chosen]}
+    data |= {"recon": ctx.reconstructions("test", chosen), "test": ctx.test.data[chosen]}
     values = _compare("embedding", embeddings, ctx.embeddings("train"))
     values |= _compare("data", data, ctx.train.data)
     if not (extractor and ctx.has_images):

@@ -2,6 +2,8 @@
 
 from pmjax.evals import Context, _relatives
 
+EXTRACTOR = "inception_2015"
+
 
 def evaluate(ctx: Context, *, neighbours: int = 3, density_neighbours: int = 5) -> dict[str, float]:
     """Returns 'prdc/<quantity>/<prior>' and 'prdc/<quantity>/floor', against the test set.
@@ -11,5 +13,5 @@ def evaluate(ctx: Context, *, neighbours: int = 3, density_neighbours: int = 5) 
     depend on the numbers of images, so read them against the floor.
     """
     return _relatives.manifold(
-        ctx, "prdc", "inception_2015", neighbours=neighbours, density_neighbours=density_neighbours
+        ctx, "prdc", EXTRACTOR, neighbours=neighbours, density_neighbours=density_neighbours
     )

@@ -2,6 +2,8 @@
 
 from pmjax.evals import Context, _relatives
 
+EXTRACTOR = "efficientnet_lite0"
+
 
 def evaluate(
     ctx: Context,
@@ -19,7 +21,7 @@ def evaluate(
     return _relatives.manifold(
         ctx,
         "prdc_efficientnet_lite0",
-        "efficientnet_lite0",
+        EXTRACTOR,
         neighbours=neighbours,
         density_neighbours=density_neighbours,
         resolution=resolution,

@@ -3,7 +3,7 @@
 import numpy as np
 
 from pmjax.datasets import to_float
-from pmjax.evals import CHUNK, Context
+from pmjax.evals import Context
 
 MIN_MSE01 = 1e-10  # an image reconstructed exactly counts as 100 dB
 WINDOW, SIGMA = 11, 1.5  # pixels
@@ -19,11 +19,10 @@ def evaluate(ctx: Context) -> dict[str, float]:
     images of 10 log₁₀(1 / mse01 of the image), at most 100; 'recon/ssim' is the mean over images
     of `ssim`. Nothing is rounded or clipped.
     """
-    reconstructions = ctx.reconstructions("test")
-    errors, similarities = [], []
-    for start in range(0, len(reconstructions), CHUNK):
-        x_hat = reconstructions[start : start + CHUNK]
-        x = to_float(ctx.test.data[start : start + CHUNK])
+    errors, similarities, start = [], [], 0
+    for x_hat in ctx.reconstructed("test"):
+        x = to_float(ctx.test.data[start : start + len(x_hat)])
+        start += len(x_hat)
         squares = np.square(np.asarray(x, np.float64) - x_hat)
         errors.append(squares.reshape(len(x), -1).mean(1))
         if ctx.has_images:

@@ -11,6 +11,7 @@ from pmjax.evals import Context, finite
 from pmjax.evals._latents import draw
 from pmjax.evals.topology import distance_correlation, neighbours_kept, rank_correlation
 
+OWN_PRIOR = True
 REAL = 10 * swiss_roll.NOISE / swiss_roll.SCALE  # no point of the data set is farther off
 
 

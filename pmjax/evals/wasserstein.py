@@ -6,6 +6,8 @@ import ot
 from pmjax.errors import UserError
 from pmjax.evals import Context
 
+OWN_PRIOR = True
+
 
 def evaluate(ctx: Context, *, draws: int = 5, num: int = 2000) -> dict[str, float]:
     """Returns W₂ between `num` samples and `num` fresh real points, the mean over `draws` draws.

@@ -63,9 +63,11 @@ def images_of(ctx: Context, source: str) -> np.ndarray:
     make = {
         "test": lambda: ctx.test.data,
         "train": lambda: ctx.train.data[ctx.subset("train")],
-        "recon": lambda: to_uint8(ctx.reconstructions("test")),
-        "recon_train": lambda: to_uint8(ctx.reconstructions("train", ctx.num_samples)),
-        "midpoints": lambda: np.concatenate(list(ctx.midpoints(ctx.num_samples))),
+        "recon": lambda: _together(map(to_uint8, ctx.reconstructed("test"))),
+        "recon_train": lambda: _together(
+            map(to_uint8, ctx.reconstructed("train", ctx.num_samples))
+        ),
+        "midpoints": lambda: _together(ctx.midpoints(ctx.num_samples)),
     }.get(source)
     if make is None and source not in ctx.priors:
         raise UserError(f"There are no images '{source}' here: {', '.join(ctx.priors)}.")
@@ -110,6 +112,10 @@ def arguments(ctx: Context, extractor: str, args: dict) -> dict:
     """Returns an extractor's arguments: a metric's that are not None, else the context's."""
     given = {name: value for name, value in args.items() if value is not None}
     return {**ctx.extractors.get(extractor, {}), **given}
+
+
+def _together(parts: Iterable[np.ndarray]) -> np.ndarray:
+    return np.concatenate(list(parts))
 
 
 def _key(extractor, source, args):

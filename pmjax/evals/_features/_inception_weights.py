@@ -39,7 +39,7 @@ def find(weights: str | Path | None = None) -> Path:
         UserError: if there is none and none can be downloaded: which file to put where.
     """
     for path, of in (
-        (weights, "--weights"),
+        (weights, "--weights or config.eval.inception_weights"),
         (os.environ.get(VARIABLE), VARIABLE),
     ):
         if path:
@@ -56,8 +56,9 @@ def find(weights: str | Path | None = None) -> Path:
         raise UserError(
             f"FID needs the Inception weights of 2015, and they cannot be downloaded ({error}). "
             f"Put {NAMES[0]} (from {URL}), or one of {', '.join(NAMES[1:])}, into {folder}, or "
-            f"give its path as --weights=FILE or in the variable {VARIABLE}. With no "
-            "network, fd_efficientnet_lite0 and its relatives need no download."
+            "give its path as --weights=FILE (of pmjax.evaluate), as "
+            f"--config.eval.inception_weights=FILE or in the variable {VARIABLE}. With no network, "
+            "fd_efficientnet_lite0 and its relatives need no download."
         ) from error
 
 
@@ -78,9 +79,9 @@ def _download(folder: Path) -> Path:
 def read(path: Path, *, verify: bool = True) -> tuple[dict[str, np.ndarray], str]:
     """Returns the weights, named as in PyTorch's state dict, and the file's sha256.
 
-    A file with a hash in its name must have that hash, and a state dict the published one:
-    `verify=False`, for weights of one's own, takes others. No hash is published for the other
-    formats; what is read is told with the results.
+    A state dict must have the published hash, whatever its name says, and a file of another format,
+    for which none is published, the one in its name if there is one: `verify=False`, for weights of
+    one's own, takes others. What is read is told with the results.
 
     Raises:
         UserError: if the file is another one, truncated, damaged or of no known format.
@@ -88,9 +89,10 @@ def read(path: Path, *, verify: bool = True) -> tuple[dict[str, np.ndarray], str
     found = sha256(path)
     formats = {".pb": _tensorflow, ".pickle": _flax, ".pkl": _flax}
     named = re.search(r"-([0-9a-f]{8,64})\.", path.name)
-    expected = named[1] if named else "" if path.suffix in formats else HASH
-    if verify and expected:
-        _check(path, found, expected)
+    if verify and path.suffix not in formats:
+        _check(path, found, HASH)
+    elif verify and named:
+        _check(path, found, named[1])
     return formats.get(path.suffix, _torch_file.load)(path), found
 
 
@@ -137,7 +139,10 @@ def _tensorflow(path):
 
 
 def _flax(path):
-    """Reads jax-fid's `inception_v3_weights_fid.pickle`: nested dictionaries of NumPy arrays."""
+    """Reads jax-fid's `inception_v3_weights_fid.pickle`: nested dictionaries of NumPy arrays.
+
+    It may lack the last layer, which FID does not need and jax-fid does not build for it.
+    """
     with readable(path, "Flax pickle"), path.open("rb") as file:
         tree = _Unpickler(file).load()
         state = {}
@@ -151,7 +156,8 @@ def _flax(path):
                 ("running_var", "var"),
             ):
                 state[f"{name}.bn.{ours}"] = part["bn"][theirs]
-        state["fc.weight"], state["fc.bias"] = tree["fc"]["kernel"].T, tree["fc"]["bias"]
+        if "fc" in tree:
+            state["fc.weight"], state["fc.bias"] = tree["fc"]["kernel"].T, tree["fc"]["bias"]
         return state
 
 

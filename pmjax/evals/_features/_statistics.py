@@ -13,7 +13,8 @@ import numpy as np
 from pmjax.datasets._lock import lock
 from pmjax.errors import UserError
 
-FORMAT = 1
+FORMAT = 2  # of what is cached; raise it where an extractor's numbers change
+METRICS = {2048: "fid", 1280: "fd_efficientnet_lite0"}  # by the dimensions of their features
 Moments = tuple[np.ndarray, np.ndarray, int]
 
 
@@ -45,9 +46,11 @@ def read(path: Path, *, dim: int, about: dict[str, str] | None = None) -> Moment
             f"in an .npz ({error})."
         ) from error
     if mean.shape != (dim,) or cov.shape != (dim, dim):
+        metric = METRICS.get(mean.size)
         raise UserError(
             f"{path} holds statistics of sizes {list(mean.shape)} and {list(cov.shape)}, and these "
             f"features have {dim} dimensions: it was made with another extractor."
+            + (f" Try --evals={metric}." if metric and mean.size != dim else "")
         )
     if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
         raise UserError(f"{path} holds NaN or infinite values.")

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from pmjax.errors import unknown
+from pmjax.errors import UserError, unknown
 from pmjax.evals._features import _batches, _inception_graph, _inception_weights
 
 DIM = _inception_graph.DIM
+CLASSES = 1008
 SIDE = _inception_graph.SIDE
 VARIANTS = ("pytorch_fid", "torch_fidelity", "clean_fid")
 
@@ -42,7 +43,8 @@ def stream(
         variant: how they are resized and scaled,
             'pytorch_fid': bilinearly, corners not aligned, no antialiasing, to 2 (x / 255) - 1;
             'torch_fidelity': as TensorFlow 1 did, from the upper left corner, to (x - 128) / 128;
-            'clean_fid': by Pillow, bicubic with antialiasing, in float, to (x - 128) / 128.
+            'clean_fid': by Pillow, bicubic with antialiasing, in float, clipped to [0, 255], to
+            (x - 128) / 128.
         weights: a file; see `_inception_weights.find`.
         verify: whether the weights must be the published ones.
         precision: of the net, or 'bfloat16'; images are resized in float32.
@@ -75,8 +77,15 @@ def logits(
     """Returns class scores float32 [N, 1008] of features [N, 2048].
 
     The Inception score of TensorFlow and torch-fidelity is taken without the bias.
+
+    Raises:
+        UserError: if the file of weights has no last layer.
     """
-    _, (kernel, offset), _ = load_params(_inception_weights.find(weights), verify)
+    path = _inception_weights.find(weights)
+    _, last, _ = load_params(path, verify)
+    if last is None:
+        raise UserError(f"{path} lacks the last layer, of classes: FID and KID do without, only.")
+    kernel, offset = last
     scores = features @ kernel
     return scores + offset if bias else scores
 
@@ -95,15 +104,24 @@ def identity(
 
 
 @functools.lru_cache(maxsize=2)
-def load_params(path: Path, verify: bool = True) -> tuple[dict, tuple, str]:
+def load_params(path: Path, verify: bool = True) -> tuple[dict, tuple | None, str]:
     """Returns the convolutions, the last layer (kernel [2048, 1008], bias), and the file's sha256.
+
+    The last layer is None where the file has none.
 
     Raises:
         UserError: if the file is not what it should be.
     """
     state, sha256 = _inception_weights.read(path, verify=verify)
     with _inception_weights.readable(path, "set of weights"):
-        last = state["fc.weight"].T.astype(np.float32), state["fc.bias"].astype(np.float32)
+        last = None
+        if "fc.weight" in state:
+            last = state["fc.weight"].T.astype(np.float32), state["fc.bias"].astype(np.float32)
+            if last[0].shape != (DIM, CLASSES) or last[1].shape != (CLASSES,):
+                raise ValueError(  # ImageNet's 1000 are those of torchvision's other Inception
+                    f"its last layer has {len(last[1])} classes of {len(last[0])} features, not "
+                    f"{CLASSES} of {DIM}"
+                )
         return _inception_graph.fold(state), last, sha256
 
 
@@ -150,4 +168,5 @@ def _resized_by_pillow(images):
 def _by_pillow(image: np.ndarray) -> np.ndarray:
     size = (SIDE, SIDE)
     channels = (Image.fromarray(channel) for channel in np.moveaxis(image, 2, 0).astype(np.float32))
-    return np.stack([np.asarray(c.resize(size, Image.Resampling.BICUBIC)) for c in channels], -1)
+    resized = [np.asarray(c.resize(size, Image.Resampling.BICUBIC)) for c in channels]
+    return np.stack(resized, -1).clip(0, 255)  # bicubic goes beyond at edges
