@@ -2,7 +2,7 @@
 
 python -m pmjax.reproduce swiss_roll --workdir=runs/reproduce/swiss_roll
 
-17 runs for each of three seeds, each some minutes on one CPU core; --jobs=2 takes two at once.
+17 runs for each of three seeds, a minute or two each on one CPU core; --jobs=2 takes two at once.
 """
 
 from collections.abc import Iterator
