@@ -77,7 +77,7 @@ def command(workdir):
 
 def run():
     """Trains and evaluates on a disk that is full at one moment after another."""
-    from pmjax import checkpoint, evaluate, parallel, report, shortage, train
+    from pmjax import checkpoint, parallel, report, results, shortage, train
 
     parallel.set_cpu_devices = lambda count: None  # JAX runs already at the second command
     disk = Disk(64 * MB)
@@ -108,7 +108,7 @@ def run():
         ),
         "autoencoder": lambda: before(checkpoint, "write_arrays", disk),
         "embeddings": lambda: before(train, "write_embeddings", disk),
-        "metrics": lambda: before(evaluate, "record", disk),
+        "metrics": lambda: before(results, "record", disk),
         "report": lambda: before(report, "write_html", disk),
     }
     found = {}
