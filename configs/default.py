@@ -122,6 +122,9 @@ def get_config(variant: str = "", overrides: dict | None = None, variants: dict 
     config.eval.every = 0  # steps of stage 1 between evaluations while it trains (0: none)
     config.eval.during = ("reconstruction", "latent")  # metrics of those
     config.eval.best = ""  # a value of theirs, such as 'recon/psnr': WORKDIR/best keeps its best
+    config.eval.stage2_every = 0  # likewise steps of stage 2, which trains the prior
+    config.eval.stage2_during = ("fd_efficientnet_lite0",)
+    config.eval.stage2_best = ""  # such as 'fd_efficientnet_lite0/latent_gan': WORKDIR/best-prior
     config.eval.fid_protocols = ("10k_test",)  # of metric fid; or '50k_train', or any number
     config.eval.inception_weights = ""  # file ('': $PMJAX_INCEPTION_WEIGHTS, the cache, download)
     config.eval.inception_variant = "pytorch_fid"  # or 'torch_fidelity', 'clean_fid'

@@ -1,5 +1,6 @@
 """From a config to what it names: data and games. Only these and the commands read configs."""
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from pmjax import datasets, parallel, plugins, priors
@@ -57,12 +58,20 @@ def stage1_game(settings: ConfigDict, shape: tuple[int, ...]) -> Game:
     return joint(game, second, averaged=("G", *second.averaged))
 
 
-def stage2_game(settings: ConfigDict, name: str | None = None) -> Game:
-    """Builds the game of a prior that is trained on the embeddings (None: the config's own)."""
+def stage2_game(
+    settings: ConfigDict, name: str | None = None, *, z: np.ndarray | None = None
+) -> Game:
+    """Builds the game of a prior that is trained on the embeddings (None: the config's own).
+
+    Nets that start from the embeddings do so from z [N, d], if it is given.
+    """
     chosen = prior(settings, name)
     wanted = settings.stage2.optimizer.to_dict() | getattr(chosen, "optimizer", {})
     optimizer = make_optimizer(steps=settings.stage2.steps, **wanted)
-    return chosen.game(settings.latent_dim, optimizer, parallel.axis_of(settings.parallel))
+    game = chosen.game(settings.latent_dim, optimizer, parallel.axis_of(settings.parallel))
+    if z is None or not hasattr(chosen, "start"):
+        return game
+    return chosen.start(game, z, seed=settings.seed)
 
 
 def prior(settings: ConfigDict, name: str | None = None):

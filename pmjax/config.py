@@ -39,6 +39,9 @@ LATER = {
     "eval.inception_precision": "float32",
     "eval.inception_variant": "pytorch_fid",
     "eval.inception_weights": "",
+    "eval.stage2_best": "",
+    "eval.stage2_during": ("fd_efficientnet_lite0",),
+    "eval.stage2_every": 0,
     "optimizer.accumulate": 1,
     "precision": "float32",
     "profile": "",
@@ -82,7 +85,8 @@ RANGES = {
         ("steps", "steps_per_dispatch", "stage2.steps_per_dispatch", "log_every"), (1, 2**31 - 1)
     ),
     **dict.fromkeys(("checkpoint.every", "stage2.devices"), (1, 2**31 - 1)),
-    **dict.fromkeys(("eval.every", "devices", "skip_nonfinite"), (0, 2**31 - 1)),
+    **dict.fromkeys(("eval.every", "eval.stage2_every", "devices"), (0, 2**31 - 1)),
+    "skip_nonfinite": (0, 2**31 - 1),
     "eval.efficientnet_resolution": (0, 2**14),
     **dict.fromkeys(("optimizer.warmup", "stage2.optimizer.warmup"), (0, 2**31 - 1)),
     **dict.fromkeys(("optimizer.accumulate", "stage2.optimizer.accumulate"), (1, 2**31 - 1)),
@@ -162,7 +166,7 @@ def complete(config: ConfigDict) -> ConfigDict:
         with config.unlocked():
             config[args] = ConfigDict(fields)
     plugins.load("datasets", config.data.name, provides="source")
-    for name in (*config.eval.metrics, *config.eval.during):
+    for name in (*config.eval.metrics, *config.eval.during, *config.eval.stage2_during):
         plugins.load("evals", name, provides="evaluate")
     with config.unlocked():
         config.eval.args = ConfigDict(_checked_metric_args(config.eval.args))
@@ -175,19 +179,24 @@ def complete(config: ConfigDict) -> ConfigDict:
     _check_ranges(config)
     for optimizer in (config.optimizer, config.stage2.optimizer):
         make_optimizer(steps=1, **optimizer)
-    if config.eval.best:
-        meanings.direction(config.eval.best)
-        if meanings.metric_of(config.eval.best) not in config.eval.during:
-            raise UserError(
-                f"config.eval.best={config.eval.best!r} is a value of the metric "
-                f"'{meanings.metric_of(config.eval.best)}': name it in config.eval.during."
-            )
-        if not config.eval.every:
-            raise UserError(
-                "config.eval.best needs evaluations during training: set config.eval.every to a "
-                "number of steps."
-            )
+    for prefix in ("", "stage2_"):
+        if config.eval[f"{prefix}best"]:
+            _check_best(config.eval, prefix)
     return config.lock()
+
+
+def _check_best(settings: ConfigDict, prefix: str) -> None:
+    keys, best = f"config.eval.{prefix}", settings[f"{prefix}best"]
+    meanings.direction(best)
+    metric = meanings.metric_of(best)
+    if metric not in settings[f"{prefix}during"]:
+        raise UserError(
+            f"{keys}best={best!r} is a value of the metric '{metric}': name it in {keys}during."
+        )
+    if not settings[f"{prefix}every"]:
+        raise UserError(
+            f"{keys}best needs evaluations during training: set {keys}every to a number of steps."
+        )
 
 
 def _checked_metric_args(given: ConfigDict) -> dict[str, dict[str, Any]]:

@@ -32,8 +32,8 @@ def evaluate(
       overrides: {dotted name: text} for the config's `eval` part.
       extractors: {feature extractor: arguments}, instead of the config's.
       protocols: of the metrics that have some, instead of the config's.
-      checkpoint: a step of stage 1 or 'latest', whose model is evaluated in a workdir of its own
-        in this one; '' for that of the finished run.
+      checkpoint: which one's model is evaluated, in a workdir of its own in this one: see
+        `kept.from_checkpoint`; '' for that of the finished run.
 
     Returns:
       The metrics, which metrics.json has too, with what it takes to compute them again.
@@ -174,9 +174,10 @@ def require_possible(settings) -> None:
     from pmjax import midway
     from pmjax.evals import _arguments
 
-    if settings.eval.every:
-        midway.require_possible(settings)
-    metrics = [*settings.eval.metrics, *(settings.eval.during if settings.eval.every else ())]
+    midway.require_possible(settings)
+    metrics = [*settings.eval.metrics]
+    for prefix in midway.STAGES.values():
+        metrics += settings.eval[f"{prefix}during"] if settings.eval[f"{prefix}every"] else ()
     _arguments.require_possible(metrics, metric_args(settings), _extractors(settings))
 
 
@@ -285,7 +286,7 @@ def main() -> None:
     add(
         "--checkpoint",
         default="",
-        help="a step of stage 1, or latest: its model in WORKDIR/at-STEP",
+        help="a step of stage 1, or latest, stage2/STEP, stage2/latest: WORKDIR/at-STEP is made",
     )
     add("--samples", type=Path, help="folder, .npy or .npz of generated images")
     add("--reference", type=Path, help="folder, .npy or .npz of real images, or of statistics")

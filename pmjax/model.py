@@ -61,11 +61,19 @@ class Model:
         return nets.apply(net, arrays["params"][name], arrays["stats"].get(name, {}), x)
 
     def renewed(
-        self, arrays: dict[str, Any], fit_prior: Callable[[str], dict[str, Any]]
+        self,
+        fit_prior: Callable[[str], dict[str, Any]],
+        arrays: dict[str, Any] | None = None,
     ) -> "Model":
-        """Returns the model of other arrays of the same nets, which are not compiled again."""
+        """Returns the model of the same nets, not compiled again, with priors of its own.
+
+        Args:
+          fit_prior: gives all priors' arrays; no workdir has a part in it.
+          arrays: those of E and G (None: the same).
+        """
         other = copy.copy(self)
-        other._arrays, other._fit_prior, other._priors = arrays, fit_prior, {}
+        other._workdir, other._fit_prior, other._priors = None, fit_prior, {}
+        other._arrays = arrays or self._arrays
         return other
 
     def encode(self, x: np.ndarray) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Both stages of a run, and the loop that trains either."""
 
-import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,13 +9,23 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pmjax import build, checkpoint, datasets, evaluate, model, parallel, priors, profile, shortage
+from pmjax import (
+    build,
+    checkpoint,
+    datasets,
+    evaluate,
+    midway,
+    model,
+    parallel,
+    priors,
+    profile,
+    shortage,
+)
 from pmjax import workdir as workdirs
 from pmjax.checkpoint import Checkpoints
 from pmjax.errors import UserError
 from pmjax.finite import NotFinite, require_finite, require_finite_arrays
 from pmjax.hosts import Hosts, Log, Stopped, processes
-from pmjax.midway import Midway
 from pmjax.report import Report
 from pmjax.step import Game, TrainState, init_state, train_step
 from pmjax.watch import Watch
@@ -47,9 +56,8 @@ def fit(settings: ConfigDict, workdir: Path, report: Report | Log, hosts: Hosts)
         f"{mesh.size} × {jax.devices()[0].device_kind}, {settings.parallel}."
     )
     common = dict(directory=workdir / "checkpoints", report=report, hosts=hosts)
-    evaluation = None
-    if settings.eval.every:
-        evaluation = Midway(settings, workdir, train=data, report=report)
+    told = dict(settings=settings, workdir=workdir, train=data, report=report)
+    evaluation = midway.OfAutoencoder(**told, hosts=hosts) if settings.eval.every else None
     with shortage.device_memory(
         "stage1",
         batch_size=settings.data.batch_size,
@@ -82,6 +90,8 @@ def fit(settings: ConfigDict, workdir: Path, report: Report | Log, hosts: Hosts)
 
     trained = priors.is_trained(prior)
     together = parallel.spans_hosts(mesh2)
+    if settings.eval.stage2_every:
+        common["evaluation"] = midway.OfPrior(**told, hosts=hosts if together else Hosts())
     if trained and settings.schedule == "two_stage" and together:
         state = _train_prior(settings, read_embeddings(workdir), mesh=mesh2, **common)
 
@@ -144,10 +154,7 @@ def _train_prior(
 ) -> TrainState:
     """Trains a prior (None: the config's own) on embeddings z [N, d]."""
     require_finite(z, _EMBEDDING, _DIVERGED)
-    stage2, prior = settings.stage2, build.prior(settings, name)
-    game = build.stage2_game(settings, name)
-    if hasattr(prior, "start"):
-        game = prior.start(game, z, seed=settings.seed)
+    stage2 = settings.stage2
     stage = "stage2" if name is None else name
     with shortage.device_memory(
         stage,
@@ -157,12 +164,12 @@ def _train_prior(
     ):
         return train(
             stage=stage,
-            game=game,
+            game=build.stage2_game(settings, name, z=z),
             data=z,
             steps=stage2.steps,
             batch_size=stage2.batch_size,
             steps_per_dispatch=stage2.steps_per_dispatch,
-            info={"config": binding(settings), "data": hashlib.sha256(z.tobytes()).hexdigest()},
+            info={"config": binding(settings), "data": workdirs.fingerprint(z)},
             **_common(settings),
             **where,
         )
@@ -201,7 +208,7 @@ def train(
     log_every: int,
     skip_nonfinite: int = 0,
     traced: tuple[int, int] | None = None,
-    evaluation: Midway | None = None,
+    evaluation: midway.Midway | None = None,
     info: dict,
     report: Report | Log,
     hosts: Hosts | None = None,
@@ -226,7 +233,7 @@ def train(
       log_every: steps.
       skip_nonfinite: how many steps that are not finite may be left out.
       traced: first step to trace and how many.
-      evaluation: of states on the way, by the first process.
+      evaluation: of states on the way.
       info: is kept in each checkpoint; a checkpoint with another one is refused.
       report: where progress is shown.
       hosts: the processes that the mesh may span (None: this one alone).
@@ -250,11 +257,11 @@ def train(
         state, found = jax.jit(partial(init_state, game))(jax.random.key(seed)), {}
     else:
         state, found = restored
-        _check_info(found, info, stage)
+        workdirs.require_same(found, info, stage)
     start = int(state.step)
     report.resume(stage, start)
     if evaluation and start:
-        hosts.first("an evaluation", partial(evaluation.catch_up, state, start))
+        evaluation.catch_up(state, start)
     if start >= steps:
         report.say(f"{stage}: finished before, at step {start}.")
         checkpoints.close()
@@ -333,7 +340,7 @@ def train(
                     checkpoints.save(state, info | skipped)
                     watch.saved = last
                     if looks and not stop:
-                        hosts.first("an evaluation", partial(evaluation, state, last))
+                        evaluation(state, last)
                 if stop and last < steps:
                     checkpoints.close()
                     raise Stopped(f"{stage}: stopped by {stop} after step {last}; it is saved.")
@@ -365,21 +372,6 @@ def _dispatches(start: int, steps: int, per_dispatch: int) -> list[tuple[int, in
 
 def _crosses(first: int, last: int, every: int) -> bool:
     return first // every != last // every
-
-
-def _check_info(found: dict, expected: dict, stage: str) -> None:
-    for name, value in expected.items():
-        if name == "config" and "config" in found:
-            if listed := workdirs.differing(found["config"], value):
-                raise UserError(
-                    f"The checkpoint of {stage} belongs to another config:\n{listed}\n"
-                    f"Take a new --workdir, or the values that are there."
-                )
-        elif found.get(name) != value:
-            raise UserError(
-                f"The checkpoint of {stage} belongs to another {name} ({found.get(name)}, now "
-                f"{value}). Take a new --workdir, or bring the old {name} back."
-            )
 
 
 def _finite_prior(name: str, arrays: dict[str, Any]) -> dict[str, Any]:

@@ -7,8 +7,8 @@ embeddings.npy         E(x) of the training set, [N, d]
 priors/NAME.msgpack    what is fitted to the embeddings
 priors/NAME/           the training of a prior that is not the run's own: checkpoints, events
 metrics.json, report.html, figures/, history.jsonl, events.*
-best/                  a workdir of its own: the best model while training, with best.json
-at-STEP/               likewise the model of a checkpoint that was evaluated
+best/, best-prior/     workdirs of their own: the best while stage 1 or 2 trained, with best.json
+at-STEP/, at-stage2-STEP/  likewise models of checkpoints that were evaluated
 logs/host-I.log        what processes other than the first have to say
 """
 
@@ -35,6 +35,7 @@ CONFIG = "config.json"
 AUTOENCODER = "autoencoder.msgpack"
 EMBEDDINGS = "embeddings.npy"
 BEST = "best"
+BEST_PRIOR = "best-prior"
 
 # Keys that may differ between hosts: each can have its files elsewhere.
 _PATHS = ("data.path", "data.manual_dir", "data.cache_dir")
@@ -77,6 +78,11 @@ def read_embeddings(workdir: Path) -> np.ndarray:
         ) from error
 
 
+def fingerprint(z: np.ndarray) -> str:
+    """Returns the hash by which embeddings are known."""
+    return hashlib.sha256(z.tobytes()).hexdigest()
+
+
 def write_embeddings(workdir: Path, z: np.ndarray) -> None:
     """Keeps the training set's embeddings [N, d], at once or not at all, with a digest at the end.
 
@@ -111,6 +117,22 @@ def differing(old: dict[str, Any] | str, new: dict[str, Any]) -> str:
     old = {n: v for n, v in configs.LATER.items() if n in new} | old
     names = [n for n in sorted(old | new) if old.get(n) != new.get(n) and n not in configs.GONE]
     return "\n".join(f"  config.{n}: {old.get(n)!r} there, {new.get(n)!r} now" for n in names)
+
+
+def require_same(found: dict[str, Any], expected: dict[str, Any], stage: str) -> None:
+    """Raises `UserError` for a checkpoint whose config or data are not those of the run."""
+    for name, value in expected.items():
+        if name == "config" and "config" in found:
+            if listed := differing(found["config"], value):
+                raise UserError(
+                    f"The checkpoint of {stage} belongs to another config:\n{listed}\n"
+                    f"Take a new --workdir, or the values that are there."
+                )
+        elif found.get(name) != value:
+            raise UserError(
+                f"The checkpoint of {stage} belongs to another {name} ({found.get(name)}, now "
+                f"{value}). Take a new --workdir, or bring the old {name} back."
+            )
 
 
 def _hash(binding: dict[str, Any]) -> str:

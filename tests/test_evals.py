@@ -194,14 +194,15 @@ def test_results_are_computed_once():
 
 def test_another_model_keeps_what_is_of_the_data_alone():
     ctx = point_context()
-    for name, lasting in (("features of the data", True), ("samples", False)):
-        ctx.cached(name, lambda: "old", lasting=lasting)
+    for of in evals.DEPENDS:
+        ctx.cached(of, lambda: "old", of=of)
     ctx.used["extractor"] = {"weights": "w"}
     other = ctx.of_model(Model((3,), own=normal_points))
     assert other.model is not ctx.model and other.priors == ctx.priors
-    assert other.cached("features of the data", lambda: "new", lasting=True) == "old"
-    assert other.cached("samples", lambda: "new") == "new"
+    assert [other.cached(of, lambda: "new", of=of) for of in evals.DEPENDS] == ["old", "new", "new"]
     assert other.used is ctx.used
+    other = ctx.of_model(Model((3,), own=normal_points), same_autoencoder=True)
+    assert [other.cached(of, lambda: "new", of=of) for of in evals.DEPENDS] == ["old", "old", "new"]
 
 
 def test_values_are_shown_with_their_spreads():
@@ -232,7 +233,8 @@ def test_reconstructed_images_are_held_as_bytes_only(digits, monkeypatch):
         found = _features.images_of(ctx, source)
         assert found.dtype == np.uint8
         np.testing.assert_array_equal(found, images)
-    assert not [x for x in ctx._cache.values() if getattr(x, "dtype", None) == np.float32]
+    held = [x for cache in ctx._caches.values() for x in cache.values()]
+    assert not [x for x in held if getattr(x, "dtype", None) == np.float32]
 
 
 def test_a_diverged_model_is_told():

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import pmjax
-from pmjax import build, checkpoint, config, model, priors, results, train, workdir
+from pmjax import build, checkpoint, config, model, priors, results, workdir
 from pmjax.errors import UserError
 from pmjax.report import history
 from pmjax.step import init_state
@@ -151,7 +151,7 @@ def test_a_checkpoint_of_an_earlier_version_of_the_config_is_taken(how):
     settings = config.load("configs/digits.py:runlocal")
     info = {"config": workdir.binding(settings), "data": "a"}
     found = {"config": of_earlier_version(info["config"], how), "data": "a"}
-    train._check_info(found, info, "stage1")
+    workdir.require_same(found, info, "stage1")
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_one_of_another_config_is_refused_with_the_keys_that_differ(how, told):
     info = {"config": workdir.binding(settings), "data": "a"}
     found = {"config": of_earlier_version(info["config"], how), "data": "a"}
     with pytest.raises(UserError, match=told) as error:
-        train._check_info(found, info, "stage1")
+        workdir.require_same(found, info, "stage1")
     assert "checkpoint of stage1 belongs to another config" in str(error.value)
     assert "latent_dim" not in str(error.value)
 

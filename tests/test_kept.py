@@ -89,6 +89,25 @@ def test_a_joint_run_s_checkpoint_has_its_prior(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, found, arrays)
 
 
+def test_a_checkpoint_of_stage_2_is_the_prior_of_that_step(run):
+    settings = config.read(run / "config.json")
+    stage1 = kept.from_checkpoint(run, "20", say=print)
+    for name in (workdir.AUTOENCODER, workdir.EMBEDDINGS):
+        shutil.copy(stage1 / name, run / name)
+    z = workdir.read_embeddings(run)
+    state = jax.jit(partial(init_state, build.stage2_game(settings, z=z)))(jax.random.key(5))
+    checkpoints = Checkpoints(run / "checkpoints" / "stage2")
+    checkpoints.save(state.replace(step=np.int32(7)), {"data": workdir.fingerprint(z)})
+    checkpoints.close()
+    folder = kept.from_checkpoint(run, "stage2/latest", say=print)
+    assert folder.name == "at-stage2-7"
+    _, found = pmjax.load(folder).fitted_prior("latent_gan")
+    jax.tree.map(np.testing.assert_array_equal, found, build.prior(settings).trained(state))
+    assert (folder / workdir.AUTOENCODER).read_bytes() == (run / workdir.AUTOENCODER).read_bytes()
+    with pytest.raises(UserError, match="latest, 10, 20, stage2/latest, stage2/7"):
+        kept.from_checkpoint(run, "stage2/8", say=print)
+
+
 def test_a_checkpoint_s_workdir_is_not_trained(run):
     folder = kept.from_checkpoint(run, "10", say=print)
     with pytest.raises(UserError, match=f"a model kept of the run in {run},"):

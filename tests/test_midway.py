@@ -1,4 +1,4 @@
-"""Evaluation while stage 1 trains: it changes nothing, goes on after a stop, and keeps the best."""
+"""Evaluation while a stage trains: it changes nothing, goes on after a stop, and keeps the best."""
 
 import io
 import json
@@ -50,8 +50,8 @@ class Run:
         """Begins, or goes on from a checkpoint."""
         self.report = Report(self.workdir, stream=io.StringIO())
         self.report.resume("stage1", step)
-        self.midway = midway.Midway(
-            self.settings, self.workdir, train=self.data, report=self.report
+        self.midway = midway.OfAutoencoder(
+            self.settings, self.workdir, train=self.data, report=self.report, hosts=Hosts()
         )
 
     def evaluate(self, step, value, key="recon/mse"):
@@ -74,30 +74,48 @@ def evaluated_run(tmp_path_factory):
         "main", *SMALL, f"--workdir={workdir}", "--config.eval.every=25",
         "--config.eval.best=recon/psnr", "--config.eval.baselines=gaussian",
         "--config.eval.during=reconstruction,sliced_wasserstein",
+        "--config.eval.stage2_every=25", "--config.eval.stage2_best=sliced_w2/latent_gan",
+        "--config.eval.stage2_during=sliced_wasserstein",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("stage1: evaluation of step") == 3
+    assert done.stderr.count("stage2: evaluation of step") == 3
     return workdir
 
 
 def test_evaluations_are_kept_everywhere(evaluated_run):
     metrics = json.loads((evaluated_run / "metrics.json").read_text())
-    assert [row["step"] for row in metrics["training"]] == [25, 50, 60]
-    assert "sliced_w2/gaussian" in metrics["training"][0]["metrics"]
-    assert metrics["training"][-1]["metrics"]["recon/psnr"] == pytest.approx(
-        metrics["metrics"]["recon/psnr"], rel=1e-6
-    )
-    assert "stage1, evaluations" in (evaluated_run / "report.html").read_text()
+    rows = metrics["training"]
+    assert [(row["stage"], row["step"]) for row in rows] == [
+        ("stage1", 25), ("stage1", 50), ("stage1", 60),
+        ("stage2", 30), ("stage2", 50), ("stage2", 60),
+    ]  # fmt: skip
+    assert "sliced_w2/gaussian" in rows[0]["metrics"]
+    psnr = metrics["metrics"]["recon/psnr"]
+    assert rows[2]["metrics"]["recon/psnr"] == pytest.approx(psnr, rel=1e-6)
+    report = (evaluated_run / "report.html").read_text()
+    assert "stage1, evaluations" in report and "stage2, evaluations" in report
 
 
 def test_the_best_model_is_a_workdir_of_its_own(evaluated_run):
     about = json.loads((evaluated_run / "best" / "best.json").read_text())
-    rows = midway.history(evaluated_run)
+    rows = [row for row in midway.history(evaluated_run) if row["stage"] == "stage1"]
     best = max(rows, key=lambda row: row["metrics"]["recon/psnr"])
     assert (about["step"], about["by"]) == (best["step"], "recon/psnr")
     model = pmjax.load(evaluated_run / "best")
     assert model.sample(2).shape == (2, 28, 28, 1)  # its prior is trained when it is asked for
     assert (evaluated_run / "best" / "priors" / "latent_gan.msgpack").is_file()
+
+
+def test_the_best_prior_is_a_workdir_of_its_own_and_gives_its_value_again(evaluated_run):
+    about = json.loads((evaluated_run / "best-prior" / "best.json").read_text())
+    rows = [row for row in midway.history(evaluated_run) if row["stage"] == "stage2"]
+    best = min(rows, key=lambda row: row["metrics"]["sliced_w2/latent_gan"])
+    assert about["step"] == best["step"] and len({str(row["metrics"]) for row in rows}) == 3
+    own = {"eval.metrics": "sliced_wasserstein"}
+    again = evaluate.evaluate(evaluated_run / "best-prior", overrides=own, say=print)
+    value = best["metrics"]["sliced_w2/latent_gan"]
+    assert again["sliced_w2/latent_gan"] == pytest.approx(value, rel=1e-5)
 
 
 def test_training_is_the_same_with_evaluations_and_without(evaluated_run, small_run):
@@ -202,6 +220,10 @@ FID = {"eval.during": "fid", "eval.fid_protocols": "2k_test"}
          "'latent_gan' while stage 1 trains, and stage 2 trains it later.*gaussian, gmm"),
         ({"eval.during": "sliced_wasserstein", "eval.best": "sliced_w2/knn_jitter"},
          "config.eval.baselines does not name it"),
+        ({"eval.stage2_every": "5", "eval.stage2_during": "sliced_wasserstein",
+          "eval.stage2_best": "sliced_w2/gmm"},
+         "'gmm' while stage 2 trains, and only the run's own prior is evaluated then.*latent_gan"),
+        ({"eval.stage2_every": "5", "schedule": "joint"}, "there is no such stage with.*'joint'"),
         ({"eval.during": "wasserstein", "eval.best": "w2/gaussian"},
          "config.eval.during has wasserstein, which needs the run's own prior"),
         (FID | {"eval.best": "fid/10k_test/pytorch_fid/gaussian"},
@@ -227,6 +249,11 @@ def test_evaluations_that_cannot_be_are_refused_before_training(
     [
         {"eval.during": "sliced_wasserstein", "eval.best": "sliced_w2/gaussian"},
         {"eval.during": "wasserstein", "eval.best": "w2/latent_gan", "schedule": "joint"},
+        {
+            "eval.stage2_every": "5",
+            "eval.stage2_during": "wasserstein",
+            "eval.stage2_best": "w2/latent_gan",
+        },
     ],
 )
 def test_evaluations_that_can_be_are_not_refused(overrides):

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from pmjax.model import Model
 
 CHUNK = 1000  # examples a call of the model: bounds what is held as float
+# What a cached result may depend on; each on those before it, too.
+DEPENDS = ("data", "autoencoder", "prior")
 
 
 @dataclasses.dataclass
@@ -71,8 +73,9 @@ class Context:
     statistics: Path | None = None
     has_own: bool = True
     used: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict, init=False)
-    _cache: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
-    _lasting: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
+    _caches: dict[str, dict] = dataclasses.field(
+        default_factory=lambda: {of: {} for of in DEPENDS}, init=False, repr=False
+    )
 
     def __post_init__(self):
         for name, what in _PARTS.items():
@@ -120,18 +123,20 @@ class Context:
             sources |= {source: source for source in also}
         return sources
 
-    def of_model(self, model: "Model") -> "Context":
-        """Returns the context of another model, which keeps what was computed of the data alone."""
+    def of_model(self, model: "Model", *, same_autoencoder: bool = False) -> "Context":
+        """Returns the context of another model, which keeps what does not depend on it."""
         ctx = dataclasses.replace(self, model=model)
-        ctx._lasting, ctx.used = self._lasting, self.used
+        kept = ("data", "autoencoder") if same_autoencoder else ("data",)
+        ctx._caches |= {of: self._caches[of] for of in kept}
+        ctx.used = self.used
         return ctx
 
-    def cached(self, key: Hashable, make: Callable[[], Any], *, lasting: bool = False) -> Any:
+    def cached(self, key: Hashable, make: Callable[[], Any], *, of: str = "prior") -> Any:
         """Returns what `make` returned when it was first called for this key.
 
-        With `lasting` it does not depend on the model.
+        `of`, one of `DEPENDS`, is what the result depends on.
         """
-        cache = self._lasting if lasting else self._cache
+        cache = self._caches[of]
         if key not in cache:
             cache[key] = make()
         return cache[key]
@@ -180,6 +185,7 @@ class Context:
         return self.cached(
             ("embeddings", split),
             lambda: self._apply(self.model.encode, "embeddings", self._data(split)),
+            of="autoencoder",
         )
 
     def midpoints(self, num: int) -> Iterator[np.ndarray]:

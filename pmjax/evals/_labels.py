@@ -45,5 +45,5 @@ def codes(ctx: Context) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
     return {
         "accuracy": (ctx.embeddings("train"), ctx.embeddings("test")),
-        "pca": ctx.cached("principal components", components, lasting=True),
+        "pca": ctx.cached("principal components", components, of="data"),
     }

@@ -110,7 +110,7 @@ def _moments(ctx, module, split, about, args) -> _statistics.Moments:
     return ctx.cached(
         ("reference", about["extractor"], split, *sorted(args.items())),
         lambda: _statistics.cached(about, data.fingerprint, make, module.DIM),
-        lasting=True,
+        of="data",
     )
 
 

@@ -147,5 +147,5 @@ def flag(ctx: Context, prefix: str, name: str, value: float, why: str) -> dict[s
     def say():
         print(f"{prefix}: {why}", file=sys.stderr, flush=True)
 
-    ctx.cached(("flag", prefix, name), say, lasting=True)
+    ctx.cached(("flag", prefix, name), say, of="data")
     return {f"{prefix}/flag/{name}": value}

@@ -52,7 +52,7 @@ def evaluate(
     train = ctx.cached(
         ("features of all training images", extractor, *sorted(args.items())),
         lambda: module.features(ctx.train.data, **args),
-        lasting=True,
+        of="data",
     )
     return values | _compare("features", features, train)
 

@@ -42,7 +42,8 @@ def features_of(ctx: Context, extractor: str, source: str, **args) -> np.ndarray
         module = use(ctx, extractor, args)
         return module.features(images_of(ctx, source), **args)
 
-    return ctx.cached(_key(extractor, source, args), make, lasting=source in OF_DATA)
+    of = "data" if source in OF_DATA else "prior" if source in ctx.priors else "autoencoder"
+    return ctx.cached(_key(extractor, source, args), make, of=of)
 
 
 def logits_of(
