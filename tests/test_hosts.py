@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, SMALL
 
-from pmjax import hosts, parallel, rendezvous, soak
+from pmjax import hosts, midway, parallel, rendezvous, soak
 from pmjax.errors import UserError
 from pmjax.hosts import Connection, Hosts, Place, Stopped
 
@@ -358,13 +358,18 @@ def test_without_an_environment_there_is_one_process():
 def interrupted(tmp_path_factory):
     """Workdirs of two runs on two processes, the second interrupted, and what that one said.
 
-    Process 1 of it gets SIGTERM in its first start and SIGKILL in its second.
+    Process 1 of it gets SIGTERM in its first start and SIGKILL in its second. Both stages are
+    evaluated on the way.
     """
     folder = tmp_path_factory.mktemp("interrupted")
     main = ("-m", "pmjax.main")
 
     def begin(name, second=main):
-        args = (*SMALL, f"--workdir={folder / name}", "--config.log_every=1")
+        args = (
+            *SMALL, f"--workdir={folder / name}", "--config.log_every=1",
+            "--config.eval.every=25", "--config.eval.during=latent",
+            "--config.eval.stage2_every=25", "--config.eval.stage2_during=sliced_wasserstein",
+        )  # fmt: skip
         return start(*main, *args, second=(*second, *args))
 
     finish(begin("whole"))
@@ -395,3 +400,6 @@ def test_two_processes_after_a_stop_and_a_kill_end_with_the_same_bits(interrupte
     assert "going on from step" in outputs[0]
     assert "Report:" in outputs[0] and "Report:" not in outputs[1]
     assert soak.results(folder / "run") == soak.results(folder / "whole")
+    evaluations = [(row["stage"], row["step"]) for row in midway.history(folder / "run")]
+    wanted = {"stage1": (25, 50, 60), "stage2": (30, 50, 60)}
+    assert evaluations == [(stage, step) for stage, steps in wanted.items() for step in steps]
