@@ -25,8 +25,8 @@ def make_optimizer(
     warmup: int = 0,
     clip: float = 0.0,
     accumulate: int = 1,
-) -> Callable[[int], optax.GradientTransformation]:
-    """Returns a function from a player's repeats in a step to its Adam.
+) -> Callable[..., optax.GradientTransformation]:
+    """Returns a function from a player's repeats in a step, and its own `b1` or not, to its Adam.
 
     Args:
       steps: training steps, after which 'linear' and 'cosine' reach zero.
@@ -47,7 +47,7 @@ def make_optimizer(
         raise errors.unknown("schedule", schedule, _SCHEDULES)
 
     @functools.cache
-    def optimizer(repeats: int) -> optax.GradientTransformation:
+    def optimizer(repeats: int, *, b1: float = b1) -> optax.GradientTransformation:
         updates, rising = steps * repeats // accumulate, warmup * repeats // accumulate
         rate = _SCHEDULES[schedule](learning_rate, max(1, updates - rising))
         if rising:

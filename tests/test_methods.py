@@ -30,7 +30,7 @@ def plan(axis=None, **changes):
         family="mlp",
         net_args={"width": 8, "layers": 1},
         batch_norm={"momentum": 0.9},
-        optimizer=lambda repeats: optax.inject_hyperparams(optax.sgd)(learning_rate=RATE),
+        optimizer=lambda repeats, **own: optax.inject_hyperparams(optax.sgd)(learning_rate=RATE),
         axis=axis,
     )
     return Plan(**(defaults | changes))
@@ -254,12 +254,12 @@ def test_wae_mmd_is_a_double_loop_over_pairs(kernel):
     np.testing.assert_allclose(played.loss("autoencoder"), expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name, tell, deceive", [
-    ("aae", lambda p, q: relu(1 - p) + relu(1 + q), lambda q: -q.mean()),
-    ("wae_gan", lambda p, q: softplus(-p) + softplus(q), lambda q: softplus(-q)),
+@pytest.mark.parametrize("name, adversarial, tell, deceive", [
+    ("aae", "hinge", lambda p, q: relu(1 - p) + relu(1 + q), lambda q: -q.mean()),
+    ("wae_gan", "logistic", lambda p, q: softplus(-p) + softplus(q), lambda q: softplus(-q)),
 ])  # fmt: skip
-def test_latent_critic_tells_prior_from_posterior(name, tell, deceive):
-    played = Played(name, weight=0.3, spectral_norm=False)
+def test_latent_critic_tells_prior_from_posterior(name, adversarial, tell, deceive):
+    played = Played(name, weight=0.3, spectral_norm=False, adversarial=adversarial)
     p, q = played.call("D_z", played.noise), played.call("D_z", played.z)
     np.testing.assert_allclose(played.loss("critic"), tell(p, q), rtol=1e-4)
     expected = played.recon + 0.3 * deceive(q)

@@ -72,3 +72,13 @@ def test_accumulation_averages_the_gradients_that_adam_sees():
 def test_accumulation_below_one_is_refused():
     with pytest.raises(UserError, match="accumulate=0 must be at least 1"):
         make_optimizer(steps=1, accumulate=0)
+
+
+def test_a_player_s_own_momentum_takes_the_place_of_the_config_s():
+    """Without momentum Adam follows the newest gradient's sign; with it, the average's."""
+    optimizer = make_optimizer(steps=9, b1=0.9, b2=0.0, learning_rate=0.1, schedule="constant")
+    for own, expected in (({}, -0.1 * (0.1 - 0.09) / (1 - 0.81)), ({"b1": 0.0}, -0.1)):
+        adam = optimizer(1, **own)
+        _, state = adam.update(np.float32(-1), adam.init(np.float32(0)))
+        move, _ = adam.update(np.float32(1), state)
+        np.testing.assert_allclose(move, expected, rtol=1e-4)

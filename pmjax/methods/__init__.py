@@ -75,7 +75,8 @@ class Plan:
       family: of the nets: a file in `pmjax/nets`.
       net_args: the family's arguments.
       batch_norm: keyword arguments of `LatentBatchNorm`.
-      optimizer: repeats in a step -> Optax transformation.
+      optimizer: (repeats in a step, *, b1) -> Optax transformation; `b1`, Adam's momentum, may be
+        a player's own.
       precision: in which the nets compute, 'float32' or 'bfloat16'.
       axis: name of the batch axis under pmap.
     """
@@ -85,7 +86,7 @@ class Plan:
     family: str
     net_args: dict[str, Any]
     batch_norm: dict[str, Any]
-    optimizer: Callable[[int], optax.GradientTransformation]
+    optimizer: Callable[..., optax.GradientTransformation]
     precision: str = "float32"
     axis: str | None = None
 

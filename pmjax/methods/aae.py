@@ -23,12 +23,13 @@ class Method:
     the weighted sum.
     """
 
-    weight: float = 0.1  # of the encoder's adversarial loss
-    adversarial: str = "hinge"  # or 'logistic', the paper's
+    weight: float = 0.05  # of the encoder's adversarial loss
+    adversarial: str = "logistic"  # or 'hinge'
     width: int = 128  # of the critic's hidden layers
     blocks: int = 2  # residual blocks of the critic
     spectral_norm: bool = True  # on every layer of the critic
-    critic_repeats: int = 1  # updates of the critic in each step
+    critic_repeats: int = 2  # updates of the critic in each step
+    b1: float = 0.0  # Adam's momentum of both players; with 0.5 they circle and miss each other
 
     prior = "standard_normal"
 
@@ -61,9 +62,10 @@ class Method:
             recon, fool = squared_error(shared["x"], shared["x_hat"]), deceive(said)
             return recon + self.weight * fool, ({"recon": recon, "fool": fool}, stats)
 
+        optimizer = partial(plan.optimizer, b1=self.b1)
         players = (
-            Player("critic", ("D_z",), critic_loss, plan.optimizer, self.critic_repeats),
-            Player("autoencoder", ("E", "G"), autoencoder_loss, plan.optimizer),
+            Player("critic", ("D_z",), critic_loss, optimizer, self.critic_repeats),
+            Player("autoencoder", ("E", "G"), autoencoder_loss, optimizer),
         )
         forward = autoencode(E[0], G[0])
         return Game({"E": E, "G": G, "D_z": D}, forward, ("E", "G"), players)

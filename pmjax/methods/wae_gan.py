@@ -1,8 +1,7 @@
 """Wasserstein autoencoder whose penalty is a latent GAN.
 
 Tolstikhin, Bousquet, Gelly, Schölkopf: Wasserstein Auto-Encoders (2018), algorithm 1. They note
-that with squared error it is an adversarial autoencoder; what differs are the GAN's loss and its
-weight λ.
+that with squared error it is an adversarial autoencoder; what differs here is the weight λ.
 """
 
 import dataclasses
@@ -19,4 +18,3 @@ class Method(aae.Method):
     """
 
     weight: float = 0.02  # λ
-    adversarial: str = "logistic"  # or 'hinge'
