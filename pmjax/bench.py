@@ -1,5 +1,7 @@
 """Measures the training step: python -m pmjax.bench --config=configs/digits.py --peer=torch.
 
+Or what evaluation spends its time on: python -m pmjax.bench --evaluation --peer=torch.
+
 Each side runs in a process of its own, so that thread pools do not disturb each other, and only
 one works at any moment: blocks of ours and of the peer's alternate.
 """
@@ -8,91 +10,17 @@ import argparse
 import datetime
 import importlib.util
 import json
-import multiprocessing
-import os
 import platform
-import statistics
 import sys
-import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from pmjax import aot, build, cli, config, errors, parallel, plugins, priors
+from pmjax import aot, build, cli, config, errors, plugins, priors
 from pmjax.errors import UserError
-from pmjax.peers import _ours
-
-BLOCKS = 8  # in which a side's seconds are spent
-_PAUSE = 0.2  # seconds after a block: idle threads spin for a while
-
-
-class _Process:
-    """A side in a process of its own, which works only while it is asked to."""
-
-    def __init__(self, side: str, settings: dict, stage: int, **args):
-        spawn = multiprocessing.get_context("spawn")
-        self._pipe, theirs = spawn.Pipe()
-        self._process = spawn.Process(
-            target=_serve, args=(theirs, side, settings, stage, args), daemon=True
-        )
-        self._process.start()
-        theirs.close()
-        self.about = self._receive()
-
-    def block(self, seconds: float) -> tuple[int, float, float]:
-        """Lets the side work for about so long; returns steps, seconds, and those of waiting."""
-        self._pipe.send(seconds)
-        answer = self._receive()
-        time.sleep(_PAUSE)
-        return answer
-
-    def _receive(self):
-        try:
-            kind, value = self._pipe.recv()
-        except EOFError:
-            self._process.join()
-            raise UserError(
-                f"A measuring process ended with status {self._process.exitcode}; "
-                f"its message is above."
-            ) from None
-        if kind == "error":
-            raise UserError(value)
-        return value
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._pipe.close()
-        self._process.join()
-
-
-def _serve(pipe, side: str, settings: dict, stage: int, args: dict) -> None:
-    """Is the process of a side: 'ours', or a file of `pmjax/peers`."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves the peer some memory
-    cli.run(partial(_work, pipe, side, ConfigDict(settings).lock(), stage, args))
-
-
-def _work(pipe, side: str, settings: ConfigDict, stage: int, args: dict) -> None:
-    try:
-        if side == "ours":
-            parallel.set_cpu_devices(settings.devices)
-            made = _ours.Side(settings, stage=stage)
-        else:
-            made = plugins.load("peers", side, provides="Side").Side(settings, stage=stage, **args)
-        names = (
-            "first", "compile_s", "start", "device", "gpu", "threads", "versions", "flops", "peak",
-            "memory",
-        )  # fmt: skip
-        pipe.send(("ready", {name: getattr(made, name, None) for name in names}))
-        while True:
-            before, seconds = getattr(made, "waited", 0.0), pipe.recv()
-            count, spent = made.block(seconds)
-            pipe.send(("block", (count, spent, getattr(made, "waited", 0.0) - before)))
-    except UserError as error:
-        pipe.send(("error", str(error)))
-    except (EOFError, KeyboardInterrupt):
-        return  # the parent is gone
+from pmjax.peers import _evaluation
+from pmjax.peers._process import BLOCKS, Process, cores, in_turn, ratio, spread, versus
 
 
 def measure(
@@ -109,31 +37,25 @@ def measure(
     Returns:
       What bench's JSON has for a stage.
     """
-    plain = settings.to_dict()
-    ours = _Process("ours", plain, stage)
+    given = {"settings": settings, "stage": stage}
+    title = f"stage {stage}"
+    ours = Process("_ours", **given, title=f"{title}: pmjax")
     sides = {"pmjax": ours}
     if peer:
-        start, gpu = ours.about["start"], ours.about["gpu"]
-        sides[peer] = _Process(peer, plain, stage, cores=cores(), gpu=gpu, start=start)
+        given |= {name: ours.about[name] for name in ("start", "gpu")}
+        sides[peer] = Process(peer, **given, cores=cores(), title=f"{title}: {peer}")
     for side in sides.values():
         side.block(0.1)
-    blocks = {name: [] for name in sides}
-    for _ in range(BLOCKS):
-        for name, side in sides.items():
-            blocks[name].append(side.block(seconds / BLOCKS))
-    for side in sides.values():
-        side.close()
+    blocks = in_turn(sides, blocks=BLOCKS, seconds=seconds, title=title)
     chosen = settings if stage == 1 else settings.stage2
     batch_size = settings.data.batch_size if stage == 1 else chosen.batch_size
     result = {"batch_size": batch_size, "steps_per_dispatch": chosen.steps_per_dispatch}
     for name, side in sides.items():
         step_ms = [1e3 * spent / count for count, spent, _ in blocks[name]]
-        about = side.about
+        about, spent = side.about, spread("step_ms", step_ms)
         result[name] = {
-            "step_ms": statistics.median(step_ms),
-            "step_ms_low": min(step_ms),
-            "step_ms_high": max(step_ms),
-            "images_per_s": 1e3 * batch_size / statistics.median(step_ms),
+            **spent,
+            "images_per_s": 1e3 * batch_size / spent["step_ms"],
             "steps": sum(count for count, _, _ in blocks[name]),
             "blocks_ms": step_ms,
             "compile_s": about["compile_s"],
@@ -153,21 +75,10 @@ def measure(
         "waiting_for_data": sum(waited for _, _, waited in blocks["pmjax"]) / took,
     }
     if peer:
-        pairs = zip(result[peer]["blocks_ms"], result["pmjax"]["blocks_ms"], strict=True)
-        ratios = [theirs / ours for theirs, ours in pairs]
-        result["ratio"] = {
-            "median": statistics.median(ratios),
-            "low": min(ratios),
-            "high": max(ratios),
-        }
+        result["ratio"] = ratio(result[peer]["blocks_ms"], result["pmjax"]["blocks_ms"])
         found, expected = result[peer]["first"], result["pmjax"]["first"]
         result["first_differs"] = max(abs(found[name] - expected[name]) for name in found)
     return result
-
-
-def cores() -> int:
-    """Returns how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _cpu() -> str:
@@ -186,10 +97,10 @@ def table(stage: int, result: dict[str, Any], peer: str | None) -> str:
     ]
     for name in ("pmjax", peer) if peer else ("pmjax",):
         side = result[name]
-        spread = f"{side['step_ms_low']:.3g}-{side['step_ms_high']:.3g}"
+        between = f"{side['step_ms_low']:.3g}-{side['step_ms_high']:.3g}"
         compiled = "" if side["compile_s"] is None else f"{side['compile_s']:.1f}"
         lines.append(
-            f"  {name:8}{side['step_ms']:10.3f}  {spread:>16}"
+            f"  {name:8}{side['step_ms']:10.3f}  {between:>16}"
             f"{side['images_per_s']:12.0f}{compiled:>11}"
         )
     ours = result["pmjax"]
@@ -200,11 +111,9 @@ def table(stage: int, result: dict[str, Any], peer: str | None) -> str:
         f"{ours['waiting_for_data']:.1%} of the time waiting for data"
     )
     if peer:
-        ratio = result["ratio"]
         lines.append(
-            f"  pmjax is {ratio['median']:.2f} times as fast as {peer} "
-            f"(pairs of blocks: {ratio['low']:.2f}-{ratio['high']:.2f}); "
-            f"the first step's losses differ by {result['first_differs']:.1g}"
+            f"  {versus(result['ratio'], peer)}; the first step's losses differ by "
+            f"{result['first_differs']:.1g}"
         )
     return "\n".join(lines)
 
@@ -234,6 +143,24 @@ def _check_peer(peer: str | None) -> None:
         raise UserError(f'--peer={peer} needs the package {package}: pip install "pmjax[bench]".')
 
 
+def _check(flags: argparse.Namespace, overrides: dict[str, str]) -> None:
+    """Refuses flags that do not go together, before anything is measured."""
+    _check_peer(flags.peer)
+    if flags.json and not flags.json.absolute().parent.is_dir():
+        raise UserError(f"--json={flags.json}: there is no directory {flags.json.parent}.")
+    others = [f"--{name}" for name in ("config", "stage", "aot") if getattr(flags, name)]
+    others += [f"--config.{name}" for name in overrides]
+    if flags.evaluation and others:
+        raise UserError(
+            f"--evaluation measures no training step: leave {', '.join(others)} out, or it."
+        )
+    if not (flags.evaluation or flags.config):
+        raise UserError(
+            "Say what to measure: the training step of --config=FILE, such as "
+            "--config=configs/digits.py, or --evaluation."
+        )
+
+
 def main() -> None:
     """Reads the flags, measures, prints tables and writes JSON."""
     parser = argparse.ArgumentParser(
@@ -241,38 +168,44 @@ def main() -> None:
         description=__doc__,
         epilog="Single values: --config.name=value, such as --config.data.batch_size=128.",
     )
-    parser.add_argument("--config", required=True, help="a Python file, and :variant or not")
+    parser.add_argument("--config", help="a Python file, and :variant or not")
+    parser.add_argument("--evaluation", action="store_true", help="features, Fréchet distance")
     parser.add_argument("--peer", help="what to compare with: torch, torch_compiled")
-    parser.add_argument("--stage", choices=("1", "2", "both"), default="both")
+    parser.add_argument("--stage", choices=("1", "2", "both"), help="both by default")
     parser.add_argument("--seconds", type=float, default=20.0, help="for each side and stage")
     parser.add_argument("--json", type=Path, help="where to write the results")
     parser.add_argument("--aot", help="compile for TPUs instead, not run: v5e:2x2,v5e:16x16")
     parser.add_argument("--aot_batch", type=int, default=128, help="images a chip")
     parser.add_argument("--aot_data", default=aot.DATA, help="shape of the set of images")
     flags, overrides = cli.parse(parser)
-    _check_peer(flags.peer)
-    if flags.json and not flags.json.absolute().parent.is_dir():
-        raise UserError(f"--json={flags.json}: there is no directory {flags.json.parent}.")
-    settings = config.load(flags.config, overrides)
+    _check(flags, overrides)
     report = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "arguments": sys.argv[1:],
-        "config": settings.to_dict(),
         "python": platform.python_version(),
         "cpu": _cpu(),
         "cores": cores(),
-        "stages": {},
     }
+    if flags.evaluation:
+        report["evaluation"] = _evaluation.measure(peer=flags.peer, seconds=flags.seconds)
+    else:
+        report |= _steps(flags, config.load(flags.config, overrides))
+    if flags.json:
+        flags.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _steps(flags: argparse.Namespace, settings: ConfigDict) -> dict[str, Any]:
+    """Measures the training steps, or compiles them for TPUs; returns what JSON has for it."""
+    report = {"config": settings.to_dict(), "stages": {}}
     if flags.aot:
         shapes, data = flags.aot.split(","), aot.parse_data(flags.aot_data)
         report["aot"] = aot.measure(settings, shapes, per_chip=flags.aot_batch, data=data)
         print(aot.table(report["aot"]), flush=True)
-    for stage in [] if flags.aot else _stages(flags.stage, settings):
+    for stage in [] if flags.aot else _stages(flags.stage or "both", settings):
         result = measure(settings, stage=stage, peer=flags.peer, seconds=flags.seconds)
         report["stages"][str(stage)] = result
         print(table(stage, result, flags.peer), flush=True)
-    if flags.json:
-        flags.json.write_text(json.dumps(report, indent=2) + "\n")
+    return report
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Evaluates a workdir's model, or two sets of images that any tool has made.
 
 python -m pmjax.evaluate --workdir=runs/digits [--evals=fid,kid] [--checkpoint=latest]
-python -m pmjax.evaluate --samples=FOLDER --reference=FOLDER [--evals=fd_efficientnet_lite0]
+python -m pmjax.evaluate --samples=FOLDER --reference=FOLDER [--floor=split] [--evals=fid,kid]
 """
 
 import argparse
@@ -96,8 +96,8 @@ def compare(
     samples: Path,
     reference: Path,
     *,
-    floor: Path | None = None,
-    metrics: Sequence[str] = ("fd_efficientnet_lite0",),
+    floor: Path | str | None = None,
+    metrics: Sequence[str] = (),
     overrides: Mapping[str, str] | None = None,
     extractors: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
@@ -109,8 +109,10 @@ def compare(
     Args:
       samples: a folder of image files of one size, or an .npy or .npz file of an array.
       reference: likewise real images; or an .npz file of their statistics, for FID.
-      floor: other real images: what perfect samples would reach.
-      metrics: files of `pmjax/evals` that need images only.
+      floor: other real images: what perfect samples would reach; or 'split', for a random part of
+        the reference, which is then left out of it.
+      metrics: files of `pmjax/evals` that need images only; without any, that of the reference's
+        statistics, and for images 'fd_efficientnet_lite0'.
       overrides: {'eval.args.METRIC.NAME': text}, arguments of metrics.
       extractors: {feature extractor: arguments}, where they are not the defaults.
       seed: of every random choice.
@@ -124,36 +126,20 @@ def compare(
     from pmjax.datasets._lock import lock
     from pmjax.evals import _arguments, _sets
 
+    _sets.require_possible(reference, floor)
+    metrics = metrics or (_sets.metric_for(reference, say=say),)
     args = config.metric_args(dict(overrides or {}))
     _refuse_idle(metrics, args, extractors or {}, overrides or {}, ())
     _arguments.require_possible(metrics, args, extractors or {})
     results.require_writable(out)
-    given = {"samples": samples, "reference": reference, "floor": floor}
-    given = {name: path for name, path in given.items() if path}
-    sets = {name: _sets.load(path) for name, path in given.items()}
-    if isinstance(sets["samples"], Path) or isinstance(sets.get("floor"), Path):
-        raise UserError("--samples and --floor take images; only the reference may be statistics.")
-    images = _sets.alike({n: s for n, s in sets.items() if not isinstance(s, Path)}, say=say)
-    if not floor:
-        say(
-            "There is no floor: give real images of another set, about as many as samples, as "
-            "--floor=FOLDER, to see what perfect samples would reach."
-        )
+    sets, about = _sets.compared(samples, reference, floor, seed=seed, say=say)
     ctx = evals.Context.of_sets(
-        images["samples"].data,
-        images.get("reference", reference),
-        more=images.get("floor"),
+        sets["samples"].data,
+        sets["reference"],
+        more=sets.get("floor"),
         seed=seed,
         extractors=extractors or {},
     )
-    about = {
-        name: {
-            "path": str(path.resolve()),
-            "num": len(images[name].data) if name in images else None,
-            "fingerprint": images[name].fingerprint if name in images else None,
-        }
-        for name, path in given.items()
-    }
 
     def keep(found: dict[str, dict[str, float]]) -> None:
         with lock(out, "results"):
@@ -290,7 +276,11 @@ def main() -> None:
     )
     add("--samples", type=Path, help="folder, .npy or .npz of generated images")
     add("--reference", type=Path, help="folder, .npy or .npz of real images, or of statistics")
-    add("--floor", type=Path, help="other real images, for the real-against-real floor")
+    add(
+        "--floor",
+        help="folder, .npy or .npz of other real images, for the real-against-real floor; split: a "
+        "part of the reference (./split is a folder)",
+    )
     add("--evals", help="metrics, files of pmjax/evals, such as fid,kid")
     add("--protocols", default="", help="of FID on a workdir, such as 50k_train,10k_test")
     add("--variant", help="of Inception's input: pytorch_fid, torch_fidelity, clean_fid")
@@ -353,7 +343,7 @@ def main() -> None:
             flags.samples,
             flags.reference,
             floor=flags.floor,
-            **({"metrics": names} if names else {}),
+            metrics=names,
             overrides=overrides,
             extractors=extractors,
             seed=flags.seed or 0,

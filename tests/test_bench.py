@@ -8,6 +8,7 @@ from conftest import run_command
 
 from pmjax import bench, config
 from pmjax.errors import UserError
+from pmjax.peers import _evaluation, _process
 
 TINY = [
     "--config=configs/digits.py",
@@ -62,10 +63,37 @@ def test_both_sides_make_the_same_first_step(results):
         assert result["first_differs"] < 1e-3
 
 
+def test_evaluation_is_measured_on_both_sides(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "bench.json"
+    small = {"BATCH": 2, "SIDE": 20, "BLOCKS": 2, "SIZE": 400, "DIM": 24}
+    for name, value in small.items():
+        monkeypatch.setattr(_evaluation, name, value)
+    monkeypatch.setattr(_process, "_PAUSE", 0)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles sooner
+    arguments = ["--evaluation", "--peer=torch", "--seconds=0", f"--json={path}"]
+    monkeypatch.setattr("sys.argv", ["bench", *arguments])
+    bench.main()
+    report, text = json.loads(path.read_text()), capsys.readouterr().out
+    features, distance = report["evaluation"]["features"], report["evaluation"]["frechet"]
+    assert report["arguments"] == arguments and features["batch_size"] == 2
+    for side in (features["pmjax"], features["torch"]):
+        assert side["images"] == 2 * len(side["blocks_ms"])
+        assert 0 < side["images_per_s_low"] <= side["images_per_s"] <= side["images_per_s_high"]
+    assert features["pmjax"]["compile_s"] > 0 and features["differs"] < 1e-4
+    for side in (distance["pmjax"], distance["scipy"]):
+        assert 0 < side["seconds_low"] <= side["seconds"] <= side["seconds_high"]
+        assert side["distance"] > 0 and side["versions"]["scipy"]
+    assert distance["features"] == 400 and distance["differs"] < 1e-6
+    for result in (features, distance):
+        assert result["ratio"]["low"] <= result["ratio"]["median"] <= result["ratio"]["high"]
+    assert text.count("times as fast as") == 2
+
+
 @pytest.mark.parametrize("arguments, message", [
     (["--peer=tensorflow"], "Unknown peer 'tensorflow'"),
     (["--json=nowhere/at/all.json"], "there is no directory nowhere/at"),
     (["--config.data.batch_sise=8"], "data.batch_size"),
+    (["--evaluation"], "leave --config, --config.nets, "),
     (["--config.stage2.batch_size=7", "--config.stage2.devices=2", "--config.devices=2",
       "--stage=2"], "config.stage2.batch_size=7"),
 ])  # fmt: skip
@@ -73,6 +101,16 @@ def test_mistakes_are_told_in_one_message(arguments, message):
     done = run_command("bench", *TINY, *arguments)
     assert done.returncode == 2
     assert message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--evaluation", "--aot=v5e:2x2", "--stage=1"], "leave --stage, --aot out"),
+    (["--peer=torch"], "Say what to measure"),
+])  # fmt: skip
+def test_what_goes_not_together_is_refused(monkeypatch, arguments, message):
+    monkeypatch.setattr("sys.argv", ["bench", *arguments])
+    with pytest.raises(UserError, match=message):
+        bench.main()
 
 
 def test_a_missing_framework_says_what_to_install(monkeypatch):

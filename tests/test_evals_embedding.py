@@ -1,5 +1,6 @@
 """The embedding against its priors, its classes and the data, on models with known answers."""
 
+import functools
 import types
 
 import numpy as np
@@ -90,6 +91,8 @@ def test_energy_distance_of_two_gaussians_has_its_closed_form():
     expected = 2 * mean_length(1.5) - 2 * mean_length(0)
     assert np.mean(distances) == pytest.approx(expected, rel=0.08)
     assert set(ps) == {0.05}
+    a = normal(50, 0)
+    assert energy.two_sample(a, a[::-1], permutations=19, seed=0) == (pytest.approx(0, abs=1e-9), 1)
 
 
 @pytest.mark.parametrize("test", ["energy", "c2st"])
@@ -247,7 +250,7 @@ def test_sinkhorn_is_0_for_equal_sets_and_the_length_of_a_shift():
 
 def test_sinkhorn_that_does_not_converge_is_told(monkeypatch):
     monkeypatch.setattr(sinkhorn, "TOLERANCE", 0.0)
-    with pytest.raises(UserError, match="set a larger regularisation"):
+    with pytest.raises(UserError, match="set a larger --config.eval.args.sinkhorn.regularisation"):
         sinkhorn.transport_cost(normal(7, 0), normal(7, 1), epsilon=1.0)
 
 
@@ -258,6 +261,7 @@ def test_sliced_distance_agrees_with_pot_and_with_the_closed_form_of_a_shift():
     expected = ot.sliced_wasserstein_distance(a, b, projections=directions.T, p=2)
     found = sliced_wasserstein.sliced_wasserstein2(a, b, projections=50, seed=5)
     assert found == pytest.approx(expected, rel=1e-5)
+    assert sliced_wasserstein.sliced_wasserstein2(a, a[::-1], projections=50, seed=0) == 0
     shifted = sliced_wasserstein.sliced_wasserstein2(a, a + 3, projections=2000, seed=0)
     assert shifted == pytest.approx(3, rel=0.05)  # ‖shift‖ / √D
 
@@ -338,6 +342,31 @@ def test_a_roll_out_of_a_flat_sheet_is_near_and_whole_and_half_of_it_is_not():
     assert values["trustworthiness"] > 0.98 and values["continuity"] > 0.98
     assert values["geodesic_correlation"] > 0.7  # the latents' square is not as long as the sheet
     assert values["distance_correlation"] > 0.7 and values["neighbours_kept"] > 0.4
+
+
+@pytest.mark.parametrize("kind", ["noise", "modes"])
+def test_distances_from_the_roll_grow_with_noise_and_with_lost_parts(kind):
+    key, levels = {
+        "noise": ("distance", (0, 0.02, 0.1, 0.5)), "modes": ("ks_t", (0, 0.1, 0.25, 0.5))
+    }[kind]  # fmt: skip
+    test, values = swiss_roll.points(1500, 1)[0], []
+
+    def worse(level, num, seed):
+        rng = np.random.default_rng(seed)
+        x, t = swiss_roll.points(3 * num, seed)
+        if kind == "noise":
+            return (x + level * rng.normal(size=x.shape).astype(np.float32))[:num]
+        start, end = swiss_roll.T
+        return x[t < end - level * (end - start)][:num]
+
+    for level in levels:
+        model = Model(own=functools.partial(worse, level))
+        values.append(
+            evals.run(["swiss_roll"], context(test, test, model), swiss_roll={"num": 500})
+        )
+    found = [each[f"swiss_roll/{key}/own"] for each in values]
+    assert np.all(np.diff(found) > 0), found
+    assert found[0] == pytest.approx(values[0][f"swiss_roll/{key}/floor"], rel=0.6)
 
 
 def test_a_torn_sheet_and_a_folded_one_are_told_apart():

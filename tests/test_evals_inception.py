@@ -24,143 +24,15 @@ from pmjax.evals._features import (
     inception_2015,
 )
 from pmjax.evals._frechet import frechet_distance
+from pmjax.peers import _evaluation, _ours_features, _torch_inception
 
 FUN = nn.functional
-
-
-class Conv(nn.Module):
-    def __init__(self, width, out, kernel, **args):
-        super().__init__()
-        self.conv = nn.Conv2d(width, out, kernel, bias=False, **args)
-        self.bn = nn.BatchNorm2d(out, eps=0.001)
-
-    def forward(self, x):
-        return FUN.relu(self.bn(self.conv(x)))
-
-
-def mean_pool(x):
-    return FUN.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
-
-
-class A(nn.Module):
-    def __init__(self, width, pool):
-        super().__init__()
-        self.branch1x1 = Conv(width, 64, 1)
-        self.branch5x5_1 = Conv(width, 48, 1)
-        self.branch5x5_2 = Conv(48, 64, 5, padding=2)
-        self.branch3x3dbl_1 = Conv(width, 64, 1)
-        self.branch3x3dbl_2 = Conv(64, 96, 3, padding=1)
-        self.branch3x3dbl_3 = Conv(96, 96, 3, padding=1)
-        self.branch_pool = Conv(width, pool, 1)
-
-    def forward(self, x):
-        double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        five = self.branch5x5_2(self.branch5x5_1(x))
-        return torch.cat([self.branch1x1(x), five, double, self.branch_pool(mean_pool(x))], 1)
-
-
-class B(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.branch3x3 = Conv(width, 384, 3, stride=2)
-        self.branch3x3dbl_1 = Conv(width, 64, 1)
-        self.branch3x3dbl_2 = Conv(64, 96, 3, padding=1)
-        self.branch3x3dbl_3 = Conv(96, 96, 3, stride=2)
-
-    def forward(self, x):
-        double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return torch.cat([self.branch3x3(x), double, FUN.max_pool2d(x, 3, 2)], 1)
-
-
-class C(nn.Module):
-    def __init__(self, inside):
-        super().__init__()
-        wide, high = dict(kernel=(1, 7), padding=(0, 3)), dict(kernel=(7, 1), padding=(3, 0))
-        self.branch1x1 = Conv(768, 192, 1)
-        self.branch7x7_1 = Conv(768, inside, 1)
-        self.branch7x7_2 = Conv(inside, inside, **wide)
-        self.branch7x7_3 = Conv(inside, 192, **high)
-        self.branch7x7dbl_1 = Conv(768, inside, 1)
-        self.branch7x7dbl_2 = Conv(inside, inside, **high)
-        self.branch7x7dbl_3 = Conv(inside, inside, **wide)
-        self.branch7x7dbl_4 = Conv(inside, inside, **high)
-        self.branch7x7dbl_5 = Conv(inside, 192, **wide)
-        self.branch_pool = Conv(768, 192, 1)
-
-    def forward(self, x):
-        seven = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
-        double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
-        double = self.branch7x7dbl_5(self.branch7x7dbl_4(double))
-        return torch.cat([self.branch1x1(x), seven, double, self.branch_pool(mean_pool(x))], 1)
-
-
-class D(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.branch3x3_1 = Conv(768, 192, 1)
-        self.branch3x3_2 = Conv(192, 320, 3, stride=2)
-        self.branch7x7x3_1 = Conv(768, 192, 1)
-        self.branch7x7x3_2 = Conv(192, 192, (1, 7), padding=(0, 3))
-        self.branch7x7x3_3 = Conv(192, 192, (7, 1), padding=(3, 0))
-        self.branch7x7x3_4 = Conv(192, 192, 3, stride=2)
-
-    def forward(self, x):
-        seven = self.branch7x7x3_3(self.branch7x7x3_2(self.branch7x7x3_1(x)))
-        three = self.branch3x3_2(self.branch3x3_1(x))
-        return torch.cat([three, self.branch7x7x3_4(seven), FUN.max_pool2d(x, 3, 2)], 1)
-
-
-class E(nn.Module):
-    def __init__(self, width, pool):
-        super().__init__()
-        wide, high = dict(kernel=(1, 3), padding=(0, 1)), dict(kernel=(3, 1), padding=(1, 0))
-        self.pool = pool
-        self.branch1x1 = Conv(width, 320, 1)
-        self.branch3x3_1 = Conv(width, 384, 1)
-        self.branch3x3_2a, self.branch3x3_2b = Conv(384, 384, **wide), Conv(384, 384, **high)
-        self.branch3x3dbl_1 = Conv(width, 448, 1)
-        self.branch3x3dbl_2 = Conv(448, 384, 3, padding=1)
-        self.branch3x3dbl_3a, self.branch3x3dbl_3b = Conv(384, 384, **wide), Conv(384, 384, **high)
-        self.branch_pool = Conv(width, 192, 1)
-
-    def forward(self, x):
-        three = self.branch3x3_1(x)
-        double = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
-        parts = [self.branch1x1(x), self.branch3x3_2a(three), self.branch3x3_2b(three)]
-        parts += [self.branch3x3dbl_3a(double), self.branch3x3dbl_3b(double)]
-        return torch.cat([*parts, self.branch_pool(self.pool(x))], 1)
-
-
-class Twin(nn.Module):
-    """pytorch-fid's graph, independent of the code under test."""
-
-    def __init__(self):
-        super().__init__()
-        self.Conv2d_1a_3x3 = Conv(3, 32, 3, stride=2)
-        self.Conv2d_2a_3x3 = Conv(32, 32, 3)
-        self.Conv2d_2b_3x3 = Conv(32, 64, 3, padding=1)
-        self.Conv2d_3b_1x1 = Conv(64, 80, 1)
-        self.Conv2d_4a_3x3 = Conv(80, 192, 3)
-        self.Mixed_5b, self.Mixed_5c, self.Mixed_5d = A(192, 32), A(256, 64), A(288, 64)
-        self.Mixed_6a = B(288)
-        self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e = map(C, (128, 160, 160, 192))
-        self.Mixed_7a = D()
-        self.Mixed_7b = E(1280, mean_pool)
-        self.Mixed_7c = E(2048, lambda x: FUN.max_pool2d(x, 3, 1, 1))
-        self.fc = nn.Linear(2048, 1008)
-
-    def forward(self, x):
-        x = FUN.max_pool2d(self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x))), 3, 2)
-        x = FUN.max_pool2d(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)), 3, 2)
-        for name, block in self.named_children():
-            x = block(x) if name.startswith("Mixed") else x
-        return x.mean((2, 3))
 
 
 @pytest.fixture(scope="module")
 def twin():
     torch.manual_seed(0)
-    net = Twin().eval()
+    net = _torch_inception.Twin().eval()
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -240,6 +112,22 @@ def test_features_and_logits_agree_with_pytorch(twin, weights, photographs, vari
     assert np.linalg.norm(ours - scores) < 1e-4 * np.linalg.norm(scores)
     unbiased = inception_2015.logits(features, bias=False, **given)
     np.testing.assert_allclose(unbiased, ours - twin.fc.bias.detach().numpy(), atol=1e-4)
+
+
+def test_both_sides_of_the_benchmark_compute_the_same_features(weights, photographs, monkeypatch):
+    monkeypatch.setattr(torch, "set_flush_denormal", lambda on: None)  # stays for other tests
+    given = {"weights": weights, "images": photographs}
+    ours = _ours_features.Features(**given)
+    peer = _torch_inception.Features(**given, cores=torch.get_num_threads(), gpu=False)
+    assert np.linalg.norm(ours.first - peer.first) < 1e-5 * np.linalg.norm(peer.first)
+
+
+def test_the_benchmark_s_random_weights_have_the_published_shapes(twin):
+    published = twin.state_dict()
+    ours = _evaluation.kernel_shapes()
+    assert ours.keys() == dict(_inception_graph.convolutions()).keys()
+    for name, (height, width, inside, out) in ours.items():
+        assert published[f"{name}.conv.weight"].shape == (out, inside, height, width)
 
 
 def test_grey_images_are_repeated_and_others_refused(photographs):
@@ -465,7 +353,7 @@ def test_weights_are_looked_for_in_the_argument_the_variable_the_cache_and_the_n
     monkeypatch.setenv("PMJAX_INCEPTION_WEIGHTS", str(named))
     assert _inception_weights.find() == named
     assert _inception_weights.find(given) == given
-    with pytest.raises(UserError, match="missing .--weights or config.eval.inception_weights"):
+    with pytest.raises(UserError, match="missing .--weights or --config.eval.inception_weights"):
         _inception_weights.find(tmp_path / "missing")
 
 

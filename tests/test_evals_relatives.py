@@ -1,5 +1,6 @@
 """Distances between sets of features against their published definitions, and on real images."""
 
+import functools
 import types
 
 import numpy as np
@@ -8,10 +9,16 @@ from scipy import ndimage
 from sklearn.datasets import load_digits
 
 from pmjax import evals, meanings
-from pmjax.datasets import to_float
+from pmjax.datasets import Dataset, to_float
 from pmjax.errors import UserError
-from pmjax.evals import _frechet, _kernel, _manifold, inception_score
-from pmjax.evals._features import efficientnet_lite0, features_of
+from pmjax.evals import _frechet, _kernel, _manifold, _sets, inception_score
+from pmjax.evals._features import (
+    _inception_weights,
+    efficientnet_lite0,
+    features_of,
+    inception_2015,
+)
+from pmjax.peers import _evaluation
 
 KS = {"neighbours": 3, "density_neighbours": 5}
 
@@ -115,7 +122,7 @@ def test_extrapolation_removes_the_bias_of_few_samples():
 @pytest.mark.parametrize(("num", "points"), [(300, 2), (19, 3), (30, 29)])
 def test_extrapolation_refuses_what_gives_no_line(num, points):
     reference = _frechet.Sample(normal(0, 50, 3))
-    with pytest.raises(UserError, match="give no line: take at least 3 points"):
+    with pytest.raises(UserError, match="give no line: set points to at least 3"):
         _frechet.frechet_infinity(normal(1, num, 3), reference, points=points, seed=0)
 
 
@@ -285,57 +292,75 @@ def context(train, test, num_samples, **priors):
         decode=lambda z: z.reshape(-1, *test.shape[1:]),
         reconstruct=lambda x: to_float(np.asarray(x)),
         sample=sample,
+        sample_latent=lambda num, **args: sample(num, **args).reshape(num, -1),
     )
     data = [types.SimpleNamespace(data=x, labels=None, fingerprint="") for x in (train, test)]
     return evals.Context(model, *data, priors=tuple(priors), num_samples=num_samples)
 
 
 FAMILIES = ("fd", "kd", "fd_infinity", "prdc")
+KINDS = ("blur", "noise", "modes")
+LEVELS = ((0.5, 25, 6), (0.8, 60, 2), (1.2, 120, 1))  # pixels, grey levels, classes that are left
+
+
+def degraded_sets(images, labels, levels=LEVELS):
+    """Returns real images as 'clean', and blurred, noisy and fewer kinds, at three levels each."""
+    sets, rng = {"clean": images}, np.random.default_rng(0)
+    for i, (blur, noise, classes) in enumerate(levels, start=1):
+        noisy = np.clip(images + rng.normal(0, noise, images.shape), 0, 255).astype(np.uint8)
+        sets[f"blur{i}"] = ndimage.gaussian_filter(images, (0, blur, blur, 0))
+        sets |= {f"noise{i}": noisy, f"modes{i}": images[labels < classes]}
+    return sets
+
+
+def by_level(values, key, kind):
+    """Returns the values of clean images and of one kind's levels, <what> being {} in the key."""
+    return [values[key.format(what)] for what in ("clean", *(f"{kind}{i}" for i in (1, 2, 3)))]
 
 
 @pytest.fixture(scope="module")
-def degraded(digits):
+def mixed_digits(digits):
+    """The digits in random order: their own is that of their writers."""
+    order = np.random.default_rng(0).permutation(len(digits[0]))
+    return digits[0][order], digits[1][order]
+
+
+@pytest.fixture(scope="module")
+def degraded(mixed_digits):
     """The metrics of clean, blurred, noisy and fewer images against a test set of digits."""
-    images, labels = digits
-    train, other, test = images[:500], images[500:1000], images[1000:1300]
-    rng = np.random.default_rng(0)
-    priors = {"clean": other}
-    for i, (blur, noise, classes) in enumerate(
-        ((0.5, 25, 6), (0.8, 60, 2), (1.2, 120, 1)), start=1
-    ):
-        noisy = other + rng.normal(0, noise, other.shape)
-        priors[f"blur{i}"] = ndimage.gaussian_filter(other, (0, blur, blur, 0))
-        priors[f"noise{i}"] = np.clip(noisy, 0, 255).astype(np.uint8)
-        priors[f"modes{i}"] = images[np.r_[:1000, 1300:1797]][
-            (labels < classes)[np.r_[:1000, 1300:1797]]
-        ]
-    ctx = context(train, test, 200, **priors)
-    names = [f"{family}_efficientnet_lite0" for family in FAMILIES]
-    return evals.run(
-        names, ctx, **{name: {"resolution": 32} for name in names}, say=lambda line: None
-    )
+    images, labels = mixed_digits
+    sets = degraded_sets(images[600:], labels[600:])
+    ctx = context(images[:300], images[300:600], 110, **sets)
+    args = {f"{family}_efficientnet_lite0": {"resolution": 32} for family in (*FAMILIES, "is")}
+    args["kd_efficientnet_lite0"]["subsets"] = 20
+    args["fd_infinity_efficientnet_lite0"]["points"] = 10
+    args["is_efficientnet_lite0"]["splits"] = 2
+    args |= {"sliced_wasserstein": {}, "energy": {"num": 110, "permutations": 19}}
+    return evals.run([*args], ctx, **args, say=lambda line: None)
 
 
-@pytest.mark.parametrize("kind", ["blur", "noise", "modes"])
-@pytest.mark.parametrize("family", ["fd", "kd", "fd_infinity"])
-def test_distances_grow_with_blur_noise_and_lost_classes(degraded, family, kind):
-    keys = [
-        f"{family}_efficientnet_lite0/{what}"
-        for what in ("clean", *(f"{kind}{i}" for i in (1, 2, 3)))
-    ]
-    values = [degraded[key] for key in keys]
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "key",
+    [f"{family}_efficientnet_lite0/{{}}" for family in ("fd", "kd", "fd_infinity")]
+    + ["sliced_w2/{}", "energy/{}"],
+)
+def test_distances_grow_with_blur_noise_and_lost_classes(degraded, key, kind):
+    values = by_level(degraded, key, kind)
     assert np.all(np.diff(values) > 0), values
 
 
 @pytest.mark.parametrize(
-    ("quantity", "kind"),
-    [("precision", "noise"), ("density", "noise"), ("coverage", "noise"), ("coverage", "blur"),
-     ("coverage", "modes"), ("recall", "modes")],
+    ("quantity", "kinds"),
+    [("prdc/precision", ("noise",)), ("prdc/density", ("blur", "noise")), ("prdc/recall", KINDS),
+     ("prdc/coverage", KINDS), ("is", KINDS)],
 )  # fmt: skip
-def test_prdc_falls_with_what_it_measures(degraded, quantity, kind):
-    names = ("clean", *(f"{kind}{i}" for i in (1, 2, 3)))
-    values = [degraded[f"prdc_efficientnet_lite0/{quantity}/{what}"] for what in names]
-    assert np.all(np.diff(values) < 0), values
+def test_scores_fall_with_what_they_measure(degraded, quantity, kinds):
+    metric, *rest = quantity.split("/")
+    for kind in kinds:
+        key = "/".join([f"{metric}_efficientnet_lite0", *rest, "{}"])
+        values = by_level(degraded, key, kind)
+        assert np.all(np.diff(values) < 0), (kind, values)
 
 
 def test_lost_classes_cost_recall_and_not_precision(degraded):
@@ -347,19 +372,138 @@ def test_lost_classes_cost_recall_and_not_precision(degraded):
     assert lost["precision"] > 0.8 * clean["precision"]
 
 
-def test_other_training_images_reproduce_the_floor_within_its_spread(degraded):
-    floors = [key for key in degraded if key.endswith("/floor")]
-    assert len(floors) == 3 + 4
+def test_other_real_images_reproduce_the_floor_within_its_spread(degraded):
+    floors = [key for key in degraded if key.endswith("/floor") and f"{key}/spread" in degraded]
+    assert len(floors) == 3 + 4 + 1
     for key in floors:
         clean = key.removesuffix("floor") + "clean"
         spread = np.hypot(degraded[f"{key}/spread"], degraded[f"{clean}/spread"])
+        # Of eight values one may be two spreads off.
         assert abs(degraded[clean] - degraded[key]) < 3 * spread, key
 
 
 def test_identical_sets_have_no_distance(degraded):
     assert degraded["fd_efficientnet_lite0/recon"] == pytest.approx(0, abs=1e-6)
+    floor = degraded["fd_efficientnet_lite0/floor"]
+    assert degraded["fd_efficientnet_lite0/recon_train"] == pytest.approx(floor)
     distance, spread = (degraded[f"kd_efficientnet_lite0/recon{end}"] for end in ("", "/spread"))
     assert abs(distance) < 2 * spread < 0.1 * degraded["kd_efficientnet_lite0/noise3"]
+
+
+@pytest.mark.parametrize("metric", [*(f"{f}_efficientnet_lite0" for f in (*FAMILIES, "is")),
+                                    "sliced_wasserstein"])  # fmt: skip
+def test_a_set_that_is_given_twice_is_perfect(mixed_digits, metric):
+    images = mixed_digits[0][:128]
+    same = types.SimpleNamespace(data=images, fingerprint="")
+    ctx = evals.Context.of_sets(images, same, more=same)
+    args = {} if metric == "sliced_wasserstein" else {"resolution": 32}
+    args |= {"subsets": 20} if metric.startswith("kd") else {}
+    values = evals.run([metric], ctx, **{metric: args})
+    for key in [key for key in values if key.endswith("/samples")]:
+        value = values[key]
+        assert value == pytest.approx(values[key.replace("samples", "floor")], rel=1e-6)
+        if metric.startswith("prdc"):  # density's ties are at the balls' edges
+            assert value == pytest.approx(1, abs=0.2 if "density" in key else 0)
+        elif not metric.startswith("is"):
+            # Subsets of one set overlap, so that what has no bias else is below 0.
+            negative = metric.startswith(("kd", "fd_infinity"))
+            assert value < 1e-5 and (negative or value >= 0)
+
+
+def test_real_images_reproduce_a_floor_that_is_split_off_the_reference(mixed_digits):
+    images = mixed_digits[0]
+    reference, more = _sets.split(Dataset(images[100:500], None, "", ()), 100, seed=0, say=print)
+    args = {f"{family}_efficientnet_lite0": {"resolution": 32} for family in FAMILIES}
+    args["kd_efficientnet_lite0"]["subsets"] = 20
+    args["fd_infinity_efficientnet_lite0"]["points"] = 5
+    values = evals.run([*args], evals.Context.of_sets(images[:100], reference, more=more), **args)
+    keys = [key for key in values if key.endswith("/samples")]
+    assert len(keys) == 3 + 4
+    for key in keys:
+        floor = key.replace("samples", "floor")
+        spread = np.hypot(values[f"{key}/spread"], values[f"{floor}/spread"])
+        assert abs(values[key] - values[floor]) < 3 * spread, key
+
+
+@pytest.fixture(scope="module")
+def degraded_inception(mixed_digits):
+    """FID and KID like `degraded`, of Inception's graph with random weights and an eighth as wide.
+
+    Its features see little of noise.
+    """
+    rng, params = np.random.default_rng(0), {}
+    for name, (height, width, channels, out) in _evaluation.kernel_shapes().items():
+        shape = height, width, channels if channels == 3 else channels // 8, out // 8
+        scale = np.float32(np.sqrt(2 / np.prod(shape[:3])))
+        kernel = rng.standard_normal(shape, np.float32) * scale
+        params[name] = kernel, rng.uniform(-0.1, 0.1, out // 8).astype(np.float32)
+    images, labels = mixed_digits
+    sets = degraded_sets(images[600:], labels[600:], ((0.5, 10, 5), (0.8, 20, 2), (1.2, 40, 1)))
+    sets = {name: each[:70] for name, each in sets.items()}
+    more, test = (
+        types.SimpleNamespace(data=x, fingerprint="") for x in (images[300:370], images[:150])
+    )
+    args = {"num_samples": 70, "sets": sets, "extractors": {"inception_2015": {"batch_size": 72}}}
+    ctx = evals.Context(None, more, test, tuple(sets), **args)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_inception_weights, "find", lambda path: path)
+        patch.setattr(inception_2015, "load_params", lambda *_: (params, None, "random"))
+        patch.setattr(inception_2015, "DIM", 2048 // 8)
+        patch.setattr(inception_2015, "SIDE", 107)  # pixels, the least that the graph takes
+        return evals.run(["fid", "kid"], ctx, kid={"subsets": 20}, say=lambda line: None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("key", ["fid/70_samples/pytorch_fid/{}", "kid/{}"])
+def test_fid_and_kid_grow_with_blur_noise_and_lost_classes(degraded_inception, key, kind):
+    values = by_level(degraded_inception, key, kind)
+    assert np.all(np.diff(values) > 0), values
+    floor, spread = (degraded_inception[key.format(f"floor{end}")] for end in ("", "/spread"))
+    assert abs(values[0] - floor) < 3 * spread
+
+
+@pytest.fixture(scope="module")
+def degraded_ring():
+    """Distances of clean, noisy, shrunken and fewer clusters on a ring, all of one size."""
+
+    def ring(num, seed, *, noise=0.0, shrink=0.0, clusters=8):
+        rng = np.random.default_rng(seed)
+        angles = 2 * np.pi * (np.arange(num) % clusters) / 8
+        x = np.stack([np.cos(angles), np.sin(angles)], 1) + 0.05 * rng.normal(size=(num, 2))
+        x = x * (1 - shrink) + noise * rng.normal(size=(num, 2))
+        return rng.permutation(x).astype(np.float32)
+
+    priors = {"clean": ring}
+    for i, (noise, shrink, clusters) in enumerate(
+        ((0.1, 0.1, 6), (0.2, 0.25, 3), (0.5, 0.6, 1)), start=1
+    ):
+        priors[f"noise{i}"] = functools.partial(ring, noise=noise)
+        priors[f"shrink{i}"] = functools.partial(ring, shrink=shrink)
+        priors[f"modes{i}"] = functools.partial(ring, clusters=clusters)
+
+    def sample(num, *, seed, prior):
+        return priors[prior](num, seed)
+
+    model = types.SimpleNamespace(encode=lambda x: x, sample=sample, sample_latent=sample)
+    data = [types.SimpleNamespace(data=ring(500, seed), labels=None) for seed in (1, 2)]
+    ctx = evals.Context(model, *data, priors=tuple(priors), num_samples=400, fresh=ring)
+    args = {
+        "wasserstein": {"draws": 2, "num": 300}, "sinkhorn": {"draws": 2, "num": 200},
+        "sliced_wasserstein": {}, "energy": {"num": 400, "permutations": 19},
+        "c2st": {"num": 400, "classifier": "knn"},
+    }  # fmt: skip
+    return evals.run([*args], ctx, **args, say=lambda line: None)
+
+
+@pytest.mark.parametrize("kind", ["noise", "shrink", "modes"])
+@pytest.mark.parametrize("metric", ["w2", "sinkhorn", "sliced_w2", "energy", "c2st"])
+def test_distances_of_points_grow_with_noise_shrinking_and_lost_clusters(
+    degraded_ring, metric, kind
+):
+    values = by_level(degraded_ring, f"{metric}/{{}}", kind)
+    assert np.all(np.diff(values) > 0), values
+    floor = degraded_ring[f"{metric}/{'train' if metric in ('energy', 'c2st') else 'floor'}"]
+    assert abs(values[0] - floor) < 0.5 * (values[2] - floor), (floor, values)
 
 
 def test_midpoints_are_further_than_reconstructions(degraded):
@@ -370,9 +514,10 @@ def test_midpoints_are_further_than_reconstructions(degraded):
 
 def test_caveats_of_few_images_are_flagged(degraded):
     assert {key: value for key, value in degraded.items() if "/flag/" in key} == {
-        "fd_efficientnet_lite0/flag/fewer_images_than_features": 148,
-        "kd_efficientnet_lite0/flag/subset_size": 74,
-        "fd_infinity_efficientnet_lite0/flag/fewer_images_than_features": 14,
+        "fd_efficientnet_lite0/flag/fewer_images_than_features": 110,
+        "kd_efficientnet_lite0/flag/subset_size": 55,
+        "fd_infinity_efficientnet_lite0/flag/fewer_images_than_features": 11,
+        "is_efficientnet_lite0/flag/fewer_images_than_classes": 55,
     }
 
 

@@ -338,7 +338,109 @@ def test_that_there_is_no_floor_is_told(tmp_path, folder):
             path, path, metrics=["sliced_wasserstein"], floor=floor, out=tmp_path / "m.json",
             say=said.append,
         )  # fmt: skip
-    assert sum("There is no floor" in line and "--floor=FOLDER" in line for line in said) == 1
+    told = [line for line in said if "There is no floor" in line]
+    assert len(told) == 1 and "--floor=FOLDER" in told[0] and "--floor=split" in told[0]
+
+
+def bag(images):
+    return sorted(image.tobytes() for image in np.asarray(images))
+
+
+@pytest.mark.parametrize("kind", ["folder", "npy", "grey"])
+def test_a_floor_is_split_off_the_reference(tmp_path, folder, kind):
+    images = PIXELS[..., :1] if kind == "grey" else PIXELS
+    reference, samples = folder("reference", images), folder("samples", PIXELS[:7])
+    if kind == "npy":
+        reference = tmp_path / "reference.npy"
+        np.save(reference, PIXELS)
+    found, said = [], []
+    for seed in (0, 0, 1):
+        found.append(_sets.compared(samples, reference, "split", seed=seed, say=said.append))
+    for sets, about in found:
+        floor, rest = np.asarray(sets["floor"].data), np.asarray(sets["reference"].data)
+        assert floor.shape == (7, 16, 12, 3) and rest.shape == (17, 16, 12, 3)
+        assert bag(np.concatenate([floor, rest])) == bag(np.broadcast_to(images, PIXELS.shape))
+        np.testing.assert_array_equal(sets["reference"].data[np.array([9, 2])], rest[[9, 2]])
+        assert [about[name]["num"] for name in ("samples", "reference", "floor")] == [7, 17, 7]
+        assert about["floor"]["part_of"] == about["reference"]["part_of"]
+        assert about["floor"]["part_of"]["num"] == 24
+    floors, rests = (
+        [sets[name].fingerprint for sets, _ in found] for name in ("floor", "reference")
+    )
+    assert floors[0] == floors[1] != floors[2] and rests[0] == rests[1] != rests[2]
+    assert len({floors[0], rests[0], found[0][1]["floor"]["part_of"]["fingerprint"]}) == 3
+    assert bag(found[0][0]["floor"].data) != bag(found[2][0]["floor"].data)
+    line = "7 of the reference's 24 images, drawn with seed 0, are the floor; samples and floor"
+    assert sum(line in each and "the other 17" in each for each in said) == 2
+    assert not any("biased" in each or "no floor" in each for each in said)
+
+
+def test_samples_and_a_split_floor_are_compared_with_the_same_images(
+    tmp_path, folder, cheap_features, monkeypatch
+):
+    monkeypatch.setattr("pmjax.cli.cache_compilations", lambda: None)
+    paths = [folder("samples", PIXELS[:10]), folder("reference", PIXELS)]
+    out = tmp_path / "m.json"
+    given = [f"--samples={paths[0]}", f"--reference={paths[1]}", f"--out={out}", "--seed=5"]
+    command(monkeypatch, *given, "--floor=split")
+    sets, about = _sets.compared(*paths, "split", seed=5, say=print)
+    features = {
+        name: efficientnet_lite0.features(np.asarray(each.data)) for name, each in sets.items()
+    }
+    found = json.loads(out.read_text())
+    for what in ("samples", "floor"):
+        expected = frechet_distance(*gaussian(features[what]), *gaussian(features["reference"]))
+        assert found["metrics"][f"fd_efficientnet_lite0/{what}"] == pytest.approx(expected)
+    assert found["sets"] == about
+
+
+def test_a_floor_of_half_a_small_reference_is_told_to_be_biased(tmp_path, folder):
+    samples, said = folder("samples", PIXELS[:12]), []
+    sets, _ = _sets.compared(samples, folder("x", PIXELS[:19]), "split", seed=0, say=said.append)
+    assert len(sets["floor"].data) == 9 and len(sets["reference"].data) == 10
+    assert "fewer images than the 12 samples, so that it is biased upward by its size" in said[0]
+    with pytest.raises(UserError, match="the reference has 3. Give more"):
+        _sets.compared(samples, folder("y", PIXELS[:3]), "split", seed=0, say=print)
+
+
+def test_statistics_have_no_images_for_a_floor(tmp_path, folder):
+    np.savez(tmp_path / "s.npz", mu=np.zeros(2048), sigma=np.zeros((2048, 2048), np.float16))
+    with pytest.raises(UserError, match=r"s.npz holds statistics only.*--floor=FOLDER"):
+        evaluate.compare(
+            folder("x", PIXELS), tmp_path / "s.npz", floor="split", out=tmp_path / "m", say=print
+        )
+    said = []
+    _sets.compared(folder("x", PIXELS), tmp_path / "s.npz", None, seed=0, say=said.append)
+    assert "--floor=FOLDER" in said[0] and "split" not in said[0]
+
+
+def test_a_folder_called_split_is_given_with_its_path(
+    tmp_path, folder, cheap_features, monkeypatch
+):
+    monkeypatch.setattr("pmjax.cli.cache_compilations", lambda: None)
+    folder("split", PIXELS[:5]), folder("samples", PIXELS[:4]), folder("reference", PIXELS)
+    monkeypatch.chdir(tmp_path)
+    command(monkeypatch, "--samples=samples", "--reference=reference", "--floor=./split")
+    floor = json.loads((tmp_path / "metrics.json").read_text())["sets"]["floor"]
+    assert floor["num"] == 5 and floor["path"] == str(tmp_path / "split")
+
+
+@pytest.mark.parametrize(
+    ("dim", "metric"),
+    [(2048, "fid"), (1280, "fd_efficientnet_lite0"), (None, "fd_efficientnet_lite0")],
+)
+def test_the_metric_follows_the_reference(tmp_path, folder, monkeypatch, dim, metric):
+    samples, said = folder("x", PIXELS), []
+    reference = samples
+    if dim:
+        reference = tmp_path / "s.npz"
+        np.savez(reference, mu=np.zeros(dim), sigma=np.zeros((dim, dim), np.float16))
+    monkeypatch.setattr(_arguments, "require_possible", lambda *_: None)
+    monkeypatch.setattr(evals, "run", lambda metrics, ctx, **_: said.append(metrics))
+    evaluate.compare(samples, reference, out=tmp_path / "m.json", say=said.append)
+    assert (metric,) in said and any(f"--evals={metric}" in line for line in said) == bool(dim)
+    evaluate.compare(samples, reference, metrics=["kid"], out=tmp_path / "m.json", say=said.append)
+    assert ["kid"] in said
 
 
 def test_arguments_of_metrics_come_from_the_command_and_are_recorded(tmp_path, folder, monkeypatch):

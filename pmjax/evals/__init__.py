@@ -143,7 +143,7 @@ class Context:
 
     def derived_seed(self, *words: str | int) -> int:
         """Returns a seed in [0, 2³¹) that depends on the context's seed and on the words."""
-        return zlib.crc32(repr((self.seed, *words)).encode()) >> 1
+        return derived_seed(self.seed, *words)
 
     def subset(self, split: str, num: int | None = None) -> np.ndarray:
         """Returns min(num, N) random, sorted indices of a split; num=None: `num_samples`."""
@@ -206,7 +206,9 @@ class Context:
     def own_prior(self) -> str:
         """The prior that the run was made for."""
         if not self.priors or not self.has_own:
-            raise _NotThere("the run's own prior (not config.eval.during, if stage 2 trains that)")
+            raise _NotThere(
+                "the run's own prior (not --config.eval.during, if stage 2 trains that)"
+            )
         return self.priors[0]
 
     @property
@@ -217,12 +219,12 @@ class Context:
     def require_images(self, metric: str) -> None:
         """Refuses data that are not images."""
         if not self.has_images:
-            raise UserError(f"Metric '{metric}' needs images, and these data are points. {_LEAVE}")
+            raise UserError(f"Metric '{metric}' needs images, and these data are points. {LEAVE}")
 
     def require_points(self, metric: str) -> None:
         """Refuses data that are not points."""
         if self.has_images:
-            raise UserError(f"Metric '{metric}' needs points, and these data are images. {_LEAVE}")
+            raise UserError(f"Metric '{metric}' needs points, and these data are images. {LEAVE}")
 
     def _data(self, split):
         return {"train": self.train, "test": self.test}[split].data
@@ -254,7 +256,12 @@ _PARTS = {
     "train": "a set of other real images (--floor)",
     "test": "the reference's images, not only their statistics",
 }
-_LEAVE = "Leave it out of --evals or --config.eval.metrics."
+LEAVE = "Leave it out of --evals or --config.eval.metrics."
+
+
+def derived_seed(seed: int, *words: str | int) -> int:
+    """Returns a seed in [0, 2³¹) that depends on another one and on the words."""
+    return zlib.crc32(repr((seed, *words)).encode()) >> 1
 
 
 def finite(what: str, values: np.ndarray) -> np.ndarray:
@@ -330,7 +337,7 @@ def run(
         try:
             new = {key: float(x) for key, x in functions[name](ctx, **args.get(name, {})).items()}
         except _NotThere as error:
-            raise UserError(f"Metric '{name}' needs {error}. {_LEAVE}") from None
+            raise UserError(f"Metric '{name}' needs {error}. {LEAVE}") from None
         for key, value in new.items():
             if not np.isfinite(value):
                 raise UserError(

@@ -41,6 +41,11 @@ def checked(metric: str, given: Mapping[str, Any], *, where: str = "") -> dict[s
     return found
 
 
+def option(metric: str, argument: str = "") -> str:
+    """Returns the flag of a metric's argument; without one, what comes before any one's name."""
+    return f"--config.eval.args.{metric}.{argument}"
+
+
 def takes(metric: str, argument: str) -> bool:
     """Tells whether a metric has an argument of that name."""
     function = plugins.load("evals", metric, provides="evaluate").evaluate
@@ -83,6 +88,6 @@ def require_possible(
     used.pop(None, None)
     for name, metric in used.items():
         if name not in (valid := plugins.names("evals._features")):
-            raise unknown(f"extractor of metric '{metric}'", name, valid)
+            raise unknown(f"extractor ({option(metric, 'extractor')})", name, valid)
         none = np.zeros((0, 32, 32, 3), np.uint8)
         _features.load(name).stream(none, **extractors.get(name, {}))  # checks, and computes later

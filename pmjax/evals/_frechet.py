@@ -108,19 +108,20 @@ def frechet_estimate(a: Sample, b: Sample) -> tuple[float, float]:
 
 
 def frechet_infinity(
-    features: np.ndarray, reference: Sample, *, points: int, seed: int
+    features: np.ndarray, reference: Sample, *, points: int, seed: int, where: str = ""
 ) -> tuple[float, float]:
     """Returns the Fréchet distance of infinitely many examples, and its standard error.
 
     Chong & Forsyth, 2020: a line in 1 / size is fitted to the distances of `points` random subsets
     of N/10 to N examples, at equal steps, from the whole reference; its value at 0 is returned.
-    The error joins that of the fit to that of the distance of all N examples.
+    The error joins that of the fit to that of the distance of all N examples. `where` comes before
+    an argument's name in messages.
     """
     sizes = np.linspace(len(features) // 10, len(features), points).astype(int)
     if points < 3 or len(np.unique(sizes)) < points or sizes[0] < 2:
         raise UserError(
             f"{points} subsets of a tenth to all of {len(features)} examples give no line: "
-            f"take at least 3 points and {max(20, 2 * points)} examples."
+            f"set {where}points to at least 3, and take at least {max(20, 2 * points)} examples."
         )
     rng = np.random.default_rng(seed)
     whole, error = frechet_estimate(Sample(features), reference)

@@ -14,6 +14,7 @@ def kernel_distances(
     subset_size: int,
     subsets: int,
     seed: int,
+    where: str = "",
 ) -> dict[str, tuple[float, float]]:
     """Returns the kernel distance of each set to the reference: mean and deviation over subsets.
 
@@ -28,12 +29,14 @@ def kernel_distances(
         subset_size: examples a subset, at most those of the smallest set.
         subsets: how many.
         seed: of the subsets.
+        where: what comes before an argument's name in messages.
     """
     smallest = min(map(len, (reference, *sets.values())))
     if not 2 <= subset_size <= smallest or subsets < 1:
         raise UserError(
             f"{subsets} subsets of {subset_size} examples cannot be drawn from {smallest}: set "
-            "subset_size to at least 2, and subsets to at least 1."
+            f"{where}subset_size to at least 2 and {where}subsets to at least 1, and give four "
+            "examples of each set or more."
         )
     values = {what: [] for what in sets}
     for index in range(subsets):

@@ -5,7 +5,7 @@ from sklearn.decomposition import PCA
 
 from pmjax.datasets import to_float
 from pmjax.errors import UserError
-from pmjax.evals import Context
+from pmjax.evals import LEAVE, Context
 
 
 def classes(ctx: Context, metric: str) -> tuple[np.ndarray, np.ndarray]:
@@ -18,7 +18,7 @@ def classes(ctx: Context, metric: str) -> tuple[np.ndarray, np.ndarray]:
     if any(each is None or not np.issubdtype(each.dtype, np.integer) for each in labels):
         raise UserError(
             f"Metric '{metric}' needs a class for every example, and this data set has none. "
-            "Leave it out of --config.eval.metrics."
+            + LEAVE
         )
     known, numbers = np.unique(np.concatenate(labels), return_inverse=True)
     train, test = np.split(numbers, [len(labels[0])])

@@ -19,16 +19,20 @@ class Manifold:
         features: [N, D].
         neighbours: k of precision and recall.
         density_neighbours: k of density and coverage.
+        where: what comes before an argument's name in messages.
     """
 
-    def __init__(self, features: np.ndarray, *, neighbours: int, density_neighbours: int):
+    def __init__(
+        self, features: np.ndarray, *, neighbours: int, density_neighbours: int, where: str = ""
+    ):
         ks = [neighbours, density_neighbours]
         if not 1 <= min(ks) <= max(ks) < len(features):
             raise UserError(
                 f"{len(features)} examples do not have {max(ks)} other ones nearest to each: set "
-                "neighbours and density_neighbours to at least 1 and fewer than the examples."
+                f"{where}neighbours and {where}density_neighbours to at least 1 and fewer than the "
+                "examples."
             )
-        self.features, self.ks = features, ks
+        self.features, self.ks, self.where = features, ks, where
         self.radii, self.density_radii = np.concatenate(
             [  # an example is the nearest to itself
                 np.partition(squared, sorted(set(ks)), axis=1)[:, ks]
@@ -80,7 +84,8 @@ def prdc_estimate(real: Manifold, fake: Manifold, *, seed: int) -> dict[str, tup
     if parts < 2:
         raise UserError(
             f"{smallest} examples are too few for the spread of precision, recall, density and "
-            f"coverage with {max(real.ks)} neighbours: take {2 * PART * max(real.ks)} at least."
+            f"coverage with {max(real.ks)} neighbours: take {2 * PART * max(real.ks)} at least, or "
+            f"set {real.where}neighbours and {real.where}density_neighbours lower."
         )
     rng = np.random.default_rng(seed)
     variances = []

@@ -18,6 +18,7 @@ import numpy as np
 
 from pmjax.errors import UserError
 from pmjax.evals import Context
+from pmjax.evals._arguments import option
 from pmjax.evals._features import features_of
 from pmjax.evals._frechet import Sample, frechet_infinity
 from pmjax.evals._kernel import kernel_distances
@@ -33,7 +34,8 @@ def frechet_at_infinity(
     reference, sets = feature_sets(ctx, metric, extractor, **args)
     test, seed = Sample(reference), ctx.derived_seed("frechet_infinity")
     estimates = {
-        what: frechet_infinity(x, test, points=points, seed=seed) for what, x in sets.items()
+        what: frechet_infinity(x, test, points=points, seed=seed, where=option(metric))
+        for what, x in sets.items()
     }
     counts = [len(reference), *(len(x) // 10 for x in sets.values())]  # of the smallest subsets
     flags = few_images(ctx, metric, counts, reference.shape[1]) | floor_of(ctx, metric, sets)
@@ -51,10 +53,16 @@ def kernel(
     reference, sets = feature_sets(ctx, metric, extractor, OF_DECODER, **args)
     size = min(subset_size, *(len(x) // 2 for x in (reference, *sets.values())))
     seed = ctx.derived_seed("kernel")
-    estimates = kernel_distances(reference, sets, subset_size=size, subsets=subsets, seed=seed)
+    estimates = kernel_distances(
+        reference, sets, subset_size=size, subsets=subsets, seed=seed, where=option(metric)
+    )
     values = named(metric, estimates) | floor_of(ctx, metric, sets)
     if size < subset_size:
-        why = f"subsets have {size} images and not {subset_size}, as the sets are small."
+        why = (
+            f"subsets have {size} images, half of the smallest set, and not {subset_size}: take "
+            f"more images (samples: {_more(ctx, metric)}), or set "
+            f"{option(metric, 'subset_size')}={size}."
+        )
         values |= flag(ctx, metric, "subset_size", size, why)
     return values
 
@@ -71,6 +79,7 @@ def manifold(
     """Returns 'precision', 'recall', 'density' and 'coverage', with their standard errors."""
     reference, sets = feature_sets(ctx, metric, extractor, **args)
     ks = {"neighbours": neighbours, "density_neighbours": density_neighbours}
+    ks["where"] = option(metric)
     test, seed = Manifold(reference, **ks), ctx.derived_seed("manifold")
     estimates = {
         what: prdc_estimate(test, Manifold(x, **ks), seed=seed) for what, x in sets.items()
@@ -122,7 +131,8 @@ def few_images(ctx: Context, prefix: str, counts: Sequence[int], dim: int) -> di
     few = min(counts)
     why = (
         f"{few} images are no more than the {dim} features: the covariance has not full rank, and "
-        "the distance a large bias. Compare with the floor only."
+        "the distance a large bias. Compare with the floor only, or take more images (samples: "
+        f"{_more(ctx, prefix)})."
     )
     return flag(ctx, prefix, "fewer_images_than_features", few, why) if few <= dim else {}
 
@@ -131,9 +141,16 @@ def small_floor(ctx: Context, prefix: str, count: int, num: int) -> dict[str, fl
     """Flags a floor of fewer images than there are samples, which it does not compare with."""
     why = (
         f"the floor has {count} images, fewer than the {num} samples: it is not what as many "
-        "perfect samples would reach."
+        f"perfect samples would reach. Take {count} samples by {_more(ctx, prefix)}."
     )
     return flag(ctx, prefix, "floor_images", count, why) if count < num else {}
+
+
+def _more(ctx: Context, prefix: str) -> str:
+    """Returns the flag that the number of samples of a metric, or its protocol, comes from."""
+    if not ctx.has("model"):
+        return "--samples"
+    return "--protocols" if "/" in prefix else "--config.eval.num_samples"
 
 
 def floor_of(ctx: Context, prefix: str, sets: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -1,10 +1,12 @@
 """Images that any other tool has left: a folder of files, or an array in .npy or .npz."""
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,10 +19,127 @@ from pmjax.datasets._cache import fingerprint
 from pmjax.datasets._images import _eight_bit
 from pmjax.datasets.image_folder import EXTENSIONS, listed
 from pmjax.errors import UserError
+from pmjax.evals import derived_seed
+from pmjax.evals._features import _statistics
 
+SPLIT = "split"  # of a floor: a part of the reference
+UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 SHOWN = 10  # files that a message names
 ALPHA = "it has an alpha channel"
 CHUNK = 1000  # images of floats that are held at a time
+
+
+def compared(
+    samples: Path,
+    reference: Path,
+    floor: Path | str | None,
+    *,
+    seed: int,
+    say: Callable[[str], None],
+) -> tuple[dict[str, Dataset | Path], dict[str, dict]]:
+    """Returns the sets that a comparison is of, and what its results say of each, by name.
+
+    They are 'samples', 'reference' (a `Path` if it is of statistics) and, with `floor`, 'floor':
+    other images, or where it is `SPLIT`, a part of the reference; see `split`.
+
+    Raises:
+        UserError: for what cannot be read or compared.
+    """
+    paths = {"samples": samples, "reference": reference}
+    if floor:
+        paths["floor"] = reference if floor == SPLIT else Path(floor)
+    sets = {n: load(path) for n, path in paths.items() if n != "floor" or floor != SPLIT}
+    if isinstance(sets["samples"], Path) or isinstance(sets.get("floor"), Path):
+        raise UserError("--samples and --floor take images; only the reference may be statistics.")
+    sets |= alike({n: each for n, each in sets.items() if not isinstance(each, Path)}, say=say)
+    whole = sets["reference"]
+    if floor == SPLIT:
+        num = len(sets["samples"].data)
+        sets["reference"], sets["floor"] = split(whole, num, seed=seed, say=say)
+    elif not floor:
+        own = "" if isinstance(whole, Path) else f" or, out of the reference, as --floor={SPLIT},"
+        say(
+            "There is no floor: give real images of another set, about as many as samples, as "
+            f"--floor=FOLDER,{own} to see what perfect samples would reach."
+        )
+    about = {n: {"path": str(paths[n].resolve()), **_numbers(each)} for n, each in sets.items()}
+    if floor == SPLIT:
+        about |= {n: about[n] | {"part_of": _numbers(whole)} for n in ("reference", "floor")}
+    return sets, about
+
+
+def _numbers(images: Dataset | Path) -> dict:
+    if isinstance(images, Path):
+        return {"num": None, "fingerprint": None}
+    return {"num": len(images.data), "fingerprint": images.fingerprint}
+
+
+def split(
+    reference: Dataset, num: int, *, seed: int, say: Callable[[str], None]
+) -> tuple[Dataset, Dataset]:
+    """Returns a reference without a random part, and that part: the floor.
+
+    The part has `num` images, or half of all where that is fewer. Samples and floor then stand
+    against the same images, none of which is the floor's.
+
+    Raises:
+        UserError: if there are fewer than four images.
+    """
+    size = len(reference.data)
+    count = min(num, size // 2)
+    if size < 4:
+        raise UserError(
+            f"--floor={SPLIT} takes half of the reference at most, and two images make a set: the "
+            f"reference has {size}. Give more, or other real images as --floor=FOLDER."
+        )
+    order = np.random.default_rng(derived_seed(seed, "split")).permutation(size)
+    rows = np.sort(order[count:]), np.sort(order[:count])
+    few = (
+        f" The floor has fewer images than the {num} samples, so that it is biased upward by its "
+        f"size: give {count} samples, or more of the reference."
+    )
+    say(
+        f"--floor={SPLIT}: {count} of the reference's {size} images, drawn with seed {seed}, are "
+        f"the floor; samples and floor are compared with the other {size - count}."
+        + (few if count < num else "")
+    )
+    kept, floor = (
+        Dataset(
+            Rows(reference.data, chosen),
+            None,
+            hashlib.sha256(reference.fingerprint.encode() + chosen.tobytes()).hexdigest(),
+            (),
+        )
+        for chosen in rows
+    )
+    return kept, floor
+
+
+def require_possible(reference: Path, floor: Path | str | None) -> None:
+    """Raises `UserError` for a floor out of a reference that has no images."""
+    if floor == SPLIT and dimensions(reference):
+        raise UserError(
+            f"--floor={SPLIT} takes images out of the reference, and {reference} holds statistics "
+            "only. Give the images that they are of as --reference=FOLDER, or other real images as "
+            "--floor=FOLDER."
+        )
+
+
+def metric_for(reference: Path, *, say: Callable[[str], None]) -> str:
+    """Returns the metric to compare with a reference by: of the features of its statistics."""
+    dim = dimensions(reference)
+    if dim in _statistics.METRICS:
+        say(f"{reference} holds statistics of {dim} features: --evals={_statistics.METRICS[dim]}.")
+    return _statistics.METRICS.get(dim, "fd_efficientnet_lite0")
+
+
+def dimensions(path: Path) -> int | None:
+    """Returns of how many features an .npz holds statistics; None for any other file."""
+    if path.suffix != ".npz" or not path.is_file():
+        return None
+    with contextlib.suppress(*UNREADABLE), np.load(path, allow_pickle=False) as found:
+        return found["mu"].size if {"mu", "sigma"} <= set(found) else None
+    return None
 
 
 def load(path: Path) -> Dataset | Path:
@@ -52,7 +171,7 @@ def load(path: Path) -> Dataset | Path:
                     f"it has arrays {', '.join(names) or 'none'}: images are one array [N, H, W, "
                     "C] or 'arr_0', statistics are 'mu' [D] and 'sigma' [D, D]"
                 )
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path} cannot be read as images or as statistics ({error}).") from error
     images = _eight_bits(path, found)
     return Dataset(images, None, fingerprint(images, None), ())
@@ -118,6 +237,26 @@ def _eight_bits(path, images):
             )
         found[start : start + CHUNK] = part * 255 + 0.5
     return found
+
+
+class Rows:
+    """Some of a set's images uint8 [N, H, W, C], taken out of it where they are indexed."""
+
+    dtype = np.dtype(np.uint8)
+    ndim = 4
+
+    def __init__(self, images: "np.ndarray | Folder", rows: np.ndarray):
+        self._images, self._rows = images, rows
+        self.shape = (len(rows), *images.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
+        return self._images[self._rows[index]]
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return self[:].astype(dtype or np.uint8, copy=False)
 
 
 class Folder:

@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from pmjax.errors import UserError, unknown
 from pmjax.evals import Context
+from pmjax.evals._arguments import option
 from pmjax.evals._latents import two_sample_tests
 
 CLASSIFIERS = {  # name: (number of training examples, seed) -> classifier
@@ -32,7 +33,7 @@ def evaluate(ctx: Context, *, num: int = 1000, classifier: str = "mlp") -> dict[
     says that the two differ.
     """
     if classifier not in CLASSIFIERS:
-        raise unknown("classifier of metric 'c2st'", classifier, CLASSIFIERS)
+        raise unknown(f"classifier ({option('c2st', 'classifier')})", classifier, CLASSIFIERS)
     return two_sample_tests(ctx, "c2st", num, partial(two_sample, classifier=classifier))
 
 
@@ -50,7 +51,10 @@ def two_sample(a: np.ndarray, b: np.ndarray, *, classifier: str, seed: int) -> t
         seed: of the halves and of the classifier.
     """
     if min(len(a), len(b)) < 4:
-        raise UserError(f"Metric 'c2st' needs four examples of each, has {min(len(a), len(b))}.")
+        raise UserError(
+            f"Metric 'c2st' needs four examples of each and has {min(len(a), len(b))}: set "
+            f"{option('c2st', 'num')} to at least 4, and have as many training and test examples."
+        )
     rng = np.random.default_rng(seed)
     a, b = rng.permutation(a), rng.permutation(b)
     x, x_test = np.concatenate([a[::2], b[::2]]), np.concatenate([a[1::2], b[1::2]])

@@ -7,6 +7,7 @@ from scipy.spatial.distance import pdist, squareform
 
 from pmjax.errors import UserError
 from pmjax.evals import Context
+from pmjax.evals._arguments import option
 from pmjax.evals._latents import two_sample_tests
 
 AT_ONCE = 500  # permutations
@@ -21,7 +22,8 @@ def evaluate(ctx: Context, *, num: int = 1000, permutations: int = 499) -> dict[
     """
     if num < 2 or permutations < 1:
         raise UserError(
-            f"Metric 'energy' needs num ≥ 2 and permutations ≥ 1, got {num} and {permutations}."
+            f"Metric 'energy' needs {option('energy', 'num')} ≥ 2 and "
+            f"{option('energy', 'permutations')} ≥ 1, got {num} and {permutations}."
         )
     return two_sample_tests(ctx, "energy", num, partial(two_sample, permutations=permutations))
 

@@ -5,6 +5,7 @@ from scipy.special import rel_entr, softmax
 
 from pmjax.errors import UserError
 from pmjax.evals import Context, _relatives
+from pmjax.evals._arguments import option
 from pmjax.evals._features import logits_of
 
 EXTRACTOR = "inception_2015"
@@ -32,9 +33,10 @@ def scores(
         what: logits_of(ctx, extractor, source, bias=bias, **args)
         for what, source in ctx.compared(()).items()
     }
-    seed = ctx.derived_seed("inception_score")
+    given = {"splits": splits, "seed": ctx.derived_seed("inception_score")}
     values = _relatives.named(
-        metric, {what: inception_score(x, splits=splits, seed=seed) for what, x in sets.items()}
+        metric,
+        {what: inception_score(x, **given, where=option(metric)) for what, x in sets.items()},
     )
     values |= _relatives.floor_of(ctx, metric, sets)
     part = min(map(len, sets.values())) // splits
@@ -45,17 +47,23 @@ def scores(
             metric,
             "fewer_images_than_classes",
             part,
-            f"a part has {part} images, fewer than the {classes} classes, which bounds the score.",
+            f"a part has {part} images, fewer than the {classes} classes, which bounds the score: "
+            f"take more images, or fewer parts by {option(metric, 'splits')}.",
         )
     return values
 
 
-def inception_score(logits: np.ndarray, *, splits: int, seed: int) -> tuple[float, float]:
-    """Returns exp E KL(p(y|x) ‖ p(y)) of logits [N, classes]: mean and deviation over parts."""
+def inception_score(
+    logits: np.ndarray, *, splits: int, seed: int, where: str = ""
+) -> tuple[float, float]:
+    """Returns exp E KL(p(y|x) ‖ p(y)) of logits [N, classes]: mean and deviation over parts.
+
+    `where` comes before an argument's name in messages.
+    """
     if not 1 <= splits <= len(logits):
         raise UserError(
-            f"{len(logits)} images cannot be divided into {splits} parts: set splits to at least 1 "
-            "and at most the number of images."
+            f"{len(logits)} images cannot be divided into {splits} parts: set {where}splits to at "
+            "least 1 and at most the number of images."
         )
     order = np.random.default_rng(seed).permutation(len(logits))
     scores = [

@@ -6,7 +6,9 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import confusion_matrix
 from threadpoolctl import threadpool_limits
 
+from pmjax.errors import UserError
 from pmjax.evals import Context
+from pmjax.evals._arguments import option
 from pmjax.evals._labels import classes, codes
 
 
@@ -18,6 +20,11 @@ def evaluate(ctx: Context, *, restarts: int = 20, iterations: int = 1000) -> dic
     way that `clustering_accuracy` chooses. 'kmeans/accuracy' is that of the embeddings,
     'kmeans/pca' that of as many principal components of the data.
     """
+    if restarts < 1 or iterations < 1:
+        raise UserError(
+            f"Metric 'kmeans' needs {option('kmeans', 'restarts')} ≥ 1 and "
+            f"{option('kmeans', 'iterations')} ≥ 1, got {restarts} and {iterations}."
+        )
     labels, test_labels = classes(ctx, "kmeans")
     values = {}
     for what, (train, test) in codes(ctx).items():

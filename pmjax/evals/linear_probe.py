@@ -8,7 +8,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
+from pmjax.errors import UserError
 from pmjax.evals import Context
+from pmjax.evals._arguments import option
 from pmjax.evals._labels import classes, codes
 
 
@@ -19,6 +21,11 @@ def evaluate(ctx: Context, *, c: float = 1.0, iterations: int = 1000) -> dict[st
     standardised embeddings, with scikit-learn's penalty 1/c. 'linear_probe/accuracy' is that of the
     embeddings, 'linear_probe/pca' that of as many principal components of the data.
     """
+    if not c > 0 or iterations < 1:
+        raise UserError(
+            f"Metric 'linear_probe' needs {option('linear_probe', 'c')} > 0 and "
+            f"{option('linear_probe', 'iterations')} ≥ 1, got {c} and {iterations}."
+        )
     labels, test_labels = classes(ctx, "linear_probe")
     values = {}
     for what, (train, test) in codes(ctx).items():

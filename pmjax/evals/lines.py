@@ -4,7 +4,8 @@ import numpy as np
 
 from pmjax.datasets import lines, to_float
 from pmjax.errors import UserError
-from pmjax.evals import Context, finite
+from pmjax.evals import LEAVE, Context, finite
+from pmjax.evals._arguments import option
 
 BANK = 10_000  # rendered lines, at equal angles
 SAME = 1e-4  # radians: less than two lines of the bank are apart
@@ -29,7 +30,8 @@ def evaluate(ctx: Context, *, num: int = 256, frames: int = 16) -> dict[str, flo
     num = min(num, len(ctx.test.data) // 2)
     if num < 1 or frames < 2:
         raise UserError(
-            f"Metric 'lines' needs two test images and two frames: num={num}, frames={frames}."
+            f"Metric 'lines' has nothing to measure: num={num}, frames={frames}. It needs two test "
+            f"images, {option('lines', 'num')} ≥ 1 and {option('lines', 'frames')} ≥ 2."
         )
     chosen = np.random.default_rng(ctx.derived_seed("lines")).permutation(len(ctx.test.data))
     a, b = (ctx.test.data[chosen[part * num : (part + 1) * num]] for part in range(2))
@@ -38,10 +40,7 @@ def evaluate(ctx: Context, *, num: int = 256, frames: int = 16) -> dict[str, flo
     if a.shape[1:] == shape:
         floor = nearest_lines(to_float(np.concatenate([a, b])))[0].mean()
     if not floor < REAL:
-        raise UserError(
-            "Metric 'lines' needs the data set 'lines' at its own size. "
-            "Leave it out of --config.eval.metrics."
-        )
+        raise UserError(f"Metric 'lines' needs the data set 'lines' at its own size. {LEAVE}")
     images = finite("interpolations", ctx.model.interpolate(a, b, steps=frames))
     distances, angles = nearest_lines(images.reshape(-1, *shape))
     smoothness = smoothness_of(angles.reshape(num, frames))

@@ -6,6 +6,7 @@ from sklearn.neighbors import NearestNeighbors
 from pmjax.datasets import to_float, to_uint8
 from pmjax.errors import UserError
 from pmjax.evals import Context, finite
+from pmjax.evals._arguments import option
 from pmjax.evals._features import arguments, use
 from pmjax.evals._latents import draw
 
@@ -35,7 +36,10 @@ def evaluate(
     """
     num = min(num, len(ctx.test.data))
     if num < 1 or len(ctx.train.data) < 2:
-        raise UserError("Metric 'memorisation' needs num ≥ 1 and two training examples.")
+        raise UserError(
+            f"Metric 'memorisation' needs {option('memorisation', 'num')} ≥ 1, a test example and "
+            "two training examples."
+        )
     chosen = ctx.subset("test", num)
     priors = dict.fromkeys([*ctx.priors, *([control] if control else [])])
     latents = {prior: draw(ctx, prior, num) for prior in priors}

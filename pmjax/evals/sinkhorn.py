@@ -7,6 +7,7 @@ from jax.scipy.special import logsumexp
 
 from pmjax.errors import UserError
 from pmjax.evals import Context
+from pmjax.evals._arguments import option
 from pmjax.evals.wasserstein import real_points
 
 MAX_ITERATIONS = 500
@@ -27,9 +28,11 @@ def evaluate(
     if ctx.fresh is None:
         num = min(num, len(ctx.test.data) // 2)
     if draws < 1 or num < 1 or not regularisation > 0:
+        where = option("sinkhorn")
         raise UserError(
             f"Metric 'sinkhorn' has nothing to compare: draws={draws}, num={num}, "
-            f"regularisation={regularisation}."
+            f"regularisation={regularisation}. Set {where}draws and {where}num to at least 1 and "
+            f"{where}regularisation above 0, and have two test points."
         )
     distances = {name: [] for name in (*ctx.priors, "floor")}
     for index in range(draws):
@@ -58,7 +61,7 @@ def transport_cost(a: np.ndarray, b: np.ndarray, *, epsilon: float) -> float:
     if not error < TOLERANCE:
         raise UserError(
             f"Metric 'sinkhorn' did not converge in {int(iterations)} iterations: "
-            "set a larger regularisation."
+            f"set a larger {option('sinkhorn', 'regularisation')}."
         )
     return float(cost)
 

@@ -5,6 +5,7 @@ import numpy as np
 from pmjax.datasets import to_float
 from pmjax.errors import UserError
 from pmjax.evals import CHUNK, Context
+from pmjax.evals._arguments import option
 
 
 def evaluate(ctx: Context, *, projections: int = 500) -> dict[str, float]:
@@ -20,7 +21,8 @@ def evaluate(ctx: Context, *, projections: int = 500) -> dict[str, float]:
     if num < 1 or projections < 1:
         raise UserError(
             f"Metric 'sliced_wasserstein' has nothing to compare: {num} examples, "
-            f"{projections} projections."
+            f"{projections} projections. Set --config.eval.num_samples and "
+            f"{option('sliced_wasserstein', 'projections')} to at least 1."
         )
     sources = {prior: ctx.samples(prior)[:num] for prior in ctx.priors}
     if ctx.has("train"):

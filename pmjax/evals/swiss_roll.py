@@ -7,7 +7,8 @@ from sklearn.manifold import trustworthiness
 
 from pmjax.datasets import swiss_roll
 from pmjax.errors import UserError
-from pmjax.evals import Context, finite
+from pmjax.evals import LEAVE, Context, finite
+from pmjax.evals._arguments import option
 from pmjax.evals._latents import draw
 from pmjax.evals.topology import distance_correlation, neighbours_kept, rank_correlation
 
@@ -36,14 +37,12 @@ def evaluate(ctx: Context, *, neighbours: int = 12, num: int = 2000) -> dict[str
     if not ctx.has_images and ctx.test.data.shape[1] == 3:
         off = swiss_roll.unroll(ctx.test.data)[2]
     if not np.max(off) < REAL:
-        raise UserError(
-            "Metric 'swiss_roll' needs the data set 'swiss_roll'. "
-            "Leave it out of --config.eval.metrics."
-        )
+        raise UserError(f"Metric 'swiss_roll' needs the data set 'swiss_roll'. {LEAVE}")
     if not 1 <= neighbours < num / 2:
         raise UserError(
             f"Metric 'swiss_roll' needs more than {2 * neighbours} points for {neighbours} "
-            f"neighbours and has {num}: set fewer neighbours, at least 1."
+            f"neighbours and has {num}: set {option('swiss_roll', 'neighbours')} to at least 1 and "
+            f"less than half of them, or {option('swiss_roll', 'num')} higher."
         )
     latents = {prior: draw(ctx, prior, num) for prior in ctx.priors}
     points = {prior: finite("samples", ctx.model.decode(z)) for prior, z in latents.items()}

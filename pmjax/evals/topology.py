@@ -10,6 +10,7 @@ from sklearn.manifold import trustworthiness
 from pmjax.datasets import to_float
 from pmjax.errors import UserError
 from pmjax.evals import Context
+from pmjax.evals._arguments import option
 
 
 def evaluate(ctx: Context, *, neighbours: int = 12, num: int = 2000) -> dict[str, float]:
@@ -29,7 +30,9 @@ def evaluate(ctx: Context, *, neighbours: int = 12, num: int = 2000) -> dict[str
     if not 1 <= neighbours < len(chosen) / 2:
         raise UserError(
             f"Metric 'topology' needs more than {2 * neighbours} test examples for "
-            f"{neighbours} neighbours and has {len(chosen)}: set fewer neighbours, at least 1."
+            f"{neighbours} neighbours and has {len(chosen)}: set "
+            f"{option('topology', 'neighbours')} to at least 1 and less than half of them, or "
+            f"{option('topology', 'num')} higher."
         )
     x = to_float(ctx.test.data[chosen]).reshape(len(chosen), -1)
     z = ctx.embeddings("test")[chosen]

@@ -5,6 +5,7 @@ import ot
 
 from pmjax.errors import UserError
 from pmjax.evals import Context
+from pmjax.evals._arguments import option
 
 OWN_PRIOR = True
 
@@ -20,7 +21,11 @@ def evaluate(ctx: Context, *, draws: int = 5, num: int = 2000) -> dict[str, floa
     if ctx.fresh is None:
         num = min(num, len(ctx.test.data) // 2)
     if draws < 1 or num < 1:
-        raise UserError(f"Metric 'wasserstein' has nothing to compare: draws={draws}, num={num}.")
+        where = option("wasserstein")
+        raise UserError(
+            f"Metric 'wasserstein' has nothing to compare: draws={draws}, num={num}. Set "
+            f"{where}draws and {where}num to at least 1, and have two test points."
+        )
     distances = {name: [] for name in (*ctx.priors, "floor")}
     for draw in range(draws):
         real, other = real_points(ctx, num, draw)

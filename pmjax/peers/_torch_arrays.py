@@ -8,10 +8,25 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pmjax.errors import UserError
 from pmjax.peers._torch_nets import SpectralConv, SpectralLinear
 
 Tree = dict[str, Any]
 _EVERY = slice(None)
+
+
+def device(gpu: bool) -> tuple[str, str]:
+    """Returns where to run, as PyTorch calls it, and the device's name.
+
+    Raises:
+      UserError: if JAX has a GPU and PyTorch sees none.
+    """
+    if gpu and not torch.cuda.is_available():
+        raise UserError(
+            "JAX runs on a GPU that PyTorch does not see: install PyTorch for "
+            "CUDA, or compare on the CPU with JAX_PLATFORMS=cpu."
+        )
+    return ("cuda", torch.cuda.get_device_name()) if gpu else ("cpu", "cpu")
 
 
 def load(net: nn.Module, params: Tree, stats: Tree) -> None:

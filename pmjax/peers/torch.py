@@ -16,6 +16,7 @@ from torch import Tensor
 from pmjax import build, datasets
 from pmjax.errors import UserError
 from pmjax.peers import _torch_arrays, _torch_mimicry
+from pmjax.peers._torch_inception import Features
 from pmjax.peers._torch_nets import (
     Embedding,
     LatentBatchNorm,
@@ -26,6 +27,7 @@ from pmjax.peers._torch_nets import (
 )
 from pmjax.peers._torch_steps import Autoencoder, Average, LatentGAN, Updates
 
+__all__ = ["Features", "Side", "Twin", "channels_first"]
 Tree = dict[str, Any]
 FAMILIES = {"mimicry": _torch_mimicry.make, "mlp": make_mlp, "resnet": make_resnet}
 
@@ -136,13 +138,7 @@ class Side:
         torch.manual_seed(settings.seed)
         torch.set_num_threads(cores)
         torch.set_flush_denormal(True)  # as XLA does
-        if gpu and not torch.cuda.is_available():
-            raise UserError(
-                "JAX runs on a GPU that PyTorch does not see: install PyTorch for "
-                "CUDA, or compare on the CPU with JAX_PLATFORMS=cpu."
-            )
-        self._gpu, self._where = gpu, "cuda" if gpu else "cpu"
-        self.device = torch.cuda.get_device_name() if gpu else "cpu"
+        self._gpu, (self._where, self.device) = gpu, _torch_arrays.device(gpu)
         self.versions = {"torch": torch.__version__}
         chosen = settings.data if stage == 1 else settings.stage2
         data = build.dataset(settings, "train").data if stage == 1 else start["table"]

@@ -1,4 +1,4 @@
-"""The training step in PyTorch, its nets compiled by torch.compile."""
+"""The training step and the features in PyTorch, the nets compiled by torch.compile."""
 
 import torch._functorch.config
 
@@ -9,6 +9,12 @@ torch._functorch.config.donated_buffer = False
 
 
 class Side(eager.Side):
+    """As the eager one."""
+
+    compiled = True
+
+
+class Features(eager.Features):
     """As the eager one."""
 
     compiled = True

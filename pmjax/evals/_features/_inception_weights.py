@@ -39,7 +39,7 @@ def find(weights: str | Path | None = None) -> Path:
         UserError: if there is none and none can be downloaded: which file to put where.
     """
     for path, of in (
-        (weights, "--weights or config.eval.inception_weights"),
+        (weights, "--weights or --config.eval.inception_weights"),
         (os.environ.get(VARIABLE), VARIABLE),
     ):
         if path:
