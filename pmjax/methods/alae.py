@@ -6,6 +6,7 @@ here, as everywhere else, and its z is z'.
 """
 
 import dataclasses
+from functools import partial
 
 import jax
 import optax
@@ -29,6 +30,7 @@ class Method:
     width: int = 128  # of F's and D's hidden layers
     blocks: int = 2  # residual blocks in each
     mapping_rate: float = 0.01  # F's learning rate over the others'
+    b1: float = 0.0  # Adam's momentum, as in the paper
 
     prior = "mapping"
 
@@ -76,13 +78,15 @@ class Method:
             loss = squared_error(z, call("E", x_p, params, stats))
             return loss, ({}, stats)
 
-        def optimizer(repeats):
+        optimizer = partial(plan.optimizer, b1=self.b1)
+
+        def of_generator(repeats):
             slower = optax.masked(optax.scale(self.mapping_rate), {"F": True, "G": False})
-            return optax.chain(plan.optimizer(repeats), slower)
+            return optax.chain(optimizer(repeats), slower)
 
         players = (
-            Player("critic", ("E", "D_z"), critic_loss, plan.optimizer),
-            Player("generator", ("F", "G"), generator_loss, optimizer),
-            Player("reciprocity", ("E", "G"), latent_loss, plan.optimizer),
+            Player("critic", ("E", "D_z"), critic_loss, optimizer),
+            Player("generator", ("F", "G"), generator_loss, of_generator),
+            Player("reciprocity", ("E", "G"), latent_loss, optimizer),
         )
         return Game(everything, forward, ("E",), players)
