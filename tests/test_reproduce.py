@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT, run_command
+from ml_collections import ConfigDict
 from PIL import Image
 from scipy import integrate, optimize, stats
 
@@ -173,6 +174,15 @@ def test_a_run_is_evaluated_again_when_the_evaluation_changes(study):
     study.overrides["eval.num_samples"] = "10"
     work(study, starter(started))
     assert len(started) == 6
+
+
+def test_a_run_stays_finished_when_a_key_is_new_and_changes_nothing(study):
+    settings = study.settings(RUNS[0], 0)
+    earlier = ConfigDict(settings.to_dict())
+    del earlier.eval["stage2_every"], earlier["precision"]
+    assert _runs.digest(earlier) == _runs.digest(settings)
+    earlier.eval.stage2_every = 5
+    assert _runs.digest(earlier) != _runs.digest(settings)
 
 
 def test_a_run_that_ends_well_without_metrics_has_failed(study):

@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from ml_collections import ConfigDict
+
 from pmjax import config, report
 from pmjax import workdir as workdirs
 from pmjax.errors import UserError
@@ -65,16 +67,26 @@ def plan(study: Study) -> list[Job]:
             settings, where = study.settings(run, seed), study.workdir(run, seed)
             if (where / workdirs.CONFIG).is_file():
                 workdirs.claim(settings, where)
-            evaluated = json.dumps(config.flat(settings.eval), sort_keys=True)
-            digest = hashlib.sha256((workdirs.digest(settings) + evaluated).encode()).hexdigest()
             changes = (f"--config.{n}={text}" for n, text in study.changes(run, seed).items())
             command = (
                 *(sys.executable, "-m", "pmjax.main", f"--config={study.config()}"),
                 *(*changes, f"--workdir={where}"),
             )
             log = study.directory / "logs" / f"{run.name}-seed{seed}.log"
-            jobs.append(Job(run, seed, digest[:16], where, log, command))
+            jobs.append(Job(run, seed, digest(settings), where, log, command))
     return jobs
+
+
+def digest(settings: ConfigDict) -> str:
+    """Returns a hash of what decides a run's model and metrics.
+
+    Keys that earlier versions lacked count only where they change what those versions did, so that
+    runs stay finished when a key is new.
+    """
+    values = workdirs.binding(settings) | config.flat(settings.eval, "eval.")
+    later = config.flat(config.LATER)
+    values = {name: v for name, v in values.items() if name not in later or later[name] != v}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @contextmanager
