@@ -30,7 +30,7 @@ BATCH = "batch"
 MODES = ("jit", "pmap")
 
 # Of glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
 def set_cpu_devices(count: int) -> None:
@@ -231,7 +231,7 @@ def compile_step(
         return state, jax.tree.map(lambda value: value[None], metrics)
 
     if _on_cpu(mesh):
-        _keep_freed_memory()
+        keep_freed_memory()
     compile_in = _compile_pmap if mode == "pmap" else _compile_jit
 
     @functools.cache
@@ -343,17 +343,19 @@ def _on_cpu(mesh: Mesh) -> bool:
     return mesh.devices.flat[0].platform == "cpu"
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory(*, one_arena: bool = False) -> None:
     """Lets this process keep what it frees, where the C library is glibc.
 
     It would hand the temporaries of each step back to the kernel, and get them again page by page:
-    a fifth of the time of a step of small convolutions.
+    a fifth of the time of a step of small convolutions. `one_arena`, before there are threads, does
+    so for temporaries above 64 MB, too, which do not fit into a thread's own arena.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return
-    for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26)):
+    options = [(_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26)]
+    for option, value in [*options, (_M_ARENA_MAX, 1)] if one_arena else options:
         mallopt(option, value)
 
 
