@@ -8,6 +8,7 @@ The mesh may span several processes. Each then holds a part of every batch and o
 examples, and all of the state.
 """
 
+import contextlib
 import ctypes
 import functools
 import math
@@ -357,6 +358,16 @@ def keep_freed_memory(*, one_arena: bool = False) -> None:
     options = [(_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26)]
     for option, value in [*options, (_M_ARENA_MAX, 1)] if one_arena else options:
         mallopt(option, value)
+
+
+def return_freed_memory() -> None:
+    """Gives back to the kernel, once, what this process has freed, where the C library is glibc.
+
+    What happens now and then, such as a save, leaves holes in the heaps of its threads; they would
+    take more memory each time until all heaps have the size of the largest.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
