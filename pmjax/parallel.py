@@ -349,7 +349,8 @@ def keep_freed_memory(*, one_arena: bool = False) -> None:
 
     It would hand the temporaries of each step back to the kernel, and get them again page by page:
     a fifth of the time of a step of small convolutions. `one_arena`, before there are threads, does
-    so for temporaries above 64 MB, too, which do not fit into a thread's own arena.
+    so for temporaries above 64 MB, too, which do not fit into a thread's own arena; it is not for
+    training, whose threads would wait for each other (a step of digits took 1.4 times as long).
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
