@@ -224,9 +224,9 @@ def assert_params_agree(pair, *, rtol):
 
 
 @pytest.mark.parametrize("case, stage, double", [
-    ("paper", 1, False),
-    ("author", 1, False),
-    ("no batch norm", 1, False),
+    ("paper", 1, True),
+    ("author", 1, True),
+    ("no batch norm", 1, True),
     ("no regularizer", 1, False),
     ("perceptrons", 1, True),
     ("repeats", 1, True),
