@@ -11,6 +11,16 @@ Gaussian base, the defaults then: reconstruction MSE 0.023 in [-1, 1]; Fréchet 
 features of EfficientNet-Lite0, 4000 samples against the test set, 517 for a mixture of ten
 Gaussians, 628 for a Gaussian, and 508 for the latent GAN; 152 for real images and 311 for
 reconstructed ones.
+
+Colour at 64×64 with an eighth of Mimicry's nets, to see them learn on a laptop (a quarter of an
+hour on a busy core):
+
+    python -m pmjax.main --config=configs/image_folder.py:runlocal --config.data.path=DIRECTORY \
+        --config.data.size=64 --config.nets=mimicry --config.nets_args.scale=0.125 \
+        --config.data.batch_size=32 --config.steps=400 --config.eval.every=100 --workdir=runs/images
+
+The sprites' reconstruction MSE was 0.171, 0.144, 0.106 and 0.099 after each hundred steps: their
+silhouettes and main colours.
 """
 
 import default
