@@ -12,11 +12,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization
 
-from pmjax import shortage
+from pmjax import heaps, shortage
 from pmjax.errors import UserError
 from pmjax.finite import require_finite_arrays
 from pmjax.hosts import Hosts
-from pmjax.parallel import return_freed_memory
 from pmjax.step import TrainState
 
 FILES = "SHA256SUMS"  # in a checkpoint: the digest of each file
@@ -80,7 +79,7 @@ class Checkpoints:
         )
         info = info | {"digest": _digest(state), "listed": True}
         self.wait()
-        return_freed_memory()  # its holes would add up
+        heaps.return_freed_memory()  # its holes would add up
         what = f"the checkpoint of step {step}"
         if self._hosts.index == 0:
             needs = sum(leaf.nbytes for leaf in jax.tree.leaves(state))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pmjax import cli, results
+from pmjax import cli, heaps, results
 from pmjax.errors import UserError
 from pmjax.results import METRICS
 
@@ -322,9 +322,7 @@ def main() -> None:
         raise UserError("--reference and --floor belong to --samples; a workdir has its own data.")
     if flags.workdir and (flags.out or flags.seed is not None):
         raise UserError("--out and --seed belong to --samples; a workdir has its own.")
-    from pmjax import parallel
-
-    parallel.keep_freed_memory(one_arena=True)
+    heaps.keep_freed_memory(one_arena=True)
     cli.cache_compilations()
     if flags.workdir:
         overrides |= {"eval.metrics": flags.evals} if names else {}

@@ -8,8 +8,6 @@ The mesh may span several processes. Each then holds a part of every batch and o
 examples, and all of the state.
 """
 
-import contextlib
-import ctypes
 import functools
 import math
 from collections.abc import Callable
@@ -23,15 +21,12 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from pmjax import exchange
+from pmjax import exchange, heaps
 from pmjax.errors import UserError
 
 Array = jax.Array
 BATCH = "batch"
 MODES = ("jit", "pmap")
-
-# Of glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
 def set_cpu_devices(count: int) -> None:
@@ -232,7 +227,7 @@ def compile_step(
         return state, jax.tree.map(lambda value: value[None], metrics)
 
     if _on_cpu(mesh):
-        keep_freed_memory()
+        heaps.keep_freed_memory()
     compile_in = _compile_pmap if mode == "pmap" else _compile_jit
 
     @functools.cache
@@ -342,33 +337,6 @@ def compiler_options(mesh: Mesh, *, loop: bool = False) -> dict[str, bool | str]
 
 def _on_cpu(mesh: Mesh) -> bool:
     return mesh.devices.flat[0].platform == "cpu"
-
-
-def keep_freed_memory(*, one_arena: bool = False) -> None:
-    """Lets this process keep what it frees, where the C library is glibc.
-
-    It would hand the temporaries of each step back to the kernel, and get them again page by page:
-    a fifth of the time of a step of small convolutions. `one_arena`, before there are threads, does
-    so for temporaries above 64 MB, too, which do not fit into a thread's own arena; it is not for
-    training, whose threads would wait for each other (a step of digits took 1.4 times as long).
-    """
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    options = [(_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26)]
-    for option, value in [*options, (_M_ARENA_MAX, 1)] if one_arena else options:
-        mallopt(option, value)
-
-
-def return_freed_memory() -> None:
-    """Gives back to the kernel, once, what this process has freed, where the C library is glibc.
-
-    What happens now and then, such as a save, leaves holes in the heaps of its threads; they would
-    take more memory each time until all heaps have the size of the largest.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

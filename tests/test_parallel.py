@@ -58,7 +58,7 @@ def test_freed_memory_is_kept_until_it_is_given_back():
     code = """
 import resource
 from pathlib import Path
-from pmjax import parallel
+from pmjax import heaps
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
@@ -67,11 +67,11 @@ def use():
     blocks = [bytearray(b"1" * 2**20) for _ in range(200)]
     return bytearray(1000)  # behind them in the heap
 
-parallel.keep_freed_memory()
+heaps.keep_freed_memory()
 before = resident()
 kept = use()
 after = resident()
-parallel.return_freed_memory()
+heaps.return_freed_memory()
 print(after - before, resident() - before)
 """
     command = [sys.executable, "-c", code]

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from pmjax import parallel
+from pmjax import heaps
 from pmjax.evals._features import inception_2015
 
 
@@ -23,7 +23,7 @@ class Features:
 
     def __init__(self, *, weights: Path, images: np.ndarray, variant: str = "torch_fidelity"):
         """Compiles the net of these weights for a batch of uint8 images [B, H, W, 3]."""
-        parallel.keep_freed_memory(one_arena=True)  # as `pmjax.evaluate`
+        heaps.keep_freed_memory(one_arena=True)  # as `pmjax.evaluate`
         self._images = images
         self._args = {"variant": variant, "weights": weights, "verify": False}
         began = time.perf_counter()
