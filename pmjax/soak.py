@@ -7,9 +7,10 @@ A run without interruption is the reference. Then rounds: a new workdir, whose r
 (SIGKILL) and started again until it ends; its parameters, metrics and history have to be the
 reference's. Every second kill is at a random time, the others in a random phase. Of several hosts,
 one or all are killed, and the others have to end by themselves. Memory and descriptors of the
-processes are read once a second; they must not grow, neither while a process trains nor from round
-to round. (Between one start and another memory differs: a restored checkpoint leaves less behind
-than nets that were initialised.)
+first process are read once a second; they must not grow, neither while a process trains (see
+`pmjax.growth`) nor from the first starts of the first rounds to those of the last. (Between one
+start and another memory differs: a restored checkpoint leaves less behind than nets that were
+initialised.)
 """
 
 import argparse
@@ -30,15 +31,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from pmjax import cli
+from pmjax import cli, growth
 from pmjax.errors import UserError
 from pmjax.report import history
 from pmjax.workdir import AUTOENCODER, CONFIG, EMBEDDINGS, prior_path
 
 PHASES = ("start", "stage 1", "embedding", "stage 2", "evaluation", "report", "checkpoint")
 A_ROUND = 6  # kills at most, so that rounds come to their ends
-FLAT = 0.05  # share by which memory may grow
-ENOUGH = 20  # seconds of stage 1, to tell
 TIMEOUT = 60  # seconds in which the other hosts have to end, PMJAX_HOST_TIMEOUT
 _POLL = 0.005
 # A run whose start, stages and evaluation take about as long as each other.
@@ -64,7 +63,7 @@ class Life:
         """Starts it; its output is added to WORKDIR.log."""
         self._workdir, self._since = workdir, time.time()
         self.killed_in, self.waited = "", 0.0  # the phase; seconds until all had ended
-        self.samples: list[tuple[str, int, int]] = []  # phase, bytes of memory, descriptors
+        self.samples: list[growth.Sample] = []
         self._sampled = 0.0
         command = [sys.executable, "-m", "pmjax.main", *args, f"--workdir={workdir}"]
         common = os.environ | {"PMJAX_CACHE": str(cache), "PYTHONUNBUFFERED": "1"}
@@ -125,19 +124,18 @@ class Life:
                 break
             if time.monotonic() - self._sampled >= 1:
                 self._sampled = time.monotonic()
-                self._measure(phase)
+                pid, saves = self._processes[0].pid, self._workdir / "checkpoints" / "stage1"
+                self.samples += growth.measure(pid, saves, phase=phase)
             time.sleep(min(left, _POLL if until else 0.1))
 
-    def steady(self) -> tuple[tuple[float, float], tuple[float, float]] | None:
-        """Returns medians of memory and descriptors early and late in stage 1, if it was long.
+    @property
+    def anew(self) -> bool:
+        """Whether it began without a checkpoint."""
+        return not self.samples or self.samples[0].saved < 0
 
-        They are of its second and last quarters: all is warm then.
-        """
-        samples = [sample for sample in self.samples if sample[0] == "stage 1"]
-        quarter = len(samples) // 4
-        if len(samples) < ENOUGH:
-            return None
-        return _medians(samples[quarter : 2 * quarter]), _medians(samples[-quarter:])
+    def steady(self) -> tuple[growth.Level, growth.Level] | None:
+        """Returns memory and descriptors early and late in stage 1, if it was long enough."""
+        return growth.ends([s for s in self.samples if s.phase in ("stage 1", "checkpoint")])
 
     def kill(self, victims: Sequence[int]) -> None:
         """Kills some processes, and waits until the others have ended by themselves.
@@ -161,13 +159,6 @@ class Life:
         for process in self._processes:
             process.kill()
             process.wait()
-
-    def _measure(self, phase: str) -> None:
-        with contextlib.suppress(OSError, StopIteration):
-            place = Path("/proc") / str(self._processes[0].pid)
-            lines = (place / "status").read_text().splitlines()
-            memory = next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
-            self.samples.append((phase, 1024 * memory, len(list((place / "fd").iterdir()))))
 
 
 def results(workdir: Path) -> dict[str, str]:
@@ -219,7 +210,7 @@ def soak(
     reference.require_success()
     expected, length = results(workdir / "reference"), time.monotonic() - start
     say(f"The reference took {length:.0f} s.")
-    say("round  kills  seconds  memory MB  descriptors  result")
+    say("round  kills  seconds  memory MB  growth  descriptors  result")
     rounds: list[Round] = []
     start = time.monotonic()
     try:
@@ -307,18 +298,19 @@ class Round:
         """How often it was killed."""
         return len(self.killed_in)
 
-    def steady(self) -> tuple[float, float]:
+    def steady(self) -> growth.Level:
         """Returns memory and descriptors late in the first start's stage 1 (nan: it was short)."""
         found = self.lives[0].steady()
-        return found[1] if found else (math.nan, math.nan)
+        return found[1] if found else growth.Level(math.nan, math.nan)
 
     def row(self) -> str:
         """Returns a line of the table."""
         memory, descriptors = self.steady()
+        grown = max((growth.share(*e) for life in self.lives if (e := life.steady())), default=0)
         result = f"differs: {', '.join(self.wrong)}" if self.wrong else "identical"
         return (
-            f"{self.kills:5}  {self._seconds:7.0f}  {memory / 1e6:9.0f}  {descriptors:11.0f}  "
-            f"{result}"
+            f"{self.kills:5}  {self._seconds:7.0f}  {memory / 1e6:9.0f}  {grown:+6.1%}  "
+            f"{descriptors:11.0f}  {result}"
         )
 
 
@@ -328,25 +320,25 @@ def _verdict(reference: Life, rounds: list[Round], say: Callable[[str], None]) -
     same = sum(not each.wrong for each in rounds)
     say(f"Bit-identical to the run without a kill: {same} of {len(rounds)} rounds.")
     lives = [reference, *(life for each in rounds for life in each.lives)]
-    if found := [ends for life in lives if (ends := life.steady())]:
-        memory = max(late[0] / early[0] for early, late in found) - 1
-        descriptors = max(late[1] - early[1] for early, late in found)
-        good &= memory <= FLAT and descriptors <= 0
-        say(
-            f"While training, memory grew by at most {memory:.1%} (allowed: {FLAT:.0%}), "
-            f"descriptors by {descriptors:+.0f}, in {len(found)} starts."
-        )
-    seen = [m for each in rounds if not math.isnan(m := each.steady()[0])]
+    for anew, name in ((True, "began anew"), (False, "went on")):
+        found = [ends for life in lives if life.anew == anew and (ends := life.steady())]
+        if found:
+            shares = [growth.share(*ends) for ends in found]
+            memory = statistics.median(shares)
+            descriptors = max(late.descriptors - early.descriptors for early, late in found)
+            good &= memory <= growth.FLAT and descriptors <= 0
+            say(
+                f"While training, memory of {len(found)} starts that {name} changed by "
+                f"{memory:+.1%} in the median (allowed: {growth.FLAT:+.0%}; {min(shares):+.1%} to "
+                f"{max(shares):+.1%}), descriptors by at most {descriptors:+.0f}."
+            )
+    seen = [m for each in rounds if not math.isnan(m := each.steady().memory)]
     if half := len(seen) // 2:
-        growth = statistics.median(seen[-half:]) / statistics.median(seen[:half]) - 1
-        good &= growth <= FLAT
-        say(f"From the first rounds to the last, memory changed by {growth:+.1%}.")
+        change = statistics.median(seen[-half:]) / statistics.median(seen[:half]) - 1
+        good &= change <= growth.FLAT
+        say(f"From the first rounds to the last, memory changed by {change:+.1%}.")
     say("All as it has to be." if good else "NOT as it has to be.")
     return good
-
-
-def _medians(samples: list[tuple[str, int, int]]) -> tuple[float, float]:
-    return statistics.median(s[1] for s in samples), statistics.median(s[2] for s in samples)
 
 
 @contextlib.contextmanager
@@ -382,8 +374,8 @@ def main() -> None:
     if not flags.kills and not flags.minutes:
         raise UserError("Give --kills or --minutes.")
     given = overrides if flags.config else _SMALL | overrides
-    if flags.every:  # a start should soon have done all that it does; the first save takes memory
-        given = {"checkpoint.every": "100"} | given
+    if flags.every:  # so that a start has many periods from save to save
+        given = {"checkpoint.every": "50"} | given
     args = [f"--config={flags.config or 'configs/digits.py:runlocal'}"]
     args += [f"--config.{name}={value}" for name, value in given.items()]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no run is left behind
