@@ -1,9 +1,5 @@
 """Batches from a table that is divided over the devices."""
 
-import platform
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -51,31 +47,3 @@ def test_shuffled_batches_need_one_capacity(devices):
     usual = exchange.usual_capacity(size, devices)
     assert exchange.capacity_for(order.reshape(-1, size), devices, -(-examples // devices)) == usual
     assert usual < 128
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this C library is not glibc")
-def test_freed_memory_is_kept_until_it_is_given_back():
-    code = """
-import resource
-from pathlib import Path
-from pmjax import heaps
-
-def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-def use():
-    blocks = [bytearray(b"1" * 2**20) for _ in range(200)]
-    return bytearray(1000)  # behind them in the heap
-
-heaps.keep_freed_memory()
-before = resident()
-kept = use()
-after = resident()
-heaps.return_freed_memory()
-print(after - before, resident() - before)
-"""
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    kept, left = map(int, done.stdout.split())
-    assert kept > 180 * 2**20
-    assert left < 20 * 2**20

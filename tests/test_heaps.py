@@ -1,0 +1,72 @@
+"""How the C library keeps what is freed: each test in a process of its own."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this is not glibc")
+
+
+def numbers(code):
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return map(int, done.stdout.split())
+
+
+def test_freed_memory_is_kept_until_it_is_given_back():
+    code = """
+import resource
+from pathlib import Path
+from pmjax import heaps
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+def use():
+    blocks = [bytearray(b"1" * 2**20) for _ in range(200)]
+    return bytearray(1000)  # behind them in the heap
+
+heaps.keep_freed_memory()
+before = resident()
+kept = use()
+after = resident()
+heaps.return_freed_memory()
+print(after - before, resident() - before)
+"""
+    kept, left = numbers(code)
+    assert kept > 180 * 2**20
+    assert left < 20 * 2**20
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_threads_share_one_heap_a_core(limited, tmp_path):
+    code = f"""
+import ctypes, os, threading
+from pmjax import heaps
+
+if {limited}:
+    heaps.limit()
+libc = ctypes.CDLL("libc.so.6")
+count = 2 * max(2, os.cpu_count()) + 2
+met = threading.Barrier(count)
+
+def allocate():
+    libc.malloc(ctypes.c_size_t(10**5))
+    met.wait()
+
+threads = [threading.Thread(target=allocate) for _ in range(count)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+libc.fopen.restype = ctypes.c_void_p
+file = ctypes.c_void_p(libc.fopen({str(tmp_path / "info").encode()}, b"w"))
+libc.malloc_info(0, file)
+libc.fclose(file)
+print(open({str(tmp_path / "info")!r}).read().count("<heap nr="))
+"""
+    (found,) = numbers(code)
+    assert (found <= max(2, os.cpu_count())) == limited
