@@ -7,7 +7,7 @@ A run without interruption is the reference. Then rounds: a new workdir, whose r
 (SIGKILL) and started again until it ends; its parameters, metrics and history have to be the
 reference's. Every second kill is at a random time, the others in a random phase. Of several hosts,
 one or all are killed, and the others have to end by themselves. Memory and descriptors of the
-first process are read once a second; they must not grow, neither while a process trains (see
+first process are read twice a second; they must not grow, neither while a process trains (see
 `pmjax.growth`) nor from the first starts of the first rounds to those of the last. (Between one
 start and another memory differs: a restored checkpoint leaves less behind than nets that were
 initialised.)
@@ -39,7 +39,7 @@ from pmjax.workdir import AUTOENCODER, CONFIG, EMBEDDINGS, prior_path
 PHASES = ("start", "stage 1", "embedding", "stage 2", "evaluation", "report", "checkpoint")
 A_ROUND = 6  # kills at most, so that rounds come to their ends
 TIMEOUT = 60  # seconds in which the other hosts have to end, PMJAX_HOST_TIMEOUT
-_POLL = 0.005
+_POLL, _SAMPLE = 0.005, 0.5
 # A run whose start, stages and evaluation take about as long as each other.
 _SMALL = {
     "nets": "mlp",
@@ -122,7 +122,7 @@ class Life:
             phase = self.phase()
             if phase == until:
                 break
-            if time.monotonic() - self._sampled >= 1:
+            if time.monotonic() - self._sampled >= _SAMPLE:
                 self._sampled = time.monotonic()
                 pid, saves = self._processes[0].pid, self._workdir / "checkpoints" / "stage1"
                 self.samples += growth.measure(pid, saves, phase=phase)
@@ -375,7 +375,7 @@ def main() -> None:
         raise UserError("Give --kills or --minutes.")
     given = overrides if flags.config else _SMALL | overrides
     if flags.every:  # so that a start has many periods from save to save
-        given = {"checkpoint.every": "50"} | given
+        given = {"checkpoint.every": "25"} | given
     args = [f"--config={flags.config or 'configs/digits.py:runlocal'}"]
     args += [f"--config.{name}={value}" for name, value in given.items()]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no run is left behind
