@@ -1,7 +1,9 @@
 """What is read from the compiler's text, and what follows from it; libtpu itself is not needed."""
 
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from conftest import run_command
 
@@ -214,6 +216,15 @@ def test_the_real_step_lowers_with_its_table_divided_or_not():
         text = aot.lowered(settings, mesh, (images, 8, 8, 1)).as_text()
         table = "2x5000000x64xui8" if images > 100 else "100x8x8x1xui8"
         assert table in text
+
+
+@pytest.mark.parametrize("kind, options", [
+    ("TPU v5 lite", {"xla_tpu_scoped_vmem_limit_kib": "32768"}), ("TPU v4", {}),
+])  # fmt: skip
+def test_options_of_the_compiler_for_tpus(kind, options):
+    device = SimpleNamespace(device_kind=kind, platform="tpu")
+    mesh = SimpleNamespace(devices=np.asarray([device]))
+    assert parallel.compiler_options(mesh, loop=True) == options
 
 
 def test_the_share_of_peak_counts_the_plain_nets():
