@@ -33,6 +33,20 @@ SMALL = [
 ]
 
 
+# Modules that take long, the longest first, so that no process ends alone with one of them.
+LONG = ("step", "run", "hosts", "twin", "colab", "bench", "priors_trained", "faults_kill")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the tests of long modules first."""
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.stem.removeprefix("test_")
+        return LONG.index(name) if name in LONG else len(LONG)
+
+    items.sort(key=place)
+
+
 def run_command(module: str, *args: str, **options) -> subprocess.CompletedProcess:
     """Runs python -m pmjax.MODULE to its end, from the repository's root."""
     return subprocess.run(
