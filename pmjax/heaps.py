@@ -2,20 +2,10 @@
 
 import contextlib
 import ctypes
-import os
 from collections.abc import Sequence
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
-
-
-def limit() -> None:
-    """Lets the threads that come share one heap a core, not eight.
-
-    The temporaries of a step fill whichever heap its thread has, and stay; which threads take steps
-    is chance, so that with many heaps memory would go up and down by one's size (60 MB on digits).
-    """
-    _mallopt([(_M_ARENA_MAX, max(2, os.cpu_count() or 1))])
 
 
 def keep_freed_memory(*, one_arena: bool = False) -> None:

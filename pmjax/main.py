@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pmjax import cli, heaps
+from pmjax import cli
 
 
 def main() -> None:
@@ -19,7 +19,6 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, type=Path, help="where results are kept")
     flags, overrides = cli.parse(parser)
 
-    heaps.limit()
     from pmjax import config, parallel, rendezvous, workdir
 
     settings = config.load(flags.config, overrides)

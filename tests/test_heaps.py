@@ -1,6 +1,5 @@
 """How the C library keeps what is freed: each test in a process of its own."""
 
-import os
 import platform
 import subprocess
 import sys
@@ -39,34 +38,3 @@ print(after - before, resident() - before)
     kept, left = numbers(code)
     assert kept > 180 * 2**20
     assert left < 20 * 2**20
-
-
-@pytest.mark.parametrize("limited", [False, True])
-def test_threads_share_one_heap_a_core(limited, tmp_path):
-    code = f"""
-import ctypes, os, threading
-from pmjax import heaps
-
-if {limited}:
-    heaps.limit()
-libc = ctypes.CDLL("libc.so.6")
-count = 2 * max(2, os.cpu_count()) + 2
-met = threading.Barrier(count)
-
-def allocate():
-    libc.malloc(ctypes.c_size_t(10**5))
-    met.wait()
-
-threads = [threading.Thread(target=allocate) for _ in range(count)]
-for thread in threads:
-    thread.start()
-for thread in threads:
-    thread.join()
-libc.fopen.restype = ctypes.c_void_p
-file = ctypes.c_void_p(libc.fopen({str(tmp_path / "info").encode()}, b"w"))
-libc.malloc_info(0, file)
-libc.fclose(file)
-print(open({str(tmp_path / "info")!r}).read().count("<heap nr="))
-"""
-    (found,) = numbers(code)
-    assert (found <= max(2, os.cpu_count())) == limited

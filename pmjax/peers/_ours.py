@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from pmjax import build, datasets, heaps, nets, parallel
+from pmjax import build, datasets, nets, parallel
 from pmjax.errors import UserError
 from pmjax.step import Game, TrainState, init_state, train_step
 
@@ -34,7 +34,6 @@ class Side:
 
     def __init__(self, settings: ConfigDict, *, stage: int):
         """Builds a stage's game, compiles its step and makes the first dispatch."""
-        heaps.limit()  # as `pmjax.main`
         parallel.set_cpu_devices(settings.devices)
         chosen = settings if stage == 1 else settings.stage2
         self.waited = 0.0  # seconds in which the devices' next batch was being made
