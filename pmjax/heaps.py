@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-from collections.abc import Sequence
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
@@ -17,7 +16,10 @@ def keep_freed_memory(*, one_arena: bool = False) -> None:
     training, whose threads would wait for each other (a step of digits took 1.4 times as long).
     """
     options = [(_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26)]
-    _mallopt([*options, (_M_ARENA_MAX, 1)] if one_arena else options)
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        for option, value in [*options, (_M_ARENA_MAX, 1)] if one_arena else options:
+            mallopt(option, value)
 
 
 def return_freed_memory() -> None:
@@ -28,10 +30,3 @@ def return_freed_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def _mallopt(options: Sequence[tuple[int, int]]) -> None:
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        for option, value in options:
-            mallopt(option, value)

@@ -1,4 +1,4 @@
-"""How the C library keeps what is freed: each test in a process of its own."""
+"""How the C library keeps what is freed, in a process of its own."""
 
 import platform
 import subprocess
@@ -7,12 +7,6 @@ import sys
 import pytest
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this is not glibc")
-
-
-def numbers(code):
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return map(int, done.stdout.split())
 
 
 def test_freed_memory_is_kept_until_it_is_given_back():
@@ -35,6 +29,8 @@ after = resident()
 heaps.return_freed_memory()
 print(after - before, resident() - before)
 """
-    kept, left = numbers(code)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    kept, left = map(int, done.stdout.split())
     assert kept > 180 * 2**20
     assert left < 20 * 2**20
