@@ -110,10 +110,10 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """Lets every player make its updates on one batch.
 
-    Gradients through `forward` are taken by the chain rule: a player's loss gives the gradient of
-    what `forward` returned, and one transposed pass carries it on to the nets that the player
-    moves. So players share a pass at no cost; what a loss computes itself, from `params`, sees
-    the moves of the players before.
+    Players share one pass through `forward`, as a linear map from changes of the nets to changes of
+    what it returned; a loss makes of these its own change, and a gradient is that of both together,
+    transposed. So each player pays for the way back from what its loss takes, and for nothing else.
+    What a loss computes itself, from `params`, sees the moves of the players before.
 
     Args:
       state: the state before the step.
@@ -134,16 +134,15 @@ def train_step(
         def run(moving):
             return game.forward(params | moving, stats, batch, jax.random.fold_in(key, 0))
 
-        return jax.vjp(run, _pick(params, game.forward_nets), has_aux=True)
+        return jax.linearize(run, _pick(params, game.forward_nets), has_aux=True)
 
-    shared, pull_back, stats = forward(params, stats)
+    shared, pass_on, stats = forward(params, stats)
     turn = 0
     for player in game.players:
         optimizer = player.optimizer(player.repeats)
-        through = [net for net in player.nets if net in game.forward_nets]
         for repeat in range(player.repeats):
-            if repeat and through:
-                shared, pull_back, _ = forward(params, stats)
+            if repeat and set(player.nets) & set(game.forward_nets):
+                shared, pass_on, _ = forward(params, stats)
             turn += 1
             moving = _pick(params, player.nets)
 
@@ -151,14 +150,9 @@ def train_step(
                 key_of_turn = jax.random.fold_in(key, turn)
                 return player.loss(params | moving, stats, shared, key_of_turn)
 
-            wanted = (0, 1) if through else 0
-            gradient = jax.value_and_grad(objective, wanted, has_aux=True)
-            (loss, (extra, stats)), grads = gradient(moving, shared)
-            if through:
-                grads, cotangents = grads
-                (passed_on,) = pull_back(cotangents)
-                grads |= {net: _add(grads[net], passed_on[net]) for net in through}
-            grads = parallel.mean(grads, axis)
+            loss, change, (extra, stats) = jax.linearize(objective, moving, shared, has_aux=True)
+            through = _pick(params, game.forward_nets)
+            grads = parallel.mean(_gradient(loss, change, moving, pass_on, through), axis)
             updates, opt[player.name] = optimizer.update(grads, opt[player.name], moving)
             params = params | optax.apply_updates(moving, updates)
         metrics |= {f"loss/{player.name}": loss, **extra}
@@ -176,6 +170,26 @@ def train_step(
     return after, metrics
 
 
+def _gradient(
+    loss: Array, change: Callable, moving: Tree, pass_on: Callable, through: Tree
+) -> Tree:
+    """Returns the gradient of a loss by what moves, by itself and through `forward`.
+
+    Args:
+      loss: a number, of the loss's type.
+      change: of the loss, by changes of `moving` and of what `forward` returned; linear.
+      moving: parameters that a player moves.
+      pass_on: changes of the parameters `through` to those of what `forward` returned; linear.
+      through: parameters that `forward` is a function of.
+    """
+
+    def whole(moves):
+        return change(_pick(moves, tuple(moving)), pass_on(_pick(moves, tuple(through))))
+
+    (gradient,) = jax.linear_transpose(whole, through | moving)(jnp.ones_like(loss))
+    return _pick(gradient, tuple(moving))
+
+
 def _count_nonfinite(tree: Tree) -> Array:
     """Returns in how many arrays a number is not finite, as a float."""
     floats = [a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.inexact)]
@@ -184,7 +198,3 @@ def _count_nonfinite(tree: Tree) -> Array:
 
 def _pick(tree: dict[str, Tree], names: tuple[str, ...]) -> dict[str, Tree]:
     return {name: tree[name] for name in names}
-
-
-def _add(a: Tree, b: Tree) -> Tree:
-    return jax.tree.map(jnp.add, a, b)

@@ -1,5 +1,6 @@
 """The training step: who moves what, and that division over devices changes nothing."""
 
+import dataclasses
 from functools import cache, partial
 
 import chex
@@ -133,6 +134,23 @@ def test_gradient_through_the_shared_pass_is_the_whole_gradient(batches):
         {n: after.params[n] for n in grads},
     )
     chex.assert_trees_all_close(moved, grads, rtol=1e-3, atol=1e-5)
+
+
+def test_what_no_loss_takes_from_the_shared_pass_costs_nothing(batches):
+    game = method_game("pm")
+
+    def with_more(params, stats, batch, key):
+        shared, moved = game.forward(params, stats, batch, key)
+        x, d = -shared["x_hat"], game.nets["d"][0]
+        more = nets.apply(d, params["d"], stats["d"], x, train=True)
+        return shared | {"more": more}, moved
+
+    def flops(game):
+        state = jax.eval_shape(partial(init_state, game), jax.random.key(0))
+        step = jax.jit(partial(train_step, game=game, ema_decay=0.9))
+        return step.lower(state, batches["pm"][0]).compile().cost_analysis()["flops"]
+
+    assert flops(dataclasses.replace(game, forward=with_more)) == flops(game)
 
 
 def test_repeats_make_that_many_updates():
