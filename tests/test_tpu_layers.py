@@ -39,15 +39,23 @@ def test_convolution_with_pooling(kernel):
     agree(_tpu.conv_down, lambda x, w: layers.downsample(convolution(x, w)), x, w)
 
 
-@pytest.mark.parametrize("width, features", [(1, 4), (2, 4), (5, 64), (3, 65), (22, 65)])
-def test_convolution_with_upsampling(width, features):
-    x, w = images(2, 3, width, 5), images(3, 3, 5, features, seed=1)
+@pytest.mark.parametrize("height, width, features", [
+    (3, 1, 4), (1, 2, 4), (3, 5, 64), (3, 3, 65), (3, 22, 65),
+])  # fmt: skip
+def test_convolution_with_upsampling(height, width, features):
+    x, w = images(2, height, width, 5), images(3, 3, 5, features, seed=1)
     agree(_tpu.conv_up, lambda x, w: convolution(layers.upsample(x), w), x, w)
 
 
-@pytest.mark.parametrize("features", [3, 64, 65])
-def test_upsampling(features):
-    agree(_tpu.upsample, layers.upsample, images(2, 3, 4, features))
+@pytest.mark.parametrize("features", [64, 65])
+def test_convolution_of_single_pixels(features):
+    x, w = images(2, 3, 4, 5), images(1, 1, 5, features, seed=1)
+    agree(_tpu.pointwise, convolution, x, w)
+
+
+@pytest.mark.parametrize("height, features", [(1, 3), (3, 3), (3, 64), (3, 65)])
+def test_upsampling(height, features):
+    agree(_tpu.upsample, layers.upsample, images(2, height, 4, features))
 
 
 def test_adding_a_bias():

@@ -3,6 +3,8 @@
 A TPU multiplies for 128 output channels at a time, and moving pixels costs more than multiplying.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +15,17 @@ _COLUMNS = 128  # of a matrix unit
 _PIXELS = 64  # of an image that is resampled by one product, most of it with zeros
 
 
-def _conv(x: Array, w: Array, rows: tuple, columns: tuple, stride: int = 1) -> Array:
+def _conv(
+    x: Array, w: Array, rows: tuple, columns: tuple, stride: int = 1, doubled: bool = False
+) -> Array:
+    """Convolves; `doubled` puts a row of zeros between each two rows first."""
     return lax.conv_general_dilated(
-        x, w, (stride, stride), (rows, columns), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x,
+        w,
+        (stride, stride),
+        (rows, columns),
+        lhs_dilation=(1 + doubled, 1),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
 
@@ -39,6 +49,14 @@ def paired_conv(x: Array, w: Array) -> Array:
     n, height, width, c = x.shape
     y = _conv(x.reshape(n, height, width // 2, 2 * c), kernel, (1, 1), (1, 1))
     return y.reshape(n, height, width, -1)
+
+
+def pointwise(x: Array, w: Array) -> Array:
+    """Is `layers.pointwise`; for few channels not as a product of matrices.
+
+    Their images lie in memory as the convolutions around them want it, and would be moved for it.
+    """
+    return x @ w[0, 0] if 2 * w.shape[-1] > _COLUMNS else _conv(x, w, (0, 0), (0, 0))
 
 
 def _folds(width: int, features: int) -> bool:
@@ -74,9 +92,8 @@ add_bias.defvjp(
 def conv_down(x: Array, w: Array) -> Array:
     """Is `layers.conv_down`, as one convolution with stride 2; w is [k, k, C, O], k = 1 or 3."""
     padding = w.shape[0] // 2
-    for axis in (0, 1):
-        zero = jnp.zeros_like(lax.slice_in_dim(w, 0, 1, axis=axis))
-        w = (jnp.concatenate([w, zero], axis) + jnp.concatenate([zero, w], axis)) / 2
+    places = ((0, 1), (1, 0))
+    w = sum(jnp.pad(w, (*place, (0, 0), (0, 0))) for place in itertools.product(places, places)) / 4
     return _conv(x, w.astype(x.dtype), (padding, padding), (padding, padding), 2)
 
 
@@ -91,7 +108,7 @@ def conv_up(x: Array, w: Array) -> Array:
     """
     if 2 * w.shape[-1] > _COLUMNS:
         return _taps_first(x, w)
-    x = _double(x, 1)
+    x = _double_height(x)
     before, centre, after = (w[:, tap].astype(jnp.float32) for tap in range(3))
     kernel = [
         _fold([3 * before + centre, before]),
@@ -108,9 +125,9 @@ def _taps_first(x: Array, w: Array) -> Array:
         y = jnp.einsum("nhwc,klco->nhwklo", x, w)
         y = jnp.einsum("nhwklo,pkh->npwlo", y, rows.astype(x.dtype))
         return jnp.einsum("npwlo,qlw->npqo", y, columns.astype(x.dtype))
-    both = np.einsum("pkh,qlw->pqhwkl", rows, columns).reshape(4 * height * width, -1)
+    both = np.einsum("pkh,qlw->pqhwkl", rows, columns).reshape(4 * height * width, -1, 9)
     y = x.reshape(n, -1, c) @ w.transpose(2, 0, 1, 3).reshape(c, -1)
-    y = jnp.einsum("nto,pt->npo", y.reshape(n, both.shape[1], -1), both.astype(x.dtype))
+    y = jnp.einsum("nhto,pht->npo", y.reshape(n, both.shape[1], 9, -1), both.astype(x.dtype))
     return y.reshape(n, 2 * height, 2 * width, -1)
 
 
@@ -121,7 +138,7 @@ def upsample(x: Array) -> Array:
     one = jnp.eye(x.shape[-1])[None]
     zero = jnp.zeros_like(one)
     kernel = [_fold([one, zero]), _fold([3 * one, 3 * one]), _fold([zero, one])]
-    return _from_coarse(_double(x, 1), kernel, _fold([one, zero]), _fold([zero, one]))
+    return _from_coarse(_double_height(x), kernel, _fold([one, zero]), _fold([zero, one]))
 
 
 def _from_coarse(x: Array, kernel: list[Array], first: Array, last: Array) -> Array:
@@ -168,6 +185,18 @@ def _double(x: Array, axis: int) -> Array:
     """Doubles height (axis 1) or width (2) bilinearly."""
     form = "nhwc,ph->npwc" if axis == 1 else "nhwc,qw->nhqc"
     return jnp.einsum(form, x, _bilinear(x.shape[axis]).astype(x.dtype))
+
+
+def _double_height(x: Array) -> Array:
+    """Doubles the height bilinearly by a convolution: XLA may lay its result out as the next needs.
+
+    There are zeros around the image, where it should have the last pixel again: the ends are 3/4 of
+    what they should be.
+    """
+    taps = np.multiply.outer([1, 3, 3, 1], np.eye(x.shape[-1]))[:, None] / 4
+    y = _conv(x, jnp.asarray(taps, x.dtype), (2, 2), (0, 0), doubled=True)
+    rows = np.pad(np.ones(y.shape[1] - 2), 1, constant_values=4 / 3)
+    return (y * jnp.float32(rows)[:, None, None]).astype(x.dtype)
 
 
 def _taps_up(size: int) -> np.ndarray:

@@ -74,6 +74,11 @@ def paired_conv(x: Array, w: Array) -> Array:
     return lax.platform_dependent(x, w, tpu=_tpu.paired_conv, default=partial(conv2d, padding=1))
 
 
+def pointwise(x: Array, w: Array) -> Array:
+    """Is a 1×1 convolution with a kernel [1, 1, C, O]."""
+    return lax.platform_dependent(x, w, tpu=_tpu.pointwise, default=lambda x, w: x @ w[0, 0])
+
+
 # What a 3-tap filter becomes, seen from the coarser grid: [tap, position in the pixel pair, 3].
 _DOWN = np.array([[[1, 0, 0], [1, 1, 0]], [[0, 1, 1], [0, 0, 1]]]) / 2
 
@@ -163,7 +168,7 @@ class Conv(nn.Module):
         if self.up:
             return conv_up(x, w) + bias
         if self.kernel == 1:
-            return x @ w[0, 0] + bias
+            return pointwise(x, w) + bias
         if self.paired:
             return paired_conv(x, w) + bias
         y = conv2d(x, w, self.kernel // 2)
