@@ -132,7 +132,7 @@ def _taps_first(x: Array, w: Array) -> Array:
 
 
 def upsample(x: Array) -> Array:
-    """Is `layers.upsample`, as products of matrices."""
+    """Is `layers.upsample`, as products of matrices or, for few channels, as convolutions."""
     if 2 * x.shape[-1] > _COLUMNS:
         return _double(_double(x, 2), 1)
     one = jnp.eye(x.shape[-1])[None]
