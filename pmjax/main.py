@@ -23,7 +23,7 @@ def main() -> None:
 
     settings = config.load(flags.config, overrides)
     place = rendezvous.place()
-    parallel.set_cpu_devices(place.local_devices or settings.devices // place.count)
+    parallel.set_up_cpu(place.local_devices or settings.devices // place.count)
     cli.cache_compilations()
 
     from pmjax import evaluate, maintenance, shortage, train

@@ -29,12 +29,15 @@ BATCH = "batch"
 MODES = ("jit", "pmap")
 
 
-def set_cpu_devices(count: int) -> None:
+def set_up_cpu(devices: int) -> None:
     """Divides the CPU backend into several devices, to try a mesh; call it before JAX is used.
 
     One, the default, is the fastest: XLA runs its work on all cores.
     """
-    jax.config.update("jax_num_cpu_devices", max(1, count))
+    jax.config.update("jax_num_cpu_devices", max(1, devices))
+    # The calling thread starts each step, so that its temporaries are always in the same heap; else
+    # now one thread, now another has them, and memory grows by each one's.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def make_mesh(devices: int = 0) -> Mesh:

@@ -137,7 +137,7 @@ def after_trouble(directory: Path, hosts: Hosts) -> None:
 def main() -> None:
     scenario, directory = globals()[sys.argv[1]], Path(sys.argv[2])
     place = rendezvous.place()
-    parallel.set_cpu_devices(place.local_devices)
+    parallel.set_up_cpu(place.local_devices)
     jax.config.update("jax_compilation_cache_dir", str(directory / "cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     with rendezvous.join(place, {"scenario": sys.argv[1]}) as hosts:

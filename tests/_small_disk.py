@@ -79,7 +79,7 @@ def run():
     """Trains and evaluates on a disk that is full at one moment after another."""
     from pmjax import checkpoint, parallel, report, results, shortage, train
 
-    parallel.set_cpu_devices = lambda count: None  # JAX runs already at the second command
+    parallel.set_up_cpu = lambda count: None  # JAX runs already at the second command
     disk = Disk(64 * MB)
     workdir = disk.path / "run"
 

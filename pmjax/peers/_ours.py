@@ -34,7 +34,7 @@ class Side:
 
     def __init__(self, settings: ConfigDict, *, stage: int):
         """Builds a stage's game, compiles its step and makes the first dispatch."""
-        parallel.set_cpu_devices(settings.devices)
+        parallel.set_up_cpu(settings.devices)
         chosen = settings if stage == 1 else settings.stage2
         self.waited = 0.0  # seconds in which the devices' next batch was being made
         self._batch_size = settings.data.batch_size if stage == 1 else chosen.batch_size
