@@ -68,6 +68,12 @@ def spans_hosts(mesh: Mesh) -> bool:
     return len({device.process_index for device in mesh.devices.flat}) > 1
 
 
+def on_tpus() -> bool:
+    """Tells whether what is traced is for a mesh of TPUs; under pmap it is not known."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.abstract_device.platform == "tpu"
+
+
 def check_batch(size: int, mesh: Mesh, where: str) -> None:
     """Raises `UserError` unless the devices divide a global batch size."""
     if size % mesh.size:

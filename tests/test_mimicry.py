@@ -120,6 +120,33 @@ def test_a_short_run_in_half_precision_follows_single_precision_within_two_perce
     assert np.any(half != single)
 
 
+def test_three_batches_in_one_pass_as_on_tpus_are_those_one_by_one(monkeypatch):
+    critic = mimicry.Critic(scale=1 / 32)
+    batches = np.random.default_rng(0).normal(size=(3, 4, 32, 32, 3)).astype(np.float32)
+    params, stats = jax.jit(partial(nets.init, critic))(jax.random.key(0), batches[0])
+    passes, update = [], nets.update
+    monkeypatch.setattr(
+        nets, "update", lambda *args, **kwargs: passes.append(args) or update(*args, **kwargs)
+    )
+
+    def loss(params):
+        outputs, after = nets.update_on_several(critic, params, stats, *batches)
+        return sum(i * out.sum() for i, out in enumerate(outputs, 1)), (outputs, after)
+
+    def found():  # each time another function, which JAX has to trace
+        gradient = jax.jit(
+            lambda params: jax.grad(loss, has_aux=True)(params), compiler_options=QUICK_COMPILE
+        )
+        return gradient(params)
+
+    one_by_one = found()
+    assert len(passes) == 3
+    monkeypatch.setattr(parallel, "on_tpus", lambda: True)
+    in_one = found()
+    assert len(passes) == 4
+    chex.assert_trees_all_close(in_one, one_by_one, rtol=1e-4, atol=1e-5)
+
+
 def test_the_generators_batch_norm_is_over_the_whole_batch_on_four_devices():
     z = np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32)
     z[8:] += 2  # halves that differ, so that a device's own statistics would be wrong

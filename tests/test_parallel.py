@@ -1,7 +1,9 @@
-"""Batches from a table that is divided over the devices."""
+"""Batches from a table that is divided over the devices, and what a mesh consists of."""
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
 
 from pmjax import exchange, parallel
 
@@ -47,3 +49,13 @@ def test_shuffled_batches_need_one_capacity(devices):
     usual = exchange.usual_capacity(size, devices)
     assert exchange.capacity_for(order.reshape(-1, size), devices, -(-examples // devices)) == usual
     assert usual < 128
+
+
+@pytest.mark.parametrize(
+    "device, expected",
+    [(AbstractDevice("TPU v5 lite", 1, "tpu"), True), (AbstractDevice("cpu", None, "cpu"), False)],
+)
+def test_a_mesh_of_tpus_is_told_from_others(device, expected):
+    assert not parallel.on_tpus()
+    with jax.sharding.use_abstract_mesh(AbstractMesh((2,), ("batch",), abstract_device=device)):
+        assert parallel.on_tpus() is expected

@@ -49,9 +49,12 @@ class Method:
             mu = parallel.draw(jax.random.uniform, key, (len(x),), plan.axis) / 2
             z_mu = mu[:, None] * z + (1 - mu[:, None]) * parallel.next_example(z, plan.axis)
             x_mu = call("G", G, z_mu)
-            d_x, stats_d = nets.update(d[0], params["d"], stats["d"], x)
-            d_blend = call("d", d, self.gamma * x + (1 - self.gamma) * x_hat)
-            d_hat, d_mu = call("d", d, x_hat), call("d", d, x_mu)
+            # Only d learns from the blend, and E and G alone from d(x_hat), which is on its own.
+            blend = jax.lax.stop_gradient(self.gamma * x + (1 - self.gamma) * x_hat)
+            (d_x, d_blend, d_mu), stats_d = nets.update_on_several(
+                d[0], params["d"], stats["d"], x, blend, x_mu
+            )
+            d_hat = call("d", d, x_hat)
             shared |= {"mu": mu, "d_x": d_x, "d_blend": d_blend, "d_hat": d_hat, "d_mu": d_mu}
             return shared, moved | {"d": stats_d}
 

@@ -89,12 +89,13 @@ add_bias.defvjp(
 )
 
 
-def conv_down(x: Array, w: Array) -> Array:
+def conv_down(x: Array | tuple[Array, ...], w: Array) -> Array | tuple[Array, ...]:
     """Is `layers.conv_down`, as one convolution with stride 2; w is [k, k, C, O], k = 1 or 3."""
     padding = w.shape[0] // 2
     places = ((0, 1), (1, 0))
     w = sum(jnp.pad(w, (*place, (0, 0), (0, 0))) for place in itertools.product(places, places)) / 4
-    return _conv(x, w.astype(x.dtype), (padding, padding), (padding, padding), 2)
+    w = w.astype(jax.tree.leaves(x)[0].dtype)
+    return jax.tree.map(lambda x: _conv(x, w, (padding, padding), (padding, padding), 2), x)
 
 
 def conv_up(x: Array, w: Array) -> Array:

@@ -1,5 +1,6 @@
 """Layers that the nets share: convolution, resampling, residual blocks, latent BatchNorm."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -19,6 +20,18 @@ _FILTER_GRADIENT_CHUNK = 16
 
 
 _FEW = 4  # channels, as images have
+
+Batches = Array | tuple[Array, ...]  # one or several; weights are prepared once for all
+
+
+def each(fn: Callable[..., Array], *batches: Batches) -> Batches:
+    """Applies a function to a batch, or to each of several."""
+    return jax.tree.map(fn, *batches)
+
+
+def channels(x: Batches) -> int:
+    """Returns the last size of a batch, or of several."""
+    return jax.tree.leaves(x)[0].shape[-1]
 
 
 def _conv(x: Array, w: Array, padding: int) -> Array:
@@ -83,20 +96,20 @@ def pointwise(x: Array, w: Array) -> Array:
 _DOWN = np.array([[[1, 0, 0], [1, 1, 0]], [[0, 1, 1], [0, 0, 1]]]) / 2
 
 
-def conv_down(x: Array, w: Array, dtype: str | None = None) -> Array:
+def conv_down(x: Batches, w: Array, dtype: str | None = None) -> Batches:
     """Convolves with a kernel [k, k, C, O], k = 1 or 3, then averages 2×2 pixels: halves H and W.
 
     For k = 3 the two are one 4×4 convolution with stride 2, which has 16/36 of the products; with
     2×2 pixels folded into channels it is a 2×2 one with stride 1. A 1×1 convolution is cheaper
     behind the average. It computes in `dtype` (None: that of x).
     """
-    dtype = dtype or x.dtype
+    dtype = dtype or jax.tree.leaves(x)[0].dtype
     default = _conv_down if w.shape[0] > 1 else _average_down
     return lax.platform_dependent(
         x,
         w,
-        tpu=lambda x, w: _tpu.conv_down(x.astype(dtype), w),
-        default=partial(default, dtype=dtype),
+        tpu=lambda x, w: _tpu.conv_down(each(lambda x: x.astype(dtype), x), w),
+        default=lambda x, w: each(partial(default, w=w, dtype=dtype), x),
     )
 
 
@@ -154,17 +167,20 @@ class Conv(nn.Module):
     dtype: str = "float32"  # of the computation; the parameters are float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Batches) -> Batches:
         """Maps [N, H, W, C] to [N, H, W, features], or half of H and W if `down`."""
         init = nn.initializers.variance_scaling(self.gain**2, "fan_avg", "uniform")
-        w = self.param("kernel", init, (self.kernel, self.kernel, x.shape[-1], self.features))
+        w = self.param("kernel", init, (self.kernel, self.kernel, channels(x), self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         if self.normed:
             bias = lax.platform_dependent(bias, tpu=_tpu.unmoved, default=lambda bias: bias)
         bias = bias.astype(self.dtype)
         if self.down:
-            return conv_down(x, w, self.dtype) + bias
-        x, w = x.astype(self.dtype), w.astype(self.dtype)
+            return each(lambda y: y + bias, conv_down(x, w, self.dtype))
+        w = w.astype(self.dtype)
+        return each(lambda x: self._convolve(x.astype(self.dtype), w, bias), x)
+
+    def _convolve(self, x: Array, w: Array, bias: Array) -> Array:
         if self.up:
             return conv_up(x, w) + bias
         if self.kernel == 1:
@@ -182,7 +198,7 @@ def at_least_float32(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def spectral_norm(layer: nn.Module, x: Array, *, train: bool) -> Array:
+def spectral_norm(layer: nn.Module, x: Batches, *, train: bool) -> Batches:
     """Applies a layer over its weights' largest singular value (Miyato et al. 2018).
 
     One power iteration a call; its vectors are the collection 'spectral', and move if `train` and

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pmjax.errors import UserError
-from pmjax.nets.layers import Conv, at_least_float32, spectral_norm
+from pmjax.nets.layers import Batches, Conv, at_least_float32, each, spectral_norm
 from pmjax.nets.resnet import DBlock, GBlock, dense, image_norm
 
 Array = jax.Array
@@ -47,8 +47,9 @@ class _Trunk(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        for index, (channels, down) in enumerate(critic_blocks(*x.shape[1:3], self.scale)):
+    def __call__(self, x: Batches, *, train: bool) -> Batches:
+        size = jax.tree.leaves(x)[0].shape[1:3]
+        for index, (channels, down) in enumerate(critic_blocks(*size, self.scale)):
             x = DBlock(
                 channels,
                 down=down,
@@ -56,7 +57,7 @@ class _Trunk(nn.Module):
                 spectral_norm=self.spectral_norm,
                 dtype=self.dtype,
             )(x, train=train)
-        return nn.relu(x)
+        return each(nn.relu, x)
 
 
 class Encoder(nn.Module):
@@ -102,13 +103,20 @@ class Critic(nn.Module):
     dtype: str = "float32"
     axis: str | None = None
 
-    def __call__(self, x: Array, *, train: bool) -> Array:
+    takes_several = True
+
+    def __call__(self, x: Batches, *, train: bool) -> Batches:
         """Sums the trunk's features over the pixels into a linear layer."""
         return self.features(x, train=train)[1]
 
     @nn.compact
-    def features(self, x: Array, *, train: bool) -> tuple[Array, Array]:
+    def features(self, x: Batches, *, train: bool) -> tuple[Batches, Batches]:
         """Returns the trunk's features [N, k], and the number [N]."""
         x = _Trunk(self.scale, True, self.dtype)(x, train=train)
-        out = spectral_norm(dense(1, self.dtype), x.sum((1, 2)), train=train)[:, 0]
-        return at_least_float32(x.reshape(x.shape[0], -1)), at_least_float32(out)
+        sums = each(lambda x: x.sum((1, 2)), x)
+        if isinstance(sums, tuple):
+            sums = jnp.stack(sums, 1)
+        out = at_least_float32(spectral_norm(dense(1, self.dtype), sums, train=train)[..., 0])
+        if isinstance(x, tuple):
+            out = tuple(out[:, index] for index in range(len(x)))
+        return each(lambda x: at_least_float32(x.reshape(x.shape[0], -1)), x), out

@@ -11,9 +11,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pmjax.nets.layers import (
+    Batches,
     Conv,
     at_least_float32,
+    channels,
     depth_to_space,
+    each,
     space_to_depth,
     spectral_norm,
     upsample,
@@ -36,19 +39,19 @@ class DBlock(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
+    def __call__(self, x: Batches, *, train: bool) -> Batches:
         """Maps [N, H, W, C] to [N, H, W, features], or half of H and W if `down`."""
 
         def conv(x, features, **args):
             layer = Conv(features, dtype=self.dtype, **args)
             return spectral_norm(layer, x, train=train) if self.spectral_norm else layer(x)
 
-        hidden = self.features if self.optimized else x.shape[-1]
-        h = conv(x if self.optimized else nn.relu(x), hidden, gain=_GAIN)
-        h = conv(nn.relu(h), self.features, gain=_GAIN, down=self.down)
-        if self.down or x.shape[-1] != self.features:
+        hidden = self.features if self.optimized else channels(x)
+        h = conv(x if self.optimized else each(nn.relu, x), hidden, gain=_GAIN)
+        h = conv(each(nn.relu, h), self.features, gain=_GAIN, down=self.down)
+        if self.down or channels(x) != self.features:
             x = conv(x, self.features, kernel=1, down=self.down)
-        return h + x
+        return each(jnp.add, h, x)
 
 
 class GBlock(nn.Module):
