@@ -1,7 +1,8 @@
 """A second VAE, on the embeddings: without excess dimensions, it can reach its prior N(0, I).
 
 Dai and Wipf, Diagnosing and Enhancing VAE Models (2019): the decoder's variance is learned, and is
-part of what is sampled.
+part of what is sampled. Theirs learns from draws of q(z|x), which never repeat; embeddings do, so
+that its weights decay here.
 """
 
 import dataclasses
@@ -44,8 +45,8 @@ class Prior:
     dim: int = 0  # of its own latent u (0: the embedding's)
     width: int = 256  # of the hidden layers
     blocks: int = 2  # residual blocks in each
-    gamma: float = 0.5  # at the start; from 0.7 on, q(u|z) collapsed to N(0, I), and from much
-    # smaller ones on it is overfitted to few embeddings
+    gamma: float = 0.5  # at the start; from 0.3, it overfits to few embeddings
+    weight_decay: float = 1e-4  # λ; without, it overfits as well, or q(u|z) collapses to N(0, I)
     b1: float = 0.9  # of Adam, in place of config.stage2.optimizer's
 
     @property
@@ -60,13 +61,15 @@ class Prior:
         decoder = Decoder(latent_dim, self.width, self.blocks, self.gamma)
 
         def loss(params, z, key):
-            """KL(q(u|z) ‖ N(0, I)) + ‖z - ẑ‖²/(2γ²) + d log γ, over d."""
+            """(KL(q(u|z) ‖ N(0, I)) + ‖z - ẑ‖²/(2γ²) + d log γ) / d + λ ‖W‖²."""
             posterior = jnp.split(nets.apply(encoder, params["encoder"], {}, z), 2, -1)
             u = reparameterize(*posterior, key, axis)
             mean, log_gamma = nets.apply(decoder, params["decoder"], {}, u)
             error = jnp.square((z - mean) * jnp.exp(-log_gamma)).mean() / 2 + log_gamma
             kl = gaussian_kl(*posterior).mean() / latent_dim
-            return error + kl, {"kl": kl, "gamma": jnp.exp(log_gamma)}
+            squares = sum(jnp.square(W).sum() for W in jax.tree.leaves(params) if W.ndim > 1)
+            total = error + kl + self.weight_decay * squares
+            return total, {"kl": kl, "gamma": jnp.exp(log_gamma)}
 
         parts = {"encoder": (encoder, (latent_dim,)), "decoder": (decoder, (dim,))}
         return _standardized.game(parts, loss, latent_dim, optimizer, axis)
