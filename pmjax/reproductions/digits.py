@@ -2,9 +2,9 @@
 
 python -m pmjax.reproduce digits --workdir=runs/reproduce/digits
 
-19 runs for each of three seeds, some minutes each on two CPU cores: hours in all, resumable at any
-moment. --methods=pm,vae,ae takes fewer; --runlocal goes all the way with tiny nets,
-in four minutes with --jobs=2 on two cores.
+19 runs for each of three seeds, 4 to 15 minutes each on one CPU core: with --jobs=2 on two cores
+three to four hours in all, resumable at any moment. --methods=pm,vae,ae takes fewer; --runlocal
+goes all the way with tiny nets, in four minutes with --jobs=2 on two cores.
 """
 
 from pmjax.reproductions._comparison import comparison
