@@ -31,8 +31,8 @@ RUNS = (
     Run(name="infovae", label="InfoVAE", method="infovae", also=("gmm",)),
     Run(name="vae_gan", label="VAE-GAN", method="vae_gan", also=("gmm",)),
     Run(name="vq_vae", label="VQ-VAE", method="vq_vae"),
-    Run(name="s_vae", label="S-VAE", method="s_vae"),
-    Run(name="sae", label="SAE", method="sae"),
+    Run(name="s_vae", label="S-VAE", method="s_vae", also=("gmm",)),
+    Run(name="sae", label="SAE", method="sae", also=("gmm",)),
     Run(name="ae", label="AE", method="ae", prior="gmm", also=(*PRIORS[1:], "latent_gan")),
     Run(name="rae", label="RAE", method="rae"),
     Run(
