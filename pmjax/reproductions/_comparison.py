@@ -1,6 +1,7 @@
 """All methods on the same images, nets and steps: the shape of the paper's Tables 1 and 2."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -64,6 +65,7 @@ def comparison(
     config: str,
     paper: Mapping[str, Mapping[str, float]] = NONE,
     overrides: Mapping[str, Any] = NONE,
+    ours: Mapping[str, Any] = NONE,
     runlocal: Mapping[str, Any] = SMALL,
 ) -> Reproduction:
     """Returns the comparison of all methods on a config's data.
@@ -73,6 +75,7 @@ def comparison(
       config: name of a file in configs/.
       paper: 'FID' and 'MSE' -> {run's name: the paper's value}.
       overrides: of all runs.
+      ours: overrides of the runs of the paper's method.
       runlocal: of all runs in a smoke run.
     """
 
@@ -84,7 +87,10 @@ def comparison(
         title=title,
         results=results,
         config=config,
-        runs=RUNS,
+        runs=tuple(
+            replace(run, overrides={**run.overrides, **ours}) if run.method == "pm" else run
+            for run in RUNS
+        ),
         overrides={"eval.metrics": ("reconstruction", "latent", "energy", FD)} | dict(overrides),
         runlocal=runlocal,
     )
