@@ -53,6 +53,7 @@ class Model:
         self._workdir, self._fit_prior, self._arrays = workdir, fit_prior, arrays
         self._prior_args = {prior: prior_args or {}}
         self._priors: dict[str, tuple[Any, Any]] = {}
+        self._samplers: dict[str, Callable[..., jax.Array]] = {}  # compiled once for each size
         self._encode = jax.jit(lambda a, x: self._call(encoder, "E", a, to_float(x)))
         self._decode = jax.jit(lambda a, z: self._call(decoder, "G", a, z))
 
@@ -126,10 +127,11 @@ class Model:
         """Returns draws [num, latent_dim] of a prior over the embedding."""
         if num < 1:
             raise UserError(f"sample takes at least 1, not {num}.")
-        fitted, arrays = self.fitted_prior(prior or self.prior)
-        return np.asarray(
-            jax.jit(fitted.sample, static_argnums=2)(arrays, jax.random.key(seed), num)
-        )
+        name = prior or self.prior
+        fitted, arrays = self.fitted_prior(name)
+        if name not in self._samplers:
+            self._samplers[name] = jax.jit(fitted.sample, static_argnums=2)
+        return np.asarray(self._samplers[name](arrays, jax.random.key(seed), num))
 
     def sample_base(
         self, num: int, *, seed: int = 0, prior: str | None = None

@@ -15,6 +15,8 @@ from PIL import Image
 
 import pmjax
 from pmjax.errors import UserError
+from pmjax.evaluate import evaluate
+from pmjax.priors import gaussian
 
 # How often a run is killed, half of it in each stage; more: PMJAX_KILLS=10 pytest -k killed.
 KILLS = int(os.environ.get("PMJAX_KILLS", 2))
@@ -195,6 +197,17 @@ def test_samples_depend_on_the_seed_alone(small_run):
     assert np.abs(model.sample(4)).max() <= 1
 
 
+def test_draws_of_a_size_are_compiled_once(small_run, monkeypatch):
+    traced, sample = [], gaussian.Prior.sample
+    monkeypatch.setattr(
+        gaussian.Prior, "sample", lambda *args: traced.append(args[-1]) or sample(*args)
+    )
+    model = pmjax.load(small_run)
+    for num in (4, 4, 5, 4):
+        model.sample_latent(num, seed=num, prior="gaussian")
+    assert traced == [4, 5]
+
+
 @pytest.mark.parametrize(
     "call, message",
     [
@@ -230,3 +243,14 @@ def test_evaluate_command_takes_other_metrics(own_run):
     assert "latent/var_min" in done.stdout and "recon/mse" not in done.stdout
     done = run_command("evaluate", f"--workdir={own_run}", "--config.steps=3")
     assert done.returncode == 2 and "belongs to training" in done.stderr
+
+
+def test_an_evaluation_takes_the_embeddings_that_training_has_left(own_run, monkeypatch):
+    encoded, encode = [], pmjax.Model.encode
+    monkeypatch.setattr(
+        pmjax.Model, "encode", lambda model, x: encoded.append(len(x)) or encode(model, x)
+    )
+    found = evaluate(own_run, say=print, overrides={"eval.metrics": "latent"})
+    embeddings = pmjax.load(own_run).embeddings().astype(np.float64)
+    assert found["latent/var_max"] == pytest.approx(embeddings.var(0).max())
+    assert sum(encoded) < len(embeddings)
