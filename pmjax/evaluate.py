@@ -65,9 +65,8 @@ def evaluate(
         test=test,
         priors=tuple(dict.fromkeys([settings.prior, *settings.eval.baselines])),
         extractors=extractors,
+        embedded=trained.embeddings,
     )
-    # Encoding all of the training set again would take as long as a part of an epoch.
-    ctx.cached(("embeddings", "train"), trained.embeddings, of="autoencoder")
     known: dict[str, float] = {}
 
     def keep(found: dict[str, dict[str, float]]) -> None:

@@ -56,6 +56,7 @@ class Context:
         statistics: an .npz file of a mean and a covariance of features, instead of `test`.
         has_own: whether the first prior is the run's own; while stage 1 trains, that may not be
             there yet.
+        embedded: () -> the training set's embeddings by this model, where they are kept.
 
     Attributes:
         used: {feature extractor: what its numbers depend on}, of those that metrics have used.
@@ -72,6 +73,7 @@ class Context:
     extractors: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     statistics: Path | None = None
     has_own: bool = True
+    embedded: Callable[[], np.ndarray] | None = None
     used: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict, init=False)
     _caches: dict[str, dict] = dataclasses.field(
         default_factory=lambda: {of: {} for of in DEPENDS}, init=False, repr=False
@@ -125,7 +127,7 @@ class Context:
 
     def of_model(self, model: "Model", *, same_autoencoder: bool = False) -> "Context":
         """Returns the context of another model, which keeps what does not depend on it."""
-        ctx = dataclasses.replace(self, model=model)
+        ctx = dataclasses.replace(self, model=model, embedded=None)
         kept = ("data", "autoencoder") if same_autoencoder else ("data",)
         ctx._caches |= {of: self._caches[of] for of in kept}
         ctx.used = self.used
@@ -182,9 +184,10 @@ class Context:
 
     def embeddings(self, split: str) -> np.ndarray:
         """Returns the float32 embeddings [N, d] of a split, in inference mode."""
+        kept = self.embedded if split == "train" else None
         return self.cached(
             ("embeddings", split),
-            lambda: self._apply(self.model.encode, "embeddings", self._data(split)),
+            kept or (lambda: self._apply(self.model.encode, "embeddings", self._data(split))),
             of="autoencoder",
         )
 
