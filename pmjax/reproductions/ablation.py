@@ -24,7 +24,7 @@ RUNS = (
         overrides=WITHOUT_D | {"method_args.batch_norm": False},
     ),
     Run(name="batch_norm", label="+ BatchNorm", method="pm", overrides=WITHOUT_D),
-    # The default weights are small, for the sake of reconstructions; the authors' code has 1.
+    # The defaults are small, for the sake of reconstructions; the authors' code has 1, later 0.5.
     Run(
         name="both",
         label="+ BatchNorm + regularizer",
