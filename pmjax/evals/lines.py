@@ -9,7 +9,7 @@ from pmjax.evals._arguments import option
 
 BANK = 10_000  # rendered lines, at equal angles
 SAME = 1e-4  # radians: less than two lines of the bank are apart
-FRAMES_AT_ONCE = 512  # bounds the table of distances to 20 MB
+FRAMES_AT_ONCE = 512  # bounds the table of distances to 40 MB
 REAL = 1e-3  # mean cosine distance of test images to the bank, for the data to be lines
 
 
@@ -83,6 +83,6 @@ def smoothness_of(angles: np.ndarray) -> np.ndarray:
 
 
 def _unit(images):
-    """Returns images as float32 rows of length 1."""
-    x = np.asarray(images, np.float32).reshape(len(images), -1)
+    """Returns images as rows of length 1; float32 cannot tell neighbours in the bank apart."""
+    x = np.asarray(images, np.float64).reshape(len(images), -1)
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
