@@ -5,7 +5,7 @@
 
 The directory is that of Debian's package dataset-fashion-mnist; without it, the data comes by
 TensorFlow Datasets. 19 runs of half as many steps as in configs/fashion_mnist.py for each of three
-seeds, 7 to 24 minutes each on one CPU core: with --jobs=2 on two cores five to six hours in all,
+seeds, 5 to 24 minutes each on one CPU core: with --jobs=2 on two cores four to six hours in all,
 resumable at any moment. --methods=pm,vae,ae takes fewer.
 """
 
