@@ -2,7 +2,7 @@
 
 python -m pmjax.reproduce swiss_roll --workdir=runs/reproduce/swiss_roll
 
-17 runs for each of three seeds, a minute or two each on one CPU core; --jobs=2 takes two at once.
+17 runs for each of three seeds, one to ten minutes each on a CPU core; --jobs=2 takes two at once.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ RUNS = (
     ),
     Run(name="aae", label="AAE", method="aae", also=ALSO),
     Run(name="alae", label="ALAE", method="alae", also=ALSO),
-    # With the default of 0.05 the error of reconstructions is about twice as large.
+    # With the default of 0.05 the error of reconstructions is half as large again.
     Run(
         name="pm",
         label="ours",
