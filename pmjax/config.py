@@ -42,6 +42,7 @@ LATER = {
     "eval.stage2_best": "",
     "eval.stage2_during": ("fd_efficientnet_lite0",),
     "eval.stage2_every": 0,
+    "method_args.dispersion": 1.0,
     "optimizer.accumulate": 1,
     "precision": "float32",
     "profile": "",
@@ -273,6 +274,8 @@ def read(path: Path) -> ConfigDict:
             f"the version that wrote it, or train again in another --workdir."
         )
     for name, value in LATER.items():
+        if name.partition(".")[0] in groups:
+            continue  # `complete` knows which plugins have the argument
         *parents, last = name.split(".")
         part = values
         for parent in parents:

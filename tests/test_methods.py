@@ -193,6 +193,15 @@ def test_plain_autoencoder_minimises_the_squared_error():
     np.testing.assert_allclose(played.loss("autoencoder"), played.recon, rtol=1e-5)
 
 
+def test_dispersion_widens_the_embedding_and_changes_nothing_else():
+    narrow, wide = (
+        Played("pm", batch_norm=False, regularizer=False, dispersion=factor) for factor in (1, 16)
+    )
+    chex.assert_trees_all_equal(wide.params, narrow.params)
+    np.testing.assert_array_equal(wide.z, 16 * narrow.z)
+    np.testing.assert_array_equal(wide.x_hat, narrow.x_hat)
+
+
 def test_vae_of_variance_one_half_is_squared_error_and_weighted_kl():
     played = Played("vae", beta=3.0)
     size = np.prod(SHAPE)
@@ -404,6 +413,8 @@ def test_critics_offer_their_features(family, args):
 
 
 @pytest.mark.parametrize("name, args, message", [
+    ("pm", {"dispersion": 0.0, "batch_norm": False}, "must be above 0"),
+    ("pm", {"dispersion": 16.0}, "batch_norm=false"),
     ("ae", {"reconstruction": "square"}, "Did you mean 'squared'"),
     ("vae", {"likelihood": "bernouli"}, "Did you mean 'bernoulli'"),
     ("vae", {"variance": 0.0}, "must be above 0"),

@@ -44,6 +44,23 @@ class Sphere(nn.Module):
         return z / jnp.sqrt(jnp.sum(jnp.square(z), -1, keepdims=True) + 1e-12)
 
 
+class Scaled(nn.Module):
+    """Multiplies by a number, and then applies a net, if any, whose parameters have their names."""
+
+    factor: float
+    net: nn.Module | None = None
+
+    def setup(self):
+        """Adds no level of names."""
+        if self.net is not None:
+            nn.share_scope(self, self.net)
+
+    def __call__(self, z: Array, *, train: bool) -> Array:
+        """Maps z [N, d] to [N, d], or to what the net makes of it."""
+        z = self.factor * z
+        return z if self.net is None else self.net(z, train=train)
+
+
 class Posterior(nn.Module):
     """E of a Gaussian posterior q(z|x) = N(mean, exp(log_variance)); its mean is the embedding."""
 

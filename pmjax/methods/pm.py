@@ -8,8 +8,9 @@ import dataclasses
 import jax
 
 from pmjax import errors, nets, parallel
+from pmjax.errors import UserError
 from pmjax.losses import absolute_error, squared_error
-from pmjax.methods import Plan, autoencode
+from pmjax.methods import Plan, Scaled, autoencode
 from pmjax.step import Game, Player
 
 RECONSTRUCTION = {"squared": squared_error, "absolute": absolute_error}
@@ -25,6 +26,7 @@ class Method:
     gamma: float = 0.2  # share of x in that blend
     reconstruction: str = "squared"  # or 'absolute' (L1, as the authors' code)
     batch_norm: bool = True  # ablation: the latent BatchNorm, equation (11)
+    dispersion: float = 1.0  # ablation, without batch_norm: z = dispersion·E(x), G(z / dispersion)
     regularizer: bool = True  # ablation: d, equation (9), and the ω terms of equation (10)
     critic_repeats: int = 1  # updates of d in each step
     autoencoder_repeats: int = 1  # updates of E and G in each step
@@ -32,10 +34,20 @@ class Method:
     def __post_init__(self):
         if self.reconstruction not in RECONSTRUCTION:
             raise errors.unknown("reconstruction", self.reconstruction, RECONSTRUCTION)
+        if not self.dispersion > 0:
+            raise UserError(f"method_args.dispersion={self.dispersion} must be above 0.")
+        if self.dispersion != 1 and self.batch_norm:
+            raise UserError(
+                f"method_args.dispersion={self.dispersion} is undone by the latent BatchNorm: add "
+                f"--config.method_args.batch_norm=false."
+            )
 
     def game(self, plan: Plan) -> Game:
         """Returns the nets E, G and d, and the players who move them."""
         E, G, d = plan.encoder(batch_norm=self.batch_norm), plan.decoder(), plan.critic()
+        if self.dispersion != 1:
+            E = E[0].clone(norm=Scaled(self.dispersion)), E[1]
+            G = Scaled(1 / self.dispersion, G[0]), G[1]
         norm, encode = RECONSTRUCTION[self.reconstruction], autoencode(E[0], G[0])
 
         def forward(params, stats, batch, key):
