@@ -37,7 +37,7 @@ SMALL = {
 CASES = {
     "paper": {},
     "author": {},
-    "no batch norm": {"method_args.batch_norm": False},
+    "no batch norm": {"method_args.batch_norm": False, "method_args.dispersion": 4.0},
     "no regularizer": {"nets": "mlp", "method_args.regularizer": False},
     "perceptrons": {"nets": "mlp", "batch_norm.affine": True},
     "repeats": {

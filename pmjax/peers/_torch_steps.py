@@ -64,13 +64,13 @@ class Autoencoder:
 
     def __init__(
         self, nets: dict[str, nn.Module], optimizer: Optimizer, *, omega1: float, omega2: float,
-        lambda_: float, gamma: float, reconstruction: str, batch_norm: bool, regularizer: bool,
-        critic_repeats: int, autoencoder_repeats: int,
+        lambda_: float, gamma: float, reconstruction: str, batch_norm: bool, dispersion: float,
+        regularizer: bool, critic_repeats: int, autoencoder_repeats: int,
     ):  # fmt: skip
         self.E, self.G, self.d = nets["E"], nets["G"], nets["d"]
         self.omega1, self.omega2, self.lambda_, self.gamma = omega1, omega2, lambda_, gamma
         self.norm = {"squared": F.mse_loss, "absolute": F.l1_loss}[reconstruction]
-        self.regularizer = regularizer
+        self.dispersion, self.regularizer = dispersion, regularizer
         self.critic_repeats = critic_repeats if regularizer else 0
         self.autoencoder_repeats = autoencoder_repeats
         moved = [*self.E.parameters(), *self.G.parameters()]
@@ -107,16 +107,17 @@ class Autoencoder:
 
     def forward(self, x: Tensor, mu: Tensor) -> dict[str, Tensor]:
         """Returns x, z, x̂, μ, and what d says of x, of the blend, of x̂ and of x_μ."""
-        z = self.E(x)
+        h = self.E(x)  # z / dispersion, which is what G takes
+        z = self.dispersion * h
         if not self.regularizer:
-            return {"x": x, "z": z, "x_hat": self.G(z)}
-        z_mu = torch.lerp(z.roll(-1, 0), z, mu[:, None])
+            return {"x": x, "z": z, "x_hat": self.G(h)}
+        h_mu = torch.lerp(h.roll(-1, 0), h, mu[:, None])
         if getattr(self.G, "per_example", True):
-            x_hat, x_mu = self.G(torch.cat([z, z_mu])).chunk(2)
+            x_hat, x_mu = self.G(torch.cat([h, h_mu])).chunk(2)
         else:
-            x_hat = self.G(z)
+            x_hat = self.G(h)
             with _still(self.G):
-                x_mu = self.G(z_mu)
+                x_mu = self.G(h_mu)
         blend = torch.lerp(x_hat.detach(), x, self.gamma)
         with _still(self.d):
             d_hat, d_mu = self.d(x_hat).squeeze(1), self.d(x_mu).squeeze(1)
