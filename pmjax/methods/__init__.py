@@ -45,7 +45,7 @@ class Sphere(nn.Module):
 
 
 class Scaled(nn.Module):
-    """Multiplies by a number, and then applies a net, if any, whose parameters have their names."""
+    """Multiplies by a number, and then applies a net, if any, whose parameters keep their names."""
 
     factor: float
     net: nn.Module | None = None

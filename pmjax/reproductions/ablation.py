@@ -18,19 +18,19 @@ from pmjax.report import Figure, grid
 from pmjax.reproductions import Column, Reproduction, Run, Study, Table
 from pmjax.reproductions._drawing import images_in_rows, trained
 
-WITHOUT_BN = {"method_args.batch_norm": False}
-WITHOUT_D = {"method_args.regularizer": False}
+NO_BATCH_NORM = {"method_args.batch_norm": False}
+NO_REGULARIZER = {"method_args.regularizer": False}
 # The defaults are small, for the sake of reconstructions; the authors' code has 1, later 0.5.
-WITH_D = {"method_args.omega1": 0.5, "method_args.omega2": 0.5}
+REGULARIZER = {"method_args.omega1": 0.5, "method_args.omega2": 0.5}
 DISPERSED = {"method_args.dispersion": 16.0}
 RUNS = tuple(
     Run(name=name, label=label, method="pm", overrides=overrides)
     for name, label, overrides in (
-        ("dispersed", "neither, dispersed", WITHOUT_D | WITHOUT_BN | DISPERSED),
-        ("neither", "neither", WITHOUT_D | WITHOUT_BN),
-        ("batch_norm", "+ BatchNorm", WITHOUT_D),
-        ("regularizer", "+ regularizer", WITH_D | WITHOUT_BN),
-        ("both", "+ BatchNorm + regularizer", WITH_D),
+        ("dispersed", "neither, dispersed", NO_REGULARIZER | NO_BATCH_NORM | DISPERSED),
+        ("neither", "neither", NO_REGULARIZER | NO_BATCH_NORM),
+        ("batch_norm", "+ BatchNorm", NO_REGULARIZER),
+        ("regularizer", "+ regularizer", REGULARIZER | NO_BATCH_NORM),
+        ("both", "+ BatchNorm + regularizer", REGULARIZER),
     )
 )
 FD = "fd_efficientnet_lite0"
