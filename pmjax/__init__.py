@@ -9,8 +9,8 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "load": "pmjax.model",
     "Model": "pmjax.model",
-    "to_float": "pmjax.datasets",
-    "to_uint8": "pmjax.datasets",
+    "to_float": "pmjax.datasets.batches",
+    "to_uint8": "pmjax.datasets.batches",
     "UserError": "pmjax.errors",
 }
 __all__ = sorted(_EXPORTS)

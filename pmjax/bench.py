@@ -17,10 +17,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pmjax import aot, build, cli, config, errors, plugins, priors
+from pmjax import builders, cli, config, errors, plugins
+from pmjax.benchmarks import aot, evaluation
+from pmjax.benchmarks.process import BLOCKS, Process, cores, in_turn, ratio, spread, versus
 from pmjax.errors import UserError
-from pmjax.peers import _evaluation
-from pmjax.peers._process import BLOCKS, Process, cores, in_turn, ratio, spread, versus
+from pmjax.priors import base as priors
 
 
 def measure(
@@ -31,7 +32,7 @@ def measure(
     Args:
       settings: the config.
       stage: 1 or 2.
-      peer: a file of `pmjax/peers`, or None.
+      peer: a file of `pmjax/benchmarks/peers`, or None.
       seconds: for which each side works.
 
     Returns:
@@ -39,7 +40,7 @@ def measure(
     """
     given = {"settings": settings, "stage": stage}
     title = f"stage {stage}"
-    ours = Process("_ours", **given, title=f"{title}: pmjax")
+    ours = Process("pmjax.benchmarks.ours", **given, title=f"{title}: pmjax")
     sides = {"pmjax": ours}
     if peer:
         given |= {name: ours.about[name] for name in ("start", "gpu")}
@@ -124,7 +125,7 @@ def _stages(wanted: str, settings: ConfigDict) -> list[int]:
         return [1]
     if settings.schedule == "joint":
         why = "with config.schedule='joint', stage 1 trains the prior, too"
-    elif not priors.is_trained(build.prior(settings)):
+    elif not priors.is_trained(builders.prior(settings)):
         why = f"the prior '{settings.prior}' is fitted at once"
     else:
         return [2] if wanted == "2" else [1, 2]
@@ -187,7 +188,7 @@ def main() -> None:
         "cores": cores(),
     }
     if flags.evaluation:
-        report["evaluation"] = _evaluation.measure(peer=flags.peer, seconds=flags.seconds)
+        report["evaluation"] = evaluation.measure(peer=flags.peer, seconds=flags.seconds)
     else:
         report |= _steps(flags, config.load(flags.config, overrides))
     if flags.json:

@@ -10,8 +10,9 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from pmjax import errors, shortage
+from pmjax import errors
 from pmjax.errors import UserError
+from pmjax.storage import resource_errors
 
 
 def run(command: Callable[[], None]) -> None:
@@ -20,8 +21,13 @@ def run(command: Callable[[], None]) -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs errors that it raises, too
     sys.unraisablehook = _unraisable
     logging.getLogger().setLevel(logging.ERROR)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    package = logging.getLogger("pmjax")
+    package.handlers, package.propagate = [handler], False
+    package.setLevel(logging.INFO)
     try:
-        with shortage.told():
+        with resource_errors.as_user_errors():
             command()
     except UserError as error:
         print(f"\nError: {error}", file=sys.stderr)

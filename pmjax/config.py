@@ -15,9 +15,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pmjax import errors, meanings, plugins, profile
+from pmjax import errors, plugins
 from pmjax.errors import UserError
-from pmjax.optimizers import make_optimizer
+from pmjax.evals import meanings
+from pmjax.training import profiler
+from pmjax.training.optimizers import make_optimizer
 
 # What config key names a file of which package, which class there, and where its arguments are.
 _PLUGINS = (
@@ -156,7 +158,7 @@ def metric_args(overrides: dict[str, str]) -> dict[str, dict[str, Any]]:
 def complete(config: ConfigDict) -> ConfigDict:
     """Checks the names and values that depend on each other, and fills in arguments' defaults."""
     for key, package, cls, args in _PLUGINS:
-        plugin = getattr(plugins.load(package, config[key], provides=cls), cls)
+        plugin = getattr(plugins.load(package, config[key]), cls)
         fields = _fields(plugin)
         for name, value in config[args].items():
             if name not in fields:
@@ -166,17 +168,17 @@ def complete(config: ConfigDict) -> ConfigDict:
             plugin(**fields)  # checks values that have to be one of several
         with config.unlocked():
             config[args] = ConfigDict(fields)
-    plugins.load("datasets", config.data.name, provides="source")
+    plugins.load("datasets", config.data.name)
     for name in (*config.eval.metrics, *config.eval.during, *config.eval.stage2_during):
-        plugins.load("evals", name, provides="evaluate")
+        plugins.load("metrics", name)
     with config.unlocked():
         config.eval.args = ConfigDict(_checked_metric_args(config.eval.args))
     for name in config.eval.baselines:
-        plugins.load("priors", name, provides="Prior")
+        plugins.load("priors", name)
     _one_of("config.parallel", config.parallel, ("jit", "pmap"))
     _one_of("config.precision", config.precision, ("float32", "bfloat16"))
     _one_of("config.schedule", config.schedule, ("two_stage", "joint"))
-    profile.parse(config.profile)
+    profiler.parse(config.profile)
     _check_ranges(config)
     for optimizer in (config.optimizer, config.stage2.optimizer):
         make_optimizer(steps=1, **optimizer)
@@ -201,7 +203,7 @@ def _check_best(settings: ConfigDict, prefix: str) -> None:
 
 
 def _checked_metric_args(given: ConfigDict) -> dict[str, dict[str, Any]]:
-    from pmjax.evals import _arguments  # which imports JAX
+    from pmjax.evals import registry  # which imports JAX
 
     found = {}
     for metric, args in given.items():
@@ -211,7 +213,7 @@ def _checked_metric_args(given: ConfigDict) -> dict[str, dict[str, Any]]:
                 f"VALUE is an argument of metric '{metric}'."
             )
         where = f"config.{METRIC_ARGS}{metric}."
-        found[metric] = _arguments.checked(metric, args.to_dict(), where=where)
+        found[metric] = registry.checked(metric, args.to_dict(), where=where)
     return found
 
 

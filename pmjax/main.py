@@ -19,30 +19,38 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, type=Path, help="where results are kept")
     flags, overrides = cli.parse(parser)
 
-    from pmjax import config, parallel, rendezvous, workdir
+    from pmjax import config
+    from pmjax.distributed import rendezvous
+    from pmjax.distributed.mesh import set_up_cpu
+    from pmjax.storage import workdir
 
     settings = config.load(flags.config, overrides)
     place = rendezvous.place()
-    parallel.set_up_cpu(place.local_devices or settings.devices // place.count)
+    set_up_cpu(place.local_devices or settings.devices // place.count)
     cli.cache_compilations()
 
-    from pmjax import evaluate, maintenance, shortage, train
-    from pmjax.hosts import Log
-    from pmjax.report import Report
+    from pmjax.distributed import maintenance
+    from pmjax.distributed.processes import Log
+    from pmjax.evals import runner
+    from pmjax.reporting.report import Report
+    from pmjax.storage import resource_errors
+    from pmjax.training import loop
 
-    met = rendezvous.join(place, workdir.facts(settings))
-    with met as hosts, workdir.held(flags.workdir, hosts):
-        hosts.first("the workdir", lambda: workdir.claim(settings, flags.workdir))
+    met = rendezvous.join(place, workdir.shared_config(settings))
+    with met as hosts, workdir.lock(flags.workdir, hosts):
+        hosts.run_on_primary("the workdir", lambda: workdir.claim(settings, flags.workdir))
         workdir.check_shared(flags.workdir, hosts)
         first = hosts.index == 0
         report = Report(flags.workdir) if first else Log(flags.workdir, hosts.index)
         hosts.note = (lambda line: None) if first else report.say
         maintenance.watch(report.say)
         try:
-            with shortage.told(flags.workdir), hosts.signals(steps=False):
-                train.fit(settings, flags.workdir, report, hosts)
-                hosts.first("evaluation", lambda: evaluate.evaluate(flags.workdir, say=report.say))
-        except train.Stopped as stopped:
+            with resource_errors.as_user_errors(flags.workdir), hosts.signals(steps=False):
+                loop.fit(settings, flags.workdir, report, hosts)
+                hosts.run_on_primary(
+                    "evaluation", lambda: runner.evaluate(flags.workdir, say=report.say)
+                )
+        except loop.Stopped as stopped:
             report.say(
                 f"{stopped} To go on, run the same command:\n  python -m pmjax.main "
                 + " ".join(sys.argv[1:])

@@ -11,11 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pmjax import build, checkpoint, config, nets, priors
-from pmjax.datasets import to_float
+from pmjax import builders, config
+from pmjax.datasets.batches import to_float
 from pmjax.errors import UserError
-from pmjax.step import TrainState
-from pmjax.workdir import AUTOENCODER, CONFIG, prior_path, read_embeddings
+from pmjax.nets import base as nets
+from pmjax.priors import base as priors
+from pmjax.storage import checkpoint
+from pmjax.storage.workdir import AUTOENCODER, CONFIG, prior_path, read_embeddings
+from pmjax.training.step import TrainState
 
 _BATCH = 256
 
@@ -138,9 +141,9 @@ class Model:
     ) -> np.ndarray | None:
         """Returns the base draws z' [num, p] that `sample` maps with this seed, or None."""
         fitted, arrays = self.fitted_prior(prior or self.prior)
-        if not hasattr(fitted, "base"):
+        if not hasattr(fitted, "sample_base"):
             return None
-        return np.asarray(fitted.base(arrays, jax.random.key(seed), num))
+        return np.asarray(fitted.sample_base(arrays, jax.random.key(seed), num))
 
     def fitted_prior(self, name: str) -> tuple[Any, Any]:
         """Returns a prior and its arrays: the run's own, or one fitted to the run's embeddings."""
@@ -165,7 +168,9 @@ def arrays_of(state: TrainState, shape: tuple[int, ...]) -> dict[str, Any]:
     """Returns E, G and what priors take of a state, averaged where it has an average."""
     params = state.params | state.ema
     return {
-        "params": {name: params[name] for name in ("E", "G", *priors.TAKEN) if name in params},
+        "params": {
+            name: params[name] for name in ("E", "G", *priors.SHARED_NETS) if name in params
+        },
         "stats": {name: state.stats[name] for name in ("E", "G")},
         "shape": np.asarray(shape),
     }
@@ -190,12 +195,12 @@ def load(workdir: str | os.PathLike) -> Model:
         )
     arrays = checkpoint.read_arrays(path)
     shape = tuple(int(size) for size in arrays["shape"])
-    game = build.stage1_game(settings, shape)
+    game = builders.stage1_game(settings, shape)
 
     def fit_prior(name: str) -> dict[str, Any]:
-        from pmjax import train  # which imports this module
+        from pmjax.training import loop  # which imports this module
 
-        return train.fit_prior(settings, workdir, name, say=lambda line: None)
+        return loop.fit_prior(settings, workdir, name, say=lambda line: None)
 
     return Model(
         encoder=game.nets["E"][0],

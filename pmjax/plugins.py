@@ -1,29 +1,55 @@
-"""Finding things by file name: a method, prior, data set, net or metric is one file."""
+"""Finds methods, priors, nets, data sets, metrics and the like by the name of their file."""
 
 import importlib
 import pkgutil
+import re
+from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 from pmjax import errors
 
 
-def names(package: str) -> list[str]:
-    """Returns the names that `pmjax/PACKAGE/` offers: its modules without a leading underscore."""
-    path = importlib.import_module(f"pmjax.{package}").__path__
-    return sorted(m.name for m in pkgutil.iter_modules(path) if not m.name.startswith("_"))
+class Kind(NamedTuple):
+    """One kind of plugin: the room of its files, what each defines, and what messages call it."""
+
+    room: str
+    defines: str
+    label: str
 
 
-def load(package: str, name: str, *, provides: str) -> ModuleType:
-    """Imports `pmjax/PACKAGE/NAME.py`, which must define `provides`.
+KINDS = {
+    "methods": Kind("pmjax.methods", "Method", "method"),
+    "priors": Kind("pmjax.priors", "Prior", "prior"),
+    "nets": Kind("pmjax.nets", "Encoder", "net"),
+    "datasets": Kind("pmjax.datasets", "source", "data set"),
+    "metrics": Kind("pmjax.evals.metrics", "evaluate", "metric"),
+    "extractors": Kind("pmjax.evals.features", "identity", "feature extractor"),
+    "peers": Kind("pmjax.benchmarks.peers", "Side", "peer"),
+    "reproductions": Kind("pmjax.reproductions", "REPRODUCTION", "reproduction"),
+}
+
+
+def names(kind: str) -> list[str]:
+    """Returns the names of all plugins of a kind: the files of its room that define one."""
+    room, defines, _ = KINDS[kind]
+    pattern = re.compile(rf"^(?:def|class) {defines}\b|^{defines}\b.*=", re.MULTILINE)
+    folders = [Path(path) for path in importlib.import_module(room).__path__]
+    return sorted(
+        module.name
+        for folder in folders
+        for module in pkgutil.iter_modules([str(folder)])
+        if pattern.search((folder / f"{module.name}.py").read_text(encoding="utf-8"))
+    )
+
+
+def load(kind: str, name: str) -> ModuleType:
+    """Imports the plugin NAME of a kind.
 
     Raises:
-      UserError: if there is no such file; the message has the nearest name.
+      UserError: if there is none; the message has the nearest name.
     """
-    offered = names(package)
+    offered = names(kind)
     if name not in offered:
-        raise errors.unknown(package.rstrip("s"), name, offered)
-    module = importlib.import_module(f"pmjax.{package}.{name}")
-    if not hasattr(module, provides):
-        valid = [n for n in offered if n != name]
-        raise errors.unknown(package.rstrip("s"), name, valid)
-    return module
+        raise errors.unknown(KINDS[kind].label, name, offered)
+    return importlib.import_module(f"{KINDS[kind].room}.{name}")

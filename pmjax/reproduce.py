@@ -79,9 +79,10 @@ def reproduce(
         runs have failed.
     """
     from pmjax import plugins
-    from pmjax.reproductions import Study, _runs
+    from pmjax.reproductions import runs
+    from pmjax.reproductions.base import Study
 
-    reproduction = plugins.load("reproductions", name, provides="REPRODUCTION").REPRODUCTION
+    reproduction = plugins.load("reproductions", name).REPRODUCTION
     if jobs < 1:
         raise UserError(f"--jobs={jobs} must be at least 1.")
     overrides = dict(overrides or {})
@@ -100,13 +101,13 @@ def reproduce(
         runlocal=runlocal,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    planned = _runs.plan(study)
+    planned = runs.plan(study)
     if report_only:
         _results(study, command)
         return
-    with _runs.alone(directory) as lock:
-        start = partial(_runs.start, slots=jobs, lock=lock)
-        _runs.work(study, planned, slots=jobs, start=start)
+    with runs.alone(directory) as lock:
+        start = partial(runs.start, slots=jobs, lock=lock)
+        runs.work(study, planned, slots=jobs, start=start)
     _results(study, command)
     if study.failures:
         raise UserError(
@@ -118,16 +119,17 @@ def reproduce(
 
 def _results(study, command: str) -> None:
     """Writes the tables as soon as they are there, and again with the figures."""
-    from pmjax.reproductions import Table, _tables
+    from pmjax.reproductions import tables as pages
+    from pmjax.reproductions.base import Table
 
     tables, figures = [], []
     for result in study.reproduction.results(study):
         if isinstance(result, Table):
             tables.append(result)
-            _tables.write(study, tables, figures, command=command)
+            pages.write(study, tables, figures, command=command)
         else:
             figures.append(result)
-    page = _tables.write(study, tables, figures, command=command)
+    page = pages.write(study, tables, figures, command=command)
     study.say((study.directory / "table.md").read_text())
     study.say(f"Report: {page}")
 

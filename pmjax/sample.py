@@ -25,14 +25,16 @@ def main() -> None:
 
     import numpy as np
 
-    from pmjax import datasets, model, report
+    from pmjax import model
+    from pmjax.datasets.batches import to_uint8
+    from pmjax.reporting import report
 
     cli.cache_compilations()
     trained = model.load(flags.workdir)
     samples = trained.sample(flags.num, seed=flags.seed, prior=flags.prior)
     images = samples.ndim == 4
     if images:
-        samples = datasets.to_uint8(samples)
+        samples = to_uint8(samples)
     try:
         if flags.out.suffix == ".npy":
             np.save(flags.out, samples)

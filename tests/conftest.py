@@ -1,37 +1,16 @@
 """Eight CPU devices for the tests of sharding, and one small trained run that tests share."""
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import pytest
 
-from pmjax import soak
+from tests import soak
+from tests.small_run import SMALL, run_command
 
 jax.config.update("jax_num_cpu_devices", 8)
-
-ROOT = Path(__file__).parents[1]
-
-# A whole run of seconds: perceptrons on digits.
-SMALL = [
-    "--config=configs/digits.py:runlocal",
-    "--config.nets=mlp",
-    "--config.nets_args.width=32",
-    "--config.latent_dim=8",
-    "--config.prior_args.width=32",
-    "--config.steps=60",
-    "--config.stage2.steps=60",
-    "--config.stage2.steps_per_dispatch=10",
-    "--config.checkpoint.every=10",
-    "--config.log_every=5",
-    "--config.eval.metrics=reconstruction,latent",
-    "--config.eval.num_samples=64",
-]
-
 
 # Modules that take long, the longest first, so that no process ends alone with one of them.
 LONG = ("step", "run", "hosts", "twin", "colab", "bench", "priors_trained", "faults_kill")
@@ -45,19 +24,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return LONG.index(name) if name in LONG else len(LONG)
 
     items.sort(key=place)
-
-
-def run_command(module: str, *args: str, **options) -> subprocess.CompletedProcess:
-    """Runs python -m pmjax.MODULE to its end, from the repository's root."""
-    return subprocess.run(
-        [sys.executable, "-m", f"pmjax.{module}", *map(str, args)],
-        cwd=ROOT,
-        env=os.environ | options.pop("env", {}),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        **options,
-    )
 
 
 @pytest.fixture(scope="session")

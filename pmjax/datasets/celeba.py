@@ -12,9 +12,9 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from pmjax.datasets import Source
-from pmjax.datasets._archives import check, missing
-from pmjax.datasets._records import Files, Zipped
+from pmjax.datasets.archives import check, missing
+from pmjax.datasets.base import Source
+from pmjax.datasets.records import Files, Zipped
 from pmjax.errors import UserError
 
 STOCK = "celeb_a"  # in TFDS
@@ -80,7 +80,7 @@ def _records(manual_dir: Path, *, verify: bool, unpacked: bool) -> dict[str, Seq
         if not file.exists():
             raise _missing(file, manual_dir)
     if verify:
-        from pmjax.datasets._tfds import registered  # the only import of TFDS
+        from pmjax.datasets.tfds_builder import registered  # the only import of TFDS
 
         for file in given:
             size, sha256 = registered(STOCK)[file.name]

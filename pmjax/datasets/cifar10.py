@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pmjax.datasets import Source
-from pmjax.datasets._archives import check, missing
-from pmjax.datasets._records import Arrays
+from pmjax.datasets.archives import check, missing
+from pmjax.datasets.base import Source
+from pmjax.datasets.records import Arrays
 from pmjax.errors import UserError
 
 ARCHIVE, FOLDER = "cifar-10-python.tar.gz", "cifar-10-batches-py"

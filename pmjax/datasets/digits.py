@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pmjax.datasets import Source, png
-from pmjax.datasets._batches import permutation
+from pmjax.datasets.base import Source
+from pmjax.datasets.batches import permutation
+from pmjax.datasets.images import png
 from pmjax.errors import UserError
 
 TEST_PER_CLASS = 100

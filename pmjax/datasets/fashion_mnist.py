@@ -6,11 +6,12 @@ can be given as `manual_dir`.
 
 from pathlib import Path
 
-from pmjax.datasets import Source, _idx
+from pmjax.datasets import idx_files
+from pmjax.datasets.base import Source
 
 
 def source(*, manual_dir: Path | None) -> Source:
     """Greyscale 28 x 28 in 10 classes."""
     if manual_dir:
-        return _idx.source(manual_dir)
+        return idx_files.source(manual_dir)
     return Source(stock="fashion_mnist", version="3.0.1", size=28)

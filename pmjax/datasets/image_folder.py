@@ -10,8 +10,8 @@ import hashlib
 import os
 from pathlib import Path
 
-from pmjax.datasets import SPLITS, Source
-from pmjax.datasets._records import Files
+from pmjax.datasets.base import SPLITS, Source
+from pmjax.datasets.records import Files
 from pmjax.errors import UserError
 
 EXTENSIONS = (

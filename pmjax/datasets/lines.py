@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pmjax.datasets import Source, png
+from pmjax.datasets.base import Source
+from pmjax.datasets.images import png
 
 NUM_TRAIN, NUM_TEST = 5000, 1000
 SIZE, LENGTH, WIDTH = 32, 16, 2  # pixels: the lines end at the border

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pmjax.datasets import Source
+from pmjax.datasets.base import Source
 
 NUM_POINTS = 5000
 NOISE = 0.05  # standard deviation before scaling

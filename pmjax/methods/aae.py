@@ -9,10 +9,11 @@ from functools import partial
 
 import jax
 
-from pmjax import errors, nets, parallel
-from pmjax.losses import ADVERSARIAL, squared_error
-from pmjax.methods import Plan, autoencode
-from pmjax.step import Game, Player
+from pmjax import errors
+from pmjax.distributed import collectives
+from pmjax.methods.base import MethodSpec, NetBuilder, Objective, autoencode
+from pmjax.methods.losses import ADVERSARIAL, squared_error
+from pmjax.nets import base as nets
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class Method:
     blocks: int = 2  # residual blocks of the critic
     spectral_norm: bool = True  # on every layer of the critic
     critic_repeats: int = 2  # updates of the critic in each step
-    b1: float = 0.0  # Adam's momentum of both players; with 0.5 they circle and miss each other
+    b1: float = 0.0  # Adam's momentum of both objectives; with 0.5 they circle and miss each other
 
     prior = "standard_normal"
 
@@ -37,8 +38,8 @@ class Method:
         if self.adversarial not in ADVERSARIAL:
             raise errors.unknown("adversarial loss", self.adversarial, ADVERSARIAL)
 
-    def game(self, plan: Plan) -> Game:
-        """Returns the nets E, G and D_z, and the players who move them."""
+    def game(self, plan: NetBuilder) -> MethodSpec:
+        """Returns the nets E, G and D_z, and the objectives who move them."""
         E, G = plan.encoder(batch_norm=False), plan.decoder()
         D = plan.latent_critic(
             width=self.width, blocks=self.blocks, spectral_norm=self.spectral_norm
@@ -50,7 +51,7 @@ class Method:
             z = jax.lax.stop_gradient(shared["z"])
             call = partial(nets.update, D[0], params["D_z"])
             prior, stats_D = call(
-                stats["D_z"], parallel.draw(jax.random.normal, key, z.shape, plan.axis)
+                stats["D_z"], collectives.sample_batch(jax.random.normal, key, z.shape, plan.axis)
             )
             posterior, stats_D = call(stats_D, z)
             metrics = {"D_z/prior": prior.mean(), "D_z/posterior": posterior.mean()}
@@ -63,9 +64,9 @@ class Method:
             return recon + self.weight * fool, ({"recon": recon, "fool": fool}, stats)
 
         optimizer = partial(plan.optimizer, b1=self.b1)
-        players = (
-            Player("critic", ("D_z",), critic_loss, optimizer, self.critic_repeats),
-            Player("autoencoder", ("E", "G"), autoencoder_loss, optimizer),
+        objectives = (
+            Objective("critic", ("D_z",), critic_loss, optimizer, self.critic_repeats),
+            Objective("autoencoder", ("E", "G"), autoencoder_loss, optimizer),
         )
         forward = autoencode(E[0], G[0])
-        return Game({"E": E, "G": G, "D_z": D}, forward, ("E", "G"), players)
+        return MethodSpec({"E": E, "G": G, "D_z": D}, forward, ("E", "G"), objectives)

@@ -8,11 +8,11 @@ import dataclasses
 
 import jax
 
-from pmjax import nets, parallel
-from pmjax.datasets import to_float
-from pmjax.losses import squared_error
-from pmjax.methods import Plan
-from pmjax.step import Game, Player
+from pmjax.datasets.batches import to_float
+from pmjax.distributed import collectives
+from pmjax.methods.base import MethodSpec, NetBuilder, Objective
+from pmjax.methods.losses import squared_error
+from pmjax.nets import base as nets
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,8 +27,8 @@ class Method:
 
     prior = "gmm"  # the paper does not sample
 
-    def game(self, plan: Plan) -> Game:
-        """Returns the nets E, G and d, and the players who move them."""
+    def game(self, plan: NetBuilder) -> MethodSpec:
+        """Returns the nets E, G and d, and the objectives who move them."""
         E, G, d = plan.encoder(batch_norm=False), plan.decoder(), plan.critic()
 
         def forward(params, stats, batch, key):
@@ -36,8 +36,8 @@ class Method:
             x = to_float(batch)
             z, stats_E = nets.update(E[0], params["E"], stats["E"], x)
             x_hat, stats_G = nets.update(G[0], params["G"], stats["G"], z)
-            alpha = parallel.draw(jax.random.uniform, key, (len(x),), plan.axis) / 2
-            other = parallel.next_example(z, plan.axis)
+            alpha = collectives.sample_batch(jax.random.uniform, key, (len(x),), plan.axis) / 2
+            other = collectives.roll_batch(z, plan.axis)
             z_alpha = alpha[:, None] * z + (1 - alpha[:, None]) * other
             x_alpha = nets.apply(G[0], params["G"], stats["G"], z_alpha, train=True)
             blend = self.gamma * x + (1 - self.gamma) * x_hat
@@ -59,9 +59,9 @@ class Method:
             fool = squared_error(shared["d_alpha"], 0)
             return recon + self.lambda_ * fool, ({"recon": recon, "fool": fool}, stats)
 
-        players = (
-            Player("critic", ("d",), critic_loss, plan.optimizer),
-            Player("autoencoder", ("E", "G"), autoencoder_loss, plan.optimizer),
+        objectives = (
+            Objective("critic", ("d",), critic_loss, plan.optimizer),
+            Objective("autoencoder", ("E", "G"), autoencoder_loss, plan.optimizer),
         )
         everything = {"E": E, "G": G, "d": d}
-        return Game(everything, forward, tuple(everything), players)
+        return MethodSpec(everything, forward, tuple(everything), objectives)

@@ -3,9 +3,8 @@
 import dataclasses
 
 from pmjax import errors
-from pmjax.losses import absolute_error, squared_error
-from pmjax.methods import Plan, autoencode
-from pmjax.step import Game, Player
+from pmjax.methods.base import MethodSpec, NetBuilder, Objective, autoencode
+from pmjax.methods.losses import absolute_error, squared_error
 
 RECONSTRUCTION = {"squared": squared_error, "absolute": absolute_error}
 
@@ -21,8 +20,8 @@ class Method:
         if self.reconstruction not in RECONSTRUCTION:
             raise errors.unknown("reconstruction", self.reconstruction, RECONSTRUCTION)
 
-    def game(self, plan: Plan) -> Game:
-        """Returns the nets E and G, and the player who moves both."""
+    def game(self, plan: NetBuilder) -> MethodSpec:
+        """Returns the nets E and G, and the objective who moves both."""
         E, G = plan.encoder(batch_norm=self.batch_norm), plan.decoder()
 
         def autoencoder_loss(params, stats, shared, key):
@@ -30,5 +29,5 @@ class Method:
             loss = RECONSTRUCTION[self.reconstruction](shared["x"], shared["x_hat"])
             return loss, ({"recon": loss}, stats)
 
-        autoencoder = Player("autoencoder", ("E", "G"), autoencoder_loss, plan.optimizer)
-        return Game({"E": E, "G": G}, autoencode(E[0], G[0]), ("E", "G"), (autoencoder,))
+        autoencoder = Objective("autoencoder", ("E", "G"), autoencoder_loss, plan.optimizer)
+        return MethodSpec({"E": E, "G": G}, autoencode(E[0], G[0]), ("E", "G"), (autoencoder,))

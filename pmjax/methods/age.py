@@ -11,10 +11,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from pmjax import nets, parallel
-from pmjax.losses import absolute_error, squared_error
-from pmjax.methods import Plan, Sphere, autoencode
-from pmjax.step import Game, Player
+from pmjax.distributed import collectives
+from pmjax.methods.base import MethodSpec, NetBuilder, Objective, Sphere, autoencode
+from pmjax.methods.losses import absolute_error, squared_error
+from pmjax.nets import base as nets
 
 Array = jax.Array
 
@@ -22,8 +22,8 @@ Array = jax.Array
 def divergence(z: Array, axis: str | None) -> Array:
     """Returns Δ(z): KL(N(m, s²) ‖ N(0, 1)) for √d·z of the global batch, mean over coordinates."""
     z = z * z.shape[-1] ** 0.5
-    mean = parallel.mean(jnp.mean(z, 0), axis)
-    variance = parallel.mean(jnp.mean(jnp.square(z - mean), 0), axis) + 1e-6
+    mean = collectives.mean(jnp.mean(z, 0), axis)
+    variance = collectives.mean(jnp.mean(jnp.square(z - mean), 0), axis) + 1e-6
     return jnp.mean(jnp.square(mean) + variance - 1 - jnp.log(variance)) / 2
 
 
@@ -42,13 +42,13 @@ class Method:
 
     prior = "sphere_uniform"
 
-    def game(self, plan: Plan) -> Game:
-        """Returns the nets E and G, and the players who move them."""
+    def game(self, plan: NetBuilder) -> MethodSpec:
+        """Returns the nets E and G, and the objectives who move them."""
         E, G = plan.encoder(sphere=True), plan.decoder()
 
         def generate(params, stats, z, key):
             """Draws z_p from the sphere; returns it, G(z_p), and G's statistics."""
-            noise = parallel.draw(jax.random.normal, key, z.shape, plan.axis)
+            noise = collectives.sample_batch(jax.random.normal, key, z.shape, plan.axis)
             z_p = Sphere()(noise, train=True)
             return z_p, *nets.update(G[0], params["G"], stats["G"], z_p)
 
@@ -73,8 +73,8 @@ class Method:
             loss += self.generator_mu * absolute_error(shared["x"], shared["x_hat"])
             return loss, ({"cosine": cosine}, stats | {"G": stats_G})
 
-        players = (
-            Player("encoder", ("E",), encoder_loss, plan.optimizer),
-            Player("generator", ("G",), generator_loss, plan.optimizer, self.generator_repeats),
+        objectives = (
+            Objective("encoder", ("E",), encoder_loss, plan.optimizer),
+            Objective("generator", ("G",), generator_loss, plan.optimizer, self.generator_repeats),
         )
-        return Game({"E": E, "G": G}, autoencode(E[0], G[0]), ("E", "G"), players)
+        return MethodSpec({"E": E, "G": G}, autoencode(E[0], G[0]), ("E", "G"), objectives)

@@ -11,11 +11,16 @@ from functools import partial
 import jax
 import optax
 
-from pmjax import nets, parallel
-from pmjax.datasets import to_float
-from pmjax.losses import gradient_penalty, logistic_critic, logistic_generator, squared_error
-from pmjax.methods import Plan
-from pmjax.step import Game, Player
+from pmjax.datasets.batches import to_float
+from pmjax.distributed import collectives
+from pmjax.methods.base import MethodSpec, NetBuilder, Objective
+from pmjax.methods.losses import (
+    gradient_penalty,
+    logistic_critic,
+    logistic_generator,
+    squared_error,
+)
+from pmjax.nets import base as nets
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,8 +39,8 @@ class Method:
 
     prior = "mapping"
 
-    def game(self, plan: Plan) -> Game:
-        """Returns the nets E, G, F and D_z, and the players who move them."""
+    def game(self, plan: NetBuilder) -> MethodSpec:
+        """Returns the nets E, G, F and D_z, and the objectives who move them."""
         E, G = plan.encoder(batch_norm=False), plan.decoder()
         F = plan.mapping(width=self.width, blocks=self.blocks)
         D = plan.latent_critic(width=self.width, blocks=self.blocks, spectral_norm=False)
@@ -51,7 +56,7 @@ class Method:
 
         def generate(params, stats, shared, key):
             """Returns F(z'), G(F(z')) and G's statistics for z' ~ N(0, I)."""
-            noise = parallel.draw(jax.random.normal, key, shared["z"].shape, plan.axis)
+            noise = collectives.sample_batch(jax.random.normal, key, shared["z"].shape, plan.axis)
             z = call("F", noise, params, stats)
             return z, *nets.update(G[0], params["G"], stats["G"], z)
 
@@ -84,9 +89,9 @@ class Method:
             slower = optax.masked(optax.scale(self.mapping_rate), {"F": True, "G": False})
             return optax.chain(optimizer(repeats), slower)
 
-        players = (
-            Player("critic", ("E", "D_z"), critic_loss, optimizer),
-            Player("generator", ("F", "G"), generator_loss, of_generator),
-            Player("reciprocity", ("E", "G"), latent_loss, optimizer),
+        objectives = (
+            Objective("critic", ("E", "D_z"), critic_loss, optimizer),
+            Objective("generator", ("F", "G"), generator_loss, of_generator),
+            Objective("reciprocity", ("E", "G"), latent_loss, optimizer),
         )
-        return Game(everything, forward, ("E",), players)
+        return MethodSpec(everything, forward, ("E",), objectives)

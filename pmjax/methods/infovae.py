@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pmjax import errors, parallel
-from pmjax.losses import KERNELS, gaussian_kl, mmd, squared_error
-from pmjax.methods import Plan, autoencode_with_noise
-from pmjax.step import Game, Player
+from pmjax import errors
+from pmjax.distributed import collectives
+from pmjax.methods.base import MethodSpec, NetBuilder, Objective, autoencode_with_noise
+from pmjax.methods.losses import KERNELS, gaussian_kl, mmd, squared_error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,16 +38,16 @@ class Method:
         if self.kernel not in KERNELS:
             raise errors.unknown("kernel", self.kernel, KERNELS)
 
-    def game(self, plan: Plan) -> Game:
-        """Returns the nets E and G, and the player who moves both."""
+    def game(self, plan: NetBuilder) -> MethodSpec:
+        """Returns the nets E and G, and the objective who moves both."""
         E, G = plan.posterior(), plan.decoder()
         nat = 2 * self.variance / float(np.prod(plan.shape))
-        everyone = partial(parallel.everyone, axis=plan.axis)
+        everyone = partial(collectives.all_gather, axis=plan.axis)
         kernel = partial(KERNELS[self.kernel], scale=2 * plan.latent_dim)
 
         def autoencoder_loss(params, stats, shared, key):
             """E_q[-log p(x|z)] + (1 - α) KL(q(z|x) ‖ p(z)) + (α + λ - 1) MMD(q(z), p(z))."""
-            prior = parallel.draw(jax.random.normal, key, shared["z"].shape, plan.axis)
+            prior = collectives.sample_batch(jax.random.normal, key, shared["z"].shape, plan.axis)
             recon = squared_error(shared["x"], shared["x_hat"])
             kl = jnp.mean(gaussian_kl(shared["z"], shared["log_variance"]))
             distance = mmd(shared["z_drawn"], prior, kernel, everyone)
@@ -55,6 +55,6 @@ class Method:
             loss = recon + nat * (of_one * kl + of_all * distance)
             return loss, ({"recon": recon, "kl": kl, "mmd": distance}, stats)
 
-        autoencoder = Player("autoencoder", ("E", "G"), autoencoder_loss, plan.optimizer)
+        autoencoder = Objective("autoencoder", ("E", "G"), autoencoder_loss, plan.optimizer)
         forward = autoencode_with_noise(E[0], G[0], plan.axis)
-        return Game({"E": E, "G": G}, forward, ("E", "G"), (autoencoder,))
+        return MethodSpec({"E": E, "G": G}, forward, ("E", "G"), (autoencoder,))

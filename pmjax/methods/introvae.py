@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pmjax import nets, parallel
-from pmjax.losses import gaussian_kl, squared_error
-from pmjax.methods import Plan, autoencode_with_noise
-from pmjax.step import Game, Player
+from pmjax.distributed import collectives
+from pmjax.methods.base import MethodSpec, NetBuilder, Objective, autoencode_with_noise
+from pmjax.methods.losses import gaussian_kl, squared_error
+from pmjax.nets import base as nets
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,8 @@ class Method:
 
     prior = "standard_normal"
 
-    def game(self, plan: Plan) -> Game:
-        """Returns the nets E and G, and the players who move them."""
+    def game(self, plan: NetBuilder) -> MethodSpec:
+        """Returns the nets E and G, and the objectives who move them."""
         E, G = plan.posterior(), plan.decoder()
         weight = self.kl_weight / float(np.prod(plan.shape))
 
@@ -44,7 +44,7 @@ class Method:
 
         def generate(params, stats, z, key):
             """X_p = G(z_p), z_p ~ N(0, I)."""
-            z_p = parallel.draw(jax.random.normal, key, z.shape, plan.axis)
+            z_p = collectives.sample_batch(jax.random.normal, key, z.shape, plan.axis)
             return nets.apply(G[0], params["G"], stats["G"], z_p, train=True)
 
         def encoder_loss(params, stats, shared, key):
@@ -65,9 +65,9 @@ class Method:
             recon = squared_error(shared["x"], shared["x_hat"])
             return recon + weight * self.alpha * kl, ({}, stats)
 
-        players = (
-            Player("encoder", ("E",), encoder_loss, plan.optimizer),
-            Player("decoder", ("G",), decoder_loss, plan.optimizer),
+        objectives = (
+            Objective("encoder", ("E",), encoder_loss, plan.optimizer),
+            Objective("decoder", ("G",), decoder_loss, plan.optimizer),
         )
         forward = autoencode_with_noise(E[0], G[0], plan.axis)
-        return Game({"E": E, "G": G}, forward, ("E", "G"), players)
+        return MethodSpec({"E": E, "G": G}, forward, ("E", "G"), objectives)

@@ -11,10 +11,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from pmjax import nets, parallel
-from pmjax.losses import imq, mmd, squared_error
-from pmjax.methods import Plan, autoencode
-from pmjax.step import Game, Player
+from pmjax.distributed import collectives
+from pmjax.methods.base import MethodSpec, NetBuilder, Objective, autoencode
+from pmjax.methods.losses import imq, mmd, squared_error
+from pmjax.nets import base as nets
 
 Array = jax.Array
 
@@ -40,12 +40,12 @@ class Method:
 
     prior = "standard_normal"
 
-    def game(self, plan: Plan) -> Game:
-        """Returns the nets E, G and d, and the players who move them; d answers in [N, d]."""
+    def game(self, plan: NetBuilder) -> MethodSpec:
+        """Returns the nets E, G and d, and the objectives who move them; d answers in [N, d]."""
         E, G = plan.encoder(batch_norm=False), plan.decoder()
         d = plan.trunk(plan.latent_dim), plan.shape
         encode = autoencode(E[0], G[0])
-        everyone = partial(parallel.everyone, axis=plan.axis)
+        everyone = partial(collectives.all_gather, axis=plan.axis)
         kernel = partial(imq, scale=2 * plan.latent_dim)
 
         def forward(params, stats, batch, key):
@@ -55,9 +55,9 @@ class Method:
             shared, moved = encode(params, stats, batch, key)
             x, z, x_hat = shared["x"], shared["z"], shared["x_hat"]
             alpha_key, prior_key = jax.random.split(key)
-            alpha = parallel.draw(jax.random.uniform, alpha_key, z.shape, plan.axis) / 2
-            h = parallel.draw(jax.random.normal, prior_key, z.shape, plan.axis)
-            z_alpha = mix(z, parallel.next_example(z, plan.axis), alpha)
+            alpha = collectives.sample_batch(jax.random.uniform, alpha_key, z.shape, plan.axis) / 2
+            h = collectives.sample_batch(jax.random.normal, prior_key, z.shape, plan.axis)
+            z_alpha = mix(z, collectives.roll_batch(z, plan.axis), alpha)
             x_alpha, x_h = jnp.split(call("G", G, jnp.concatenate([z_alpha, h])), 2)
             blend = self.gamma * x + (1 - self.gamma) * x_hat
             d_blend, stats_d = nets.update(d[0], params["d"], stats["d"], blend)
@@ -83,9 +83,9 @@ class Method:
             metrics = {"recon": recon, "fool/mix": fool_mix, "fool/generated": fool_generated}
             return loss + self.mmd_weight * distance, (metrics | {"mmd": distance}, stats)
 
-        players = (
-            Player("critic", ("d",), critic_loss, plan.optimizer),
-            Player("autoencoder", ("E", "G"), autoencoder_loss, plan.optimizer),
+        objectives = (
+            Objective("critic", ("d",), critic_loss, plan.optimizer),
+            Objective("autoencoder", ("E", "G"), autoencoder_loss, plan.optimizer),
         )
         everything = {"E": E, "G": G, "d": d}
-        return Game(everything, forward, tuple(everything), players)
+        return MethodSpec(everything, forward, tuple(everything), objectives)

@@ -7,11 +7,12 @@ import dataclasses
 
 import jax
 
-from pmjax import errors, nets, parallel
+from pmjax import errors
+from pmjax.distributed import collectives
 from pmjax.errors import UserError
-from pmjax.losses import absolute_error, squared_error
-from pmjax.methods import Plan, Scaled, autoencode
-from pmjax.step import Game, Player
+from pmjax.methods.base import MethodSpec, NetBuilder, Objective, Rescale, autoencode
+from pmjax.methods.losses import absolute_error, squared_error
+from pmjax.nets import base as nets
 
 RECONSTRUCTION = {"squared": squared_error, "absolute": absolute_error}
 
@@ -42,12 +43,12 @@ class Method:
                 f"--config.method_args.batch_norm=false."
             )
 
-    def game(self, plan: Plan) -> Game:
-        """Returns the nets E, G and d, and the players who move them."""
+    def game(self, plan: NetBuilder) -> MethodSpec:
+        """Returns the nets E, G and d, and the objectives who move them."""
         E, G, d = plan.encoder(batch_norm=self.batch_norm), plan.decoder(), plan.critic()
         if self.dispersion != 1:
-            E = E[0].clone(norm=Scaled(self.dispersion)), E[1]
-            G = Scaled(1 / self.dispersion, G[0]), G[1]
+            E = E[0].clone(norm=Rescale(self.dispersion)), E[1]
+            G = Rescale(1 / self.dispersion, G[0]), G[1]
         norm, encode = RECONSTRUCTION[self.reconstruction], autoencode(E[0], G[0])
 
         def forward(params, stats, batch, key):
@@ -58,8 +59,8 @@ class Method:
             if not self.regularizer:
                 return shared, moved
             x, z, x_hat = shared["x"], shared["z"], shared["x_hat"]
-            mu = parallel.draw(jax.random.uniform, key, (len(x),), plan.axis) / 2
-            z_mu = mu[:, None] * z + (1 - mu[:, None]) * parallel.next_example(z, plan.axis)
+            mu = collectives.sample_batch(jax.random.uniform, key, (len(x),), plan.axis) / 2
+            z_mu = mu[:, None] * z + (1 - mu[:, None]) * collectives.roll_batch(z, plan.axis)
             x_mu = call("G", G, z_mu)
             # Only d learns from the blend, and E and G alone from d(x_hat), which is on its own.
             blend = jax.lax.stop_gradient(self.gamma * x + (1 - self.gamma) * x_hat)
@@ -89,11 +90,11 @@ class Method:
                 metrics |= {"fool/mix": fool_mix, "fool/recon": fool_recon}
             return loss, (metrics, stats)
 
-        critic = Player("critic", ("d",), critic_loss, plan.optimizer, self.critic_repeats)
-        autoencoder = Player(
+        critic = Objective("critic", ("d",), critic_loss, plan.optimizer, self.critic_repeats)
+        autoencoder = Objective(
             "autoencoder", ("E", "G"), autoencoder_loss, plan.optimizer, self.autoencoder_repeats
         )
         if not self.regularizer:
-            return Game({"E": E, "G": G}, forward, ("E", "G"), (autoencoder,))
+            return MethodSpec({"E": E, "G": G}, forward, ("E", "G"), (autoencoder,))
         everything = {"E": E, "G": G, "d": d}
-        return Game(everything, forward, tuple(everything), (critic, autoencoder))
+        return MethodSpec(everything, forward, tuple(everything), (critic, autoencoder))

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from pmjax import errors, nets, parallel
-from pmjax.losses import squared_error
-from pmjax.methods import Plan, autoencode
-from pmjax.step import Game, Player
+from pmjax import errors
+from pmjax.distributed import collectives
+from pmjax.methods.base import MethodSpec, NetBuilder, Objective, autoencode
+from pmjax.methods.losses import squared_error
+from pmjax.nets import base as nets
 
 Array = jax.Array
 
@@ -49,8 +50,8 @@ class Method:
         if self.regularizer not in REGULARIZERS:
             raise errors.unknown("regularizer", self.regularizer, REGULARIZERS)
 
-    def game(self, plan: Plan) -> Game:
-        """Returns the nets E and G, and the player who moves both."""
+    def game(self, plan: NetBuilder) -> MethodSpec:
+        """Returns the nets E and G, and the objective who moves both."""
         E, (decoder, latent) = plan.encoder(batch_norm=False), plan.decoder()
         if self.regularizer == "spectral_norm":
             decoder = SpectrallyNormalized(decoder)
@@ -61,7 +62,7 @@ class Method:
             x_hat, pull_back = jax.vjp(
                 lambda z: nets.apply(G[0], params["G"], stats["G"], z, train=True), z
             )
-            projection = parallel.draw(jax.random.normal, key, x_hat.shape, plan.axis)
+            projection = collectives.sample_batch(jax.random.normal, key, x_hat.shape, plan.axis)
             return jnp.sum(jnp.square(pull_back(projection)[0])) / x_hat.size
 
         def autoencoder_loss(params, stats, shared, key):
@@ -76,5 +77,5 @@ class Method:
                 loss += self.gradient_weight * metrics["jacobian"] / 2
             return loss, (metrics, stats)
 
-        autoencoder = Player("autoencoder", ("E", "G"), autoencoder_loss, plan.optimizer)
-        return Game({"E": E, "G": G}, autoencode(E[0], G[0]), ("E", "G"), (autoencoder,))
+        autoencoder = Objective("autoencoder", ("E", "G"), autoencoder_loss, plan.optimizer)
+        return MethodSpec({"E": E, "G": G}, autoencode(E[0], G[0]), ("E", "G"), (autoencoder,))

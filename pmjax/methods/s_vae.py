@@ -11,13 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from pmjax import nets
-from pmjax.datasets import to_float
+from pmjax.datasets.batches import to_float
 from pmjax.errors import UserError
-from pmjax.losses import squared_error
-from pmjax.methods import Plan, Sphere
-from pmjax.methods import _von_mises_fisher as vmf
-from pmjax.step import Game, Player
+from pmjax.methods import von_mises_fisher as vmf
+from pmjax.methods.base import MethodSpec, NetBuilder, Objective, Sphere
+from pmjax.methods.losses import squared_error
+from pmjax.nets import base as nets
 
 Array = jax.Array
 
@@ -67,8 +66,8 @@ class Method:
 
     prior = "sphere_uniform"
 
-    def game(self, plan: Plan) -> Game:
-        """Returns the nets E and G, and the player who moves both."""
+    def game(self, plan: NetBuilder) -> MethodSpec:
+        """Returns the nets E and G, and the objective who moves both."""
         if plan.latent_dim < 2:
             raise UserError(f"latent_dim={plan.latent_dim} has no sphere: take 2 or more.")
         E = Direction(plan.trunk(plan.latent_dim + 1)), plan.shape
@@ -94,5 +93,5 @@ class Method:
             metrics = {"recon": recon, "kl": kl, "kappa": shared["kappa"].mean()}
             return recon + nat * self.beta * kl, (metrics, stats)
 
-        autoencoder = Player("autoencoder", ("E", "G"), autoencoder_loss, plan.optimizer)
-        return Game({"E": E, "G": G}, forward, ("E", "G"), (autoencoder,))
+        autoencoder = Objective("autoencoder", ("E", "G"), autoencoder_loss, plan.optimizer)
+        return MethodSpec({"E": E, "G": G}, forward, ("E", "G"), (autoencoder,))

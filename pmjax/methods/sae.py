@@ -10,9 +10,8 @@ import jax
 from flax import linen as nn
 
 from pmjax.errors import UserError
-from pmjax.losses import squared_error
-from pmjax.methods import Embedding, Plan, Sphere, autoencode
-from pmjax.step import Game, Player
+from pmjax.methods.base import Embedding, MethodSpec, NetBuilder, Objective, Sphere, autoencode
+from pmjax.methods.losses import squared_error
 
 Array = jax.Array
 
@@ -47,8 +46,8 @@ class Method:
 
     prior = "sphere_uniform"
 
-    def game(self, plan: Plan) -> Game:
-        """Returns the nets E and G, and the player who moves both."""
+    def game(self, plan: NetBuilder) -> MethodSpec:
+        """Returns the nets E and G, and the objective who moves both."""
         if plan.latent_dim < 3:
             raise UserError(
                 f"latent_dim={plan.latent_dim} leaves too little of a sphere once coordinates are "
@@ -63,5 +62,5 @@ class Method:
             loss = squared_error(shared["x"], shared["x_hat"])
             return loss, ({"recon": loss}, stats)
 
-        autoencoder = Player("autoencoder", ("E", "G"), autoencoder_loss, plan.optimizer)
-        return Game({"E": E, "G": G}, autoencode(E[0], G[0]), ("E", "G"), (autoencoder,))
+        autoencoder = Objective("autoencoder", ("E", "G"), autoencoder_loss, plan.optimizer)
+        return MethodSpec({"E": E, "G": G}, autoencode(E[0], G[0]), ("E", "G"), (autoencoder,))

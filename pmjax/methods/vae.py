@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pmjax import errors, parallel
+from pmjax import errors
+from pmjax.distributed import collectives
 from pmjax.errors import UserError
-from pmjax.losses import gaussian_kl, squared_error
-from pmjax.methods import Plan, autoencode_with_noise
-from pmjax.step import Game, Player
+from pmjax.methods.base import MethodSpec, NetBuilder, Objective, autoencode_with_noise
+from pmjax.methods.losses import gaussian_kl, squared_error
 
 Array = jax.Array
 
@@ -26,7 +26,7 @@ def gaussian(x: Array, x_hat: Array, variance: float | Array, axis: str | None) 
 
 def gaussian_learned(x: Array, x_hat: Array, variance: float, axis: str | None) -> Array:
     """Returns the same for the variance that makes it least: the batch's mean squared error."""
-    best = parallel.mean(squared_error(x, x_hat), axis) + 1e-8
+    best = collectives.mean(squared_error(x, x_hat), axis) + 1e-8
     return gaussian(x, x_hat, best, axis)
 
 
@@ -64,8 +64,8 @@ class Method:
         if self.variance <= 0:
             raise UserError(f"method_args.variance={self.variance} must be above 0.")
 
-    def game(self, plan: Plan) -> Game:
-        """Returns the nets E and G, and the player who moves both."""
+    def game(self, plan: NetBuilder) -> MethodSpec:
+        """Returns the nets E and G, and the objective who moves both."""
         if self.likelihood == "bernoulli" and len(plan.shape) != 3:
             raise UserError("method_args.likelihood=bernoulli is for images; points take gaussian.")
         E, G = plan.posterior(), plan.decoder()
@@ -79,6 +79,6 @@ class Method:
             metrics = {"recon": squared_error(x, x_hat), "kl": kl, "elbo": -(size * nll + kl)}
             return nll + self.beta * kl / size, (metrics, stats)
 
-        autoencoder = Player("autoencoder", ("E", "G"), autoencoder_loss, plan.optimizer)
+        autoencoder = Objective("autoencoder", ("E", "G"), autoencoder_loss, plan.optimizer)
         forward = autoencode_with_noise(E[0], G[0], plan.axis)
-        return Game({"E": E, "G": G}, forward, ("E", "G"), (autoencoder,))
+        return MethodSpec({"E": E, "G": G}, forward, ("E", "G"), (autoencoder,))

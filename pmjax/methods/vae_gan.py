@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pmjax import errors, nets, parallel
-from pmjax.losses import ADVERSARIAL, gaussian_kl, squared_error
-from pmjax.methods import Plan, autoencode_with_noise
-from pmjax.step import Game, Player
+from pmjax import errors
+from pmjax.distributed import collectives
+from pmjax.methods.base import MethodSpec, NetBuilder, Objective, autoencode_with_noise
+from pmjax.methods.losses import ADVERSARIAL, gaussian_kl, squared_error
+from pmjax.nets import base as nets
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,8 +37,8 @@ class Method:
         if self.adversarial not in ADVERSARIAL:
             raise errors.unknown("adversarial loss", self.adversarial, ADVERSARIAL)
 
-    def game(self, plan: Plan) -> Game:
-        """Returns the nets E, G and d, and the players who move them."""
+    def game(self, plan: NetBuilder) -> MethodSpec:
+        """Returns the nets E, G and d, and the objectives who move them."""
         E, G, d = plan.posterior(), plan.decoder(), plan.critic()
         encode = autoencode_with_noise(E[0], G[0], plan.axis)
         weight = self.kl_weight / float(np.prod(plan.shape))
@@ -47,7 +48,9 @@ class Method:
             """d_l and d of x, of x̂ = G(z), z ~ q(z|x), and of x_p = G(z_p), z_p ~ N(0, I)."""
             noise_key, prior_key = jax.random.split(key)
             shared, moved = encode(params, stats, batch, noise_key)
-            z_p = parallel.draw(jax.random.normal, prior_key, shared["z"].shape, plan.axis)
+            z_p = collectives.sample_batch(
+                jax.random.normal, prior_key, shared["z"].shape, plan.axis
+            )
             x_p = nets.apply(G[0], params["G"], stats["G"], z_p, train=True)
             everything = jnp.concatenate([shared["x"], shared["x_hat"], x_p])
             (features, said), stats_d = nets.update(
@@ -80,10 +83,10 @@ class Method:
             fool = deceive(jnp.concatenate([shared["d_hat"], shared["d_p"]]))
             return self.gamma * similarity(shared)[0] + fool, ({"fool": fool}, stats)
 
-        players = (
-            Player("critic", ("d",), critic_loss, plan.optimizer),
-            Player("encoder", ("E",), encoder_loss, plan.optimizer),
-            Player("decoder", ("G",), decoder_loss, plan.optimizer),
+        objectives = (
+            Objective("critic", ("d",), critic_loss, plan.optimizer),
+            Objective("encoder", ("E",), encoder_loss, plan.optimizer),
+            Objective("decoder", ("G",), decoder_loss, plan.optimizer),
         )
         everything = {"E": E, "G": G, "d": d}
-        return Game(everything, forward, tuple(everything), players)
+        return MethodSpec(everything, forward, tuple(everything), objectives)

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from pmjax import nets, parallel
-from pmjax.datasets import to_float
+from pmjax.datasets.batches import to_float
+from pmjax.distributed import collectives
 from pmjax.errors import UserError
-from pmjax.losses import squared_error
-from pmjax.methods import Plan
-from pmjax.step import Game, Player
+from pmjax.methods.base import MethodSpec, NetBuilder, Objective
+from pmjax.methods.losses import squared_error
+from pmjax.nets import base as nets
 
 Array = jax.Array
 
@@ -60,13 +60,13 @@ class Quantizer(nn.Module):
         if key is None:
             return z, z_q, None
         used = jax.nn.one_hot(nearest, self.codes)
-        share = parallel.mean(used.mean(0), self.axis)
+        share = collectives.mean(used.mean(0), self.axis)
         perplexity = jnp.exp(-jnp.sum(share * jnp.log(share + 1e-12)))
-        mean_slot = parallel.mean(used.T @ slots / len(slots), self.axis)
+        mean_slot = collectives.mean(used.T @ slots / len(slots), self.axis)
         kept = self.decay * counts.value
         count = kept + (1 - self.decay) * share
         total = kept[:, None] * book.value + (1 - self.decay) * mean_slot
-        everyone = parallel.everyone(slots, self.axis)
+        everyone = collectives.all_gather(slots, self.axis)
         random = everyone[jax.random.randint(key, (self.codes,), 0, len(everyone))]
         average = count.mean()
         dead = count < self.revive_below * average
@@ -88,8 +88,8 @@ class Method:
 
     prior = "code_prior"
 
-    def game(self, plan: Plan) -> Game:
-        """Returns the nets E and G, and the player who moves both."""
+    def game(self, plan: NetBuilder) -> MethodSpec:
+        """Returns the nets E and G, and the objective who moves both."""
         code_dim = self.code_dim or math.gcd(4, plan.latent_dim)
         if plan.latent_dim % code_dim:
             raise UserError(f"code_dim={code_dim} must divide latent_dim={plan.latent_dim}.")
@@ -115,5 +115,5 @@ class Method:
             metrics = {"recon": recon, "commit": commit, "perplexity": shared["perplexity"]}
             return recon + self.commitment * commit, (metrics, stats)
 
-        autoencoder = Player("autoencoder", ("E", "G"), autoencoder_loss, plan.optimizer)
-        return Game({"E": E, "G": G}, forward, ("E", "G"), (autoencoder,))
+        autoencoder = Objective("autoencoder", ("E", "G"), autoencoder_loss, plan.optimizer)
+        return MethodSpec({"E": E, "G": G}, forward, ("E", "G"), (autoencoder,))

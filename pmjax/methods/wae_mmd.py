@@ -8,10 +8,10 @@ from functools import partial
 
 import jax
 
-from pmjax import errors, parallel
-from pmjax.losses import KERNELS, mmd, squared_error
-from pmjax.methods import Plan, autoencode
-from pmjax.step import Game, Player
+from pmjax import errors
+from pmjax.distributed import collectives
+from pmjax.methods.base import MethodSpec, NetBuilder, Objective, autoencode
+from pmjax.methods.losses import KERNELS, mmd, squared_error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,10 +32,10 @@ class Method:
         if self.kernel not in KERNELS:
             raise errors.unknown("kernel", self.kernel, KERNELS)
 
-    def game(self, plan: Plan) -> Game:
-        """Returns the nets E and G, and the player who moves both."""
+    def game(self, plan: NetBuilder) -> MethodSpec:
+        """Returns the nets E and G, and the objective who moves both."""
         E, G = plan.encoder(batch_norm=False), plan.decoder()
-        everyone = partial(parallel.everyone, axis=plan.axis)
+        everyone = partial(collectives.all_gather, axis=plan.axis)
 
         def kernel(squared_distance):
             scales = [2 * plan.latent_dim * scale for scale in self.scales]
@@ -44,10 +44,10 @@ class Method:
         def autoencoder_loss(params, stats, shared, key):
             """‖x - x̂‖² + λ MMD(q(z), N(0, I))."""
             z = shared["z"]
-            prior = parallel.draw(jax.random.normal, key, z.shape, plan.axis)
+            prior = collectives.sample_batch(jax.random.normal, key, z.shape, plan.axis)
             recon = squared_error(shared["x"], shared["x_hat"])
             penalty = mmd(z, prior, kernel, everyone)
             return recon + self.weight * penalty, ({"recon": recon, "mmd": penalty}, stats)
 
-        autoencoder = Player("autoencoder", ("E", "G"), autoencoder_loss, plan.optimizer)
-        return Game({"E": E, "G": G}, autoencode(E[0], G[0]), ("E", "G"), (autoencoder,))
+        autoencoder = Objective("autoencoder", ("E", "G"), autoencoder_loss, plan.optimizer)
+        return MethodSpec({"E": E, "G": G}, autoencode(E[0], G[0]), ("E", "G"), (autoencoder,))

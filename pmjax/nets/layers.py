@@ -9,8 +9,8 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from pmjax.nets import _tpu
-from pmjax.parallel import sum_over_shards
+from pmjax.distributed.collectives import sum_over_shards
+from pmjax.nets import tpu_layers
 
 Array = jax.Array
 
@@ -84,12 +84,14 @@ conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 
 def paired_conv(x: Array, w: Array) -> Array:
     """Is `conv2d` for a kernel [3, 3, C, O], in the form that suits TPUs if channels are few."""
-    return lax.platform_dependent(x, w, tpu=_tpu.paired_conv, default=partial(conv2d, padding=1))
+    return lax.platform_dependent(
+        x, w, tpu=tpu_layers.paired_conv, default=partial(conv2d, padding=1)
+    )
 
 
 def pointwise(x: Array, w: Array) -> Array:
     """Is a 1×1 convolution with a kernel [1, 1, C, O]."""
-    return lax.platform_dependent(x, w, tpu=_tpu.pointwise, default=lambda x, w: x @ w[0, 0])
+    return lax.platform_dependent(x, w, tpu=tpu_layers.pointwise, default=lambda x, w: x @ w[0, 0])
 
 
 # What a 3-tap filter becomes, seen from the coarser grid: [tap, position in the pixel pair, 3].
@@ -108,7 +110,7 @@ def conv_down(x: Batches, w: Array, dtype: str | None = None) -> Batches:
     return lax.platform_dependent(
         x,
         w,
-        tpu=lambda x, w: _tpu.conv_down(each(lambda x: x.astype(dtype), x), w),
+        tpu=lambda x, w: tpu_layers.conv_down(each(lambda x: x.astype(dtype), x), w),
         default=lambda x, w: each(partial(default, w=w, dtype=dtype), x),
     )
 
@@ -141,7 +143,9 @@ def conv_up(x: Array, w: Array) -> Array:
     def resampling_first(x, w):
         return conv2d(upsample(x), w, 1)
 
-    return lax.platform_dependent(x, w, cpu=taps_first, tpu=_tpu.conv_up, default=resampling_first)
+    return lax.platform_dependent(
+        x, w, cpu=taps_first, tpu=tpu_layers.conv_up, default=resampling_first
+    )
 
 
 def _upsample_taps(taps: list[Array], axis: int) -> Array:
@@ -173,7 +177,7 @@ class Conv(nn.Module):
         w = self.param("kernel", init, (self.kernel, self.kernel, channels(x), self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         if self.normed:
-            bias = lax.platform_dependent(bias, tpu=_tpu.unmoved, default=lambda bias: bias)
+            bias = lax.platform_dependent(bias, tpu=tpu_layers.unmoved, default=lambda bias: bias)
         bias = bias.astype(self.dtype)
         if self.down:
             return each(lambda y: y + bias, conv_down(x, w, self.dtype))
@@ -190,7 +194,7 @@ class Conv(nn.Module):
         y = conv2d(x, w, self.kernel // 2)
         if x.shape[-1] > _FEW:
             return y + bias
-        return lax.platform_dependent(y, bias, tpu=_tpu.add_bias, default=jnp.add)
+        return lax.platform_dependent(y, bias, tpu=tpu_layers.add_bias, default=jnp.add)
 
 
 def at_least_float32(x: Array) -> Array:
@@ -215,7 +219,7 @@ def upsample(x: Array) -> Array:
             x = _interleave(*_halves(x, axis), axis)
         return x
 
-    return lax.platform_dependent(x, tpu=_tpu.upsample, default=interleaved)
+    return lax.platform_dependent(x, tpu=tpu_layers.upsample, default=interleaved)
 
 
 def _halves(x: Array, axis: int) -> tuple[Array, Array]:

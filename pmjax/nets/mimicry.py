@@ -103,7 +103,7 @@ class Critic(nn.Module):
     dtype: str = "float32"
     axis: str | None = None
 
-    takes_several = True
+    supports_multi_batch = True
 
     def __call__(self, x: Batches, *, train: bool) -> Batches:
         """Sums the trunk's features over the pixels into a linear layer."""

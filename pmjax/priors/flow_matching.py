@@ -12,10 +12,13 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from pmjax import errors, nets, parallel
-from pmjax.losses import squared_error
-from pmjax.priors import _standardized
-from pmjax.step import Game, TrainState
+from pmjax import errors
+from pmjax.distributed import collectives
+from pmjax.methods.base import MethodSpec
+from pmjax.methods.losses import squared_error
+from pmjax.nets import base as nets
+from pmjax.priors import standardized
+from pmjax.training.step import TrainState
 
 Array = jax.Array
 _WAVES = 6  # of the time, each twice as fast as the one before
@@ -72,31 +75,31 @@ class Prior:
         """What differs from config.stage2.optimizer."""
         return {"b1": self.b1}
 
-    def game(self, latent_dim: int, optimizer, axis: str | None) -> Game:
-        """Returns the net v, and the player who moves it."""
+    def game(self, latent_dim: int, optimizer, axis: str | None) -> MethodSpec:
+        """Returns the net v, and the objective who moves it."""
         v = Velocity(self.width, self.blocks)
 
         def loss(params, z, key):
             """E‖v((1 - t) z' + t z, t) - (z - z')‖², the mean over coordinates."""
             time_key, noise_key = jax.random.split(key)
-            t = parallel.draw(jax.random.uniform, time_key, (len(z), 1), axis)
-            noise = parallel.draw(jax.random.normal, noise_key, z.shape, axis)
+            t = collectives.sample_batch(jax.random.uniform, time_key, (len(z), 1), axis)
+            noise = collectives.sample_batch(jax.random.normal, noise_key, z.shape, axis)
             z_and_t = jnp.concatenate([noise + t * (z - noise), t], -1)
             return squared_error(nets.apply(v, params["v"], {}, z_and_t), z - noise), {}
 
         parts = {"v": (v, (latent_dim + 1,))}
-        return _standardized.game(parts, loss, latent_dim, optimizer, axis)
+        return standardized.game(parts, loss, latent_dim, optimizer, axis)
 
-    def trained(self, state: TrainState) -> dict:
+    def export(self, state: TrainState) -> dict:
         """Returns what `sample` needs: v's averaged parameters, and the standardisation."""
-        return _standardized.trained(state, "v")
+        return standardized.export(state, "v")
 
-    def base(self, params: dict, key: Array, num: int) -> Array:
+    def sample_base(self, params: dict, key: Array, num: int) -> Array:
         """Draws z' [num, d]."""
         return jax.random.normal(key, (num, len(params["mean"])))
 
     def sample(self, params: dict, key: Array, num: int) -> Array:
-        """Draws [num, d]; with the same key, from the z' that `base` draws."""
+        """Draws [num, d]; with the same key, from the z' that `sample_base` draws."""
         net, dt = Velocity(self.width, self.blocks), 1 / self.ode_steps
 
         def v(z, t):
@@ -106,5 +109,5 @@ class Prior:
         def step(index, z):
             return SOLVERS[self.solver](v, z, index * dt, dt)
 
-        z = lax.fori_loop(0, self.ode_steps, step, self.base(params, key, num))
-        return _standardized.restore(params, z)
+        z = lax.fori_loop(0, self.ode_steps, step, self.sample_base(params, key, num))
+        return standardized.restore(params, z)

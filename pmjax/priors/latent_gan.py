@@ -15,13 +15,16 @@ import numpy as np
 from flax import linen as nn
 from flax.core import FrozenDict
 
-from pmjax import errors, nets, parallel
+from pmjax import errors
+from pmjax.distributed import collectives
 from pmjax.errors import UserError
-from pmjax.losses import hinge_critic, hinge_generator
+from pmjax.methods.base import MethodSpec, Objective
+from pmjax.methods.losses import hinge_critic, hinge_generator
+from pmjax.nets import base as nets
 from pmjax.nets.mlp import LatentCritic, LatentGenerator
 from pmjax.priors import gmm
 from pmjax.priors.sphere_uniform import sphere
-from pmjax.step import Game, Player, TrainState
+from pmjax.training.step import TrainState
 
 Array = jax.Array
 
@@ -69,8 +72,8 @@ class Prior:
         """Whether it starts from the embeddings, and so cannot be trained beside them."""
         return self.base_prior in FITTED_BASES
 
-    def game(self, latent_dim: int, optimizer, axis: str | None) -> Game:
-        """Returns the nets g and D, and the players who move them.
+    def game(self, latent_dim: int, optimizer, axis: str | None) -> MethodSpec:
+        """Returns the nets g and D, and the objectives who move them.
 
         A fitted base is N(0, I) until `start` puts it in place.
         """
@@ -83,7 +86,7 @@ class Prior:
 
         def generate(params, stats, z, key):
             fitted = stats.get("base", {}).get("base", {})
-            base = parallel.draw(self.sampler(fitted), key, (len(z), *g[1]), axis)
+            base = collectives.sample_batch(self.sampler(fitted), key, (len(z), *g[1]), axis)
             out, stats_g = nets.update(g[0], params["g"], stats["g"], base)
             return (base + out if self.needs_embeddings else out), stats_g
 
@@ -104,13 +107,15 @@ class Prior:
             fake = call_D(params["D"], stats["D"], z_fake)
             return hinge_generator(fake), ({}, stats | {"g": stats_g})
 
-        players = (
-            Player("latent_critic", ("D",), critic_loss, optimizer, self.critic_repeats),
-            Player("latent_generator", ("g",), generator_loss, optimizer, self.generator_repeats),
+        objectives = (
+            Objective("latent_critic", ("D",), critic_loss, optimizer, self.critic_repeats),
+            Objective(
+                "latent_generator", ("g",), generator_loss, optimizer, self.generator_repeats
+            ),
         )
-        return Game({"g": g, "D": D}, forward, (), players, averaged=("g",))
+        return MethodSpec({"g": g, "D": D}, forward, (), objectives, averaged=("g",))
 
-    def start(self, game: Game, z: np.ndarray, *, seed: int) -> Game:
+    def init_from_embeddings(self, game: MethodSpec, z: np.ndarray, *, seed: int) -> MethodSpec:
         """Returns the game with its base fitted to embeddings z [N, d], if it is to be."""
         if not self.needs_embeddings:
             return game
@@ -118,19 +123,19 @@ class Prior:
         base = FittedBase(FrozenDict(arrays)), (z.shape[1],)
         return dataclasses.replace(game, nets=game.nets | {"base": base})
 
-    def trained(self, state: TrainState) -> dict:
+    def export(self, state: TrainState) -> dict:
         """Returns what `sample` needs: g's averaged parameters, and a fitted base."""
         return dict(state.ema["g"]) | state.stats.get("base", {})
 
-    def base(self, params: dict, key: Array, num: int) -> Array:
+    def sample_base(self, params: dict, key: Array, num: int) -> Array:
         """Draws z' [num, p]."""
         shape = (num, params["enter"]["kernel"].shape[0])
         return self.sampler(params.get("base", {}))(key, shape)
 
     def sample(self, params: dict, key: Array, num: int) -> Array:
-        """Draws g(z') [num, d]; with the same key, from the z' that `base` draws."""
+        """Draws g(z') [num, d]; with the same key, from the z' that `sample_base` draws."""
         g = LatentGenerator(params["leave"]["kernel"].shape[1], self.width, self.blocks)
-        base = self.base(params, key, num)
+        base = self.sample_base(params, key, num)
         out = nets.apply(g, {n: p for n, p in params.items() if n != "base"}, {}, base)
         return base + out if self.needs_embeddings else out
 

@@ -7,8 +7,8 @@ import dataclasses
 
 import jax
 
-from pmjax import nets
 from pmjax.errors import UserError
+from pmjax.nets import base as nets
 from pmjax.nets.mlp import LatentGenerator
 
 Array = jax.Array
@@ -18,7 +18,7 @@ Array = jax.Array
 class Prior:
     """Stage 1's own mapping; there is nothing to fit."""
 
-    def take(self, params: dict) -> dict:
+    def from_stage1(self, params: dict) -> dict:
         """Returns F's parameters out of those of stage 1's nets."""
         if "F" not in params:
             raise UserError(
@@ -27,13 +27,13 @@ class Prior:
             )
         return params["F"]
 
-    def base(self, params: dict, key: Array, num: int) -> Array:
+    def sample_base(self, params: dict, key: Array, num: int) -> Array:
         """Draws z' [num, p]."""
         return jax.random.normal(key, (num, params["enter"]["kernel"].shape[0]))
 
     def sample(self, params: dict, key: Array, num: int) -> Array:
-        """Draws F(z') [num, d]; with the same key, from the z' that `base` draws."""
+        """Draws F(z') [num, d]; with the same key, from the z' that `sample_base` draws."""
         blocks = sum(name.startswith("Dense_") for name in params) // 2
         width, latent_dim = params["leave"]["kernel"].shape
         F = LatentGenerator(latent_dim, width, blocks)
-        return nets.apply(F, params, {}, self.base(params, key, num))
+        return nets.apply(F, params, {}, self.sample_base(params, key, num))

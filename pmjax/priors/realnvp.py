@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from pmjax import nets, parallel
-from pmjax.priors import _standardized
-from pmjax.step import Game, TrainState
+from pmjax.distributed import collectives
+from pmjax.methods.base import MethodSpec
+from pmjax.nets import base as nets
+from pmjax.priors import standardized
+from pmjax.training.step import TrainState
 
 Array = jax.Array
 
@@ -82,28 +84,28 @@ class Prior:
     def _flow(self, latent_dim: int) -> Couplings:
         return Couplings(latent_dim, self.couplings, self.width, self.layers)
 
-    def game(self, latent_dim: int, optimizer, axis: str | None) -> Game:
-        """Returns the net f, and the player who moves it."""
+    def game(self, latent_dim: int, optimizer, axis: str | None) -> MethodSpec:
+        """Returns the net f, and the objective who moves it."""
         f = self._flow(latent_dim)
 
         def loss(params, z, key):
             """-log p(z) = ‖f(z)‖²/2 - log |det ∂f/∂z| but for a constant, over d."""
-            z = z + self.noise * parallel.draw(jax.random.normal, key, z.shape, axis)
+            z = z + self.noise * collectives.sample_batch(jax.random.normal, key, z.shape, axis)
             u, log_det = nets.apply(f, params["f"], {}, z)
             return (jnp.square(u).sum(-1) / 2 - log_det).mean() / latent_dim, {}
 
-        return _standardized.game({"f": (f, (latent_dim,))}, loss, latent_dim, optimizer, axis)
+        return standardized.game({"f": (f, (latent_dim,))}, loss, latent_dim, optimizer, axis)
 
-    def trained(self, state: TrainState) -> dict:
+    def export(self, state: TrainState) -> dict:
         """Returns what `sample` needs: f's averaged parameters, and the standardisation."""
-        return _standardized.trained(state, "f")
+        return standardized.export(state, "f")
 
-    def base(self, params: dict, key: Array, num: int) -> Array:
+    def sample_base(self, params: dict, key: Array, num: int) -> Array:
         """Draws u [num, d]."""
         return jax.random.normal(key, (num, len(params["mean"])))
 
     def sample(self, params: dict, key: Array, num: int) -> Array:
-        """Draws f⁻¹(u) [num, d]; with the same key, from the u that `base` draws."""
-        u = self.base(params, key, num)
+        """Draws f⁻¹(u) [num, d]; with the same key, from the u that `sample_base` draws."""
+        u = self.sample_base(params, key, num)
         f = self._flow(u.shape[1])
-        return _standardized.restore(params, nets.apply(f, params["f"], {}, u, method="inverse"))
+        return standardized.restore(params, nets.apply(f, params["f"], {}, u, method="inverse"))

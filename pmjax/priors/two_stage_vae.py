@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from pmjax import nets
-from pmjax.losses import gaussian_kl
-from pmjax.methods import reparameterize
+from pmjax.methods.base import MethodSpec, reparameterize
+from pmjax.methods.losses import gaussian_kl
+from pmjax.nets import base as nets
 from pmjax.nets.mlp import LatentGenerator
-from pmjax.priors import _standardized
-from pmjax.step import Game, TrainState
+from pmjax.priors import standardized
+from pmjax.training.step import TrainState
 
 Array = jax.Array
 
@@ -54,8 +54,8 @@ class Prior:
         """What differs from config.stage2.optimizer."""
         return {"b1": self.b1}
 
-    def game(self, latent_dim: int, optimizer, axis: str | None) -> Game:
-        """Returns the nets 'encoder' and 'decoder', and the player who moves both."""
+    def game(self, latent_dim: int, optimizer, axis: str | None) -> MethodSpec:
+        """Returns the nets 'encoder' and 'decoder', and the objective who moves both."""
         dim = self.dim or latent_dim
         encoder = LatentGenerator(2 * dim, self.width, self.blocks)
         decoder = Decoder(latent_dim, self.width, self.blocks, self.gamma)
@@ -72,22 +72,24 @@ class Prior:
             return total, {"kl": kl, "gamma": jnp.exp(log_gamma)}
 
         parts = {"encoder": (encoder, (latent_dim,)), "decoder": (decoder, (dim,))}
-        return _standardized.game(parts, loss, latent_dim, optimizer, axis)
+        return standardized.game(parts, loss, latent_dim, optimizer, axis)
 
-    def trained(self, state: TrainState) -> dict:
+    def export(self, state: TrainState) -> dict:
         """Returns what `sample` needs: the decoder's averaged parameters, the standardisation."""
-        return _standardized.trained(state, "decoder")
+        return standardized.export(state, "decoder")
 
-    def base(self, params: dict, key: Array, num: int) -> Array:
+    def sample_base(self, params: dict, key: Array, num: int) -> Array:
         """Draws u [num, k]."""
         u_key, _ = jax.random.split(key)
         dim = params["decoder"]["mean"]["enter"]["kernel"].shape[0]
         return jax.random.normal(u_key, (num, dim))
 
     def sample(self, params: dict, key: Array, num: int) -> Array:
-        """Draws [num, d] from p(z|u); with the same key, for the u that `base` draws."""
+        """Draws [num, d] from p(z|u); with the same key, for the u that `sample_base` draws."""
         _, noise_key = jax.random.split(key)
         decoder = Decoder(len(params["mean"]), self.width, self.blocks, self.gamma)
-        mean, log_gamma = nets.apply(decoder, params["decoder"], {}, self.base(params, key, num))
+        mean, log_gamma = nets.apply(
+            decoder, params["decoder"], {}, self.sample_base(params, key, num)
+        )
         noise = jax.random.normal(noise_key, mean.shape)
-        return _standardized.restore(params, mean + jnp.exp(log_gamma) * noise)
+        return standardized.restore(params, mean + jnp.exp(log_gamma) * noise)

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pmjax.datasets import to_uint8
-from pmjax.report import Figure, grid
-from pmjax.reproductions import Column, Reproduction, Run, Study, Table
-from pmjax.reproductions._drawing import images_in_rows, trained
+from pmjax.datasets.batches import to_uint8
+from pmjax.reporting.report import Figure, grid
+from pmjax.reproductions.base import Column, Reproduction, Run, Study, Table
+from pmjax.reproductions.drawing import images_in_rows, trained
 
 NO_BATCH_NORM = {"method_args.batch_norm": False}
 NO_REGULARIZER = {"method_args.regularizer": False}

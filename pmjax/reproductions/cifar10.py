@@ -8,7 +8,7 @@ For accelerators: 19 runs of 25 epochs for each of three seeds; --methods=vae,aa
 FID stands beside ours if 'fid' is among --config.eval.metrics.
 """
 
-from pmjax.reproductions._comparison import SMALL, comparison
+from pmjax.reproductions.comparison import SMALL, comparison
 
 # Table 2; its WAE does not say which of the two.
 PAPER = {

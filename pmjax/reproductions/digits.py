@@ -7,6 +7,6 @@ three to four hours in all, resumable at any moment. --methods=pm,vae,ae takes f
 goes all the way with tiny nets, in four minutes with --jobs=2 on two cores.
 """
 
-from pmjax.reproductions._comparison import comparison
+from pmjax.reproductions.comparison import comparison
 
 REPRODUCTION = comparison(title="All methods on digits", config="digits.py")

@@ -8,9 +8,9 @@ picture. 4 runs for each of three seeds, three minutes each on one CPU core, our
 
 from collections.abc import Iterator
 
-from pmjax.report import Figure
-from pmjax.reproductions import Column, Reproduction, Run, Study, Table
-from pmjax.reproductions._drawing import Cloud, clouds, trained
+from pmjax.reporting.report import Figure
+from pmjax.reproductions.base import Column, Reproduction, Run, Study, Table
+from pmjax.reproductions.drawing import Cloud, clouds, trained
 
 NORMAL = ("standard_normal",)
 # What 64 dimensions do not need and two do: with one update of D for each of g, the latent GAN

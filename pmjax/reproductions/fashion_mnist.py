@@ -9,7 +9,7 @@ seeds, 5 to 24 minutes each on one CPU core: with --jobs=2 on two cores four to 
 resumable at any moment. --methods=pm,vae,ae takes fewer.
 """
 
-from pmjax.reproductions._comparison import comparison
+from pmjax.reproductions.comparison import comparison
 
 REPRODUCTION = comparison(
     title="All methods on Fashion-MNIST",

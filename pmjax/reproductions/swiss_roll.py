@@ -11,9 +11,9 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from pmjax.datasets.swiss_roll import unroll
-from pmjax.report import Figure
-from pmjax.reproductions import Column, Reproduction, Run, Study, Table
-from pmjax.reproductions._drawing import Cloud, clouds, cube, trained
+from pmjax.reporting.report import Figure
+from pmjax.reproductions.base import Column, Reproduction, Run, Study, Table
+from pmjax.reproductions.drawing import Cloud, clouds, cube, trained
 
 ALSO = ("gmm", "flow_matching")
 # The methods' default weights of the KL divergence are for images. Here a coordinate's variance is

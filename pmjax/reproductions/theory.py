@@ -26,10 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from pmjax.figures import Canvas
-from pmjax.report import Figure
-from pmjax.reproductions import Column, Reproduction, Row, Study, Table
-from pmjax.reproductions._drawing import save
+from pmjax.evals.figures import Canvas
+from pmjax.reporting.report import Figure
+from pmjax.reproductions.base import Column, Reproduction, Row, Study, Table
+from pmjax.reproductions.drawing import save
 
 Array = jax.Array
 

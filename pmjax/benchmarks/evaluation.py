@@ -1,0 +1,195 @@
+"""What `pmjax.bench --evaluation` measures: Inception's features and a whole Fréchet distance."""
+
+import pickle
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pmjax.benchmarks.process import BLOCKS, Process, cores, in_turn, ratio, spread, versus
+from pmjax.evals.features import inception_graph
+
+VARIANT = "torch_fidelity"
+BATCH, SIDE = 32, 64  # images, pixels
+SIZE, DIM = 50_000, 2048  # features a set
+DISTANCES = 3  # of each side
+
+# Height, width and channels of the kernels, in the order of `_inception_graph.convolutions()`;
+# {} stands for the channels that differ between blocks of a kind.
+_STEM = "3x3x32 3x3x32 3x3x64 1x1x80 3x3x192"
+_KERNELS = {
+    "A": "1x1x64 1x1x48 5x5x64 1x1x64 3x3x96 3x3x96 1x1x{0}",
+    "B": "3x3x384 1x1x64 3x3x96 3x3x96",
+    "C": "1x1x192 1x1x{0} 1x7x{0} 7x1x192 1x1x{0} 7x1x{0} 1x7x{0} 7x1x{0} 1x7x192 1x1x192",
+    "D": "1x1x192 3x3x320 1x1x192 1x7x192 7x1x192 3x3x192",
+    "E": "1x1x320 1x1x384 1x3x384 3x1x384 1x1x448 3x3x384 1x3x384 3x1x384 1x1x192",
+}
+_KERNELS["F"] = _KERNELS["E"]
+_CHANNELS = {
+    "Mixed_5b": 32, "Mixed_5c": 64, "Mixed_5d": 64, "Mixed_6b": 128, "Mixed_6c": 160,
+    "Mixed_6d": 160, "Mixed_6e": 192,
+}  # fmt: skip
+
+
+def kernel_shapes() -> dict[str, tuple[int, ...]]:
+    """Returns {convolution: shape HWIO of its kernel} of the published graph."""
+    shapes = {}
+
+    def branch(layers, width, kernels, prefix=""):
+        """Adds a chain of layers; returns how many channels come out."""
+        for layer in layers:
+            sides = layer.partition("/")[0].split("|")
+            if sides[0] in ("max", "mean"):
+                continue
+            found = [tuple(map(int, next(kernels).split("x"))) for _ in sides]
+            for side, (height, across, out) in zip(sides, found, strict=True):
+                shapes[prefix + side] = height, across, width, out
+            width = sum(out for *_, out in found)
+        return width
+
+    width = branch(inception_graph.STEM, 3, iter(_STEM.split()))
+    for block, kind in inception_graph.BLOCKS.items():
+        kernels = iter(_KERNELS[kind].format(_CHANNELS.get(block)).split())
+        branches = inception_graph.KINDS[kind]
+        width = sum(branch(path.split(), width, kernels, f"{block}.") for path in branches)
+    return shapes
+
+
+def write_weights(path: Path) -> None:
+    """Writes random weights of the published shapes, with which nothing vanishes or explodes."""
+    rng, tree = np.random.default_rng(0), {}
+    for name, shape in kernel_shapes().items():
+        node, out = tree, shape[-1]
+        for part in name.split("."):
+            node = node.setdefault(part, {})
+        kernel = rng.standard_normal(shape, np.float32) * np.sqrt(2 / np.prod(shape[:-1]))
+        node["conv"] = {"kernel": kernel.astype(np.float32)}
+        ranges = {"scale": (0.5, 1.5), "bias": (-0.2, 0.5), "mean": (-0.3, 0.3), "var": (0.5, 1.5)}
+        node["bn"] = {
+            key: rng.uniform(*ends, out).astype(np.float32) for key, ends in ranges.items()
+        }
+    path.write_bytes(pickle.dumps(tree, protocol=4))
+
+
+def measure(*, peer: str | None, seconds: float) -> dict[str, Any]:
+    """Measures the features and the distance, and prints both.
+
+    Args:
+      peer: a file of `pmjax/benchmarks/peers` with `Features`, or None for ours alone.
+      seconds: for which each side computes features.
+
+    Returns:
+      What bench's JSON has for the evaluation.
+    """
+    report = {"features": measure_features(peer=peer, seconds=seconds)}
+    print(features_table(report["features"], peer), flush=True)
+    report["frechet"] = measure_distance(peer=bool(peer))
+    print(distance_table(report["frechet"]), flush=True)
+    return report
+
+
+def measure_features(*, peer: str | None, seconds: float) -> dict[str, Any]:
+    """Measures the features of a batch of random images, with random weights."""
+    images = np.random.default_rng(0).integers(0, 256, (BATCH, SIDE, SIDE, 3), np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        given = {"weights": Path(folder) / "random.pickle", "images": images}
+        write_weights(given["weights"])
+        ours = Process(
+            "pmjax.benchmarks.ours_features",
+            "Features",
+            **given,
+            variant=VARIANT,
+            title="features: pmjax",
+        )
+        sides = {"pmjax": ours}
+        if peer:
+            given |= {"cores": cores(), "gpu": ours.about["gpu"]}
+            sides[peer] = Process(peer, "Features", **given, title=f"features: {peer}")
+        blocks = in_turn(sides, blocks=BLOCKS, seconds=seconds, title="features")
+    result = {"variant": VARIANT, "batch_size": BATCH, "image_shape": [SIDE, SIDE, 3]}
+    ms = {name: [1e3 * s / count for count, s, _ in done] for name, done in blocks.items()}
+    for name, side in sides.items():
+        result[name] = {
+            **spread("images_per_s", [1e3 / value for value in ms[name]]),
+            "images": sum(count for count, _, _ in blocks[name]),
+            "blocks_ms": ms[name],  # an image
+            **_about(side),
+        }
+    if peer:
+        found, expected = sides[peer].about["first"], ours.about["first"]
+        result["ratio"] = ratio(ms[peer], ms["pmjax"])
+        result["differs"] = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    return result
+
+
+def measure_distance(*, peer: bool) -> dict[str, Any]:
+    """Measures a whole Fréchet distance; the peer is SciPy's."""
+    kinds = {"pmjax": "Ours", "scipy": "SciPy"} if peer else {"pmjax": "Ours"}
+    sides = {
+        name: Process("_distances", kind, size=SIZE, dim=DIM, title=f"Fréchet distance: {name}")
+        for name, kind in kinds.items()
+    }
+    blocks = in_turn(sides, blocks=DISTANCES, seconds=0, title="Fréchet distance")
+    result = {"features": SIZE, "dimensions": DIM}
+    for name, side in sides.items():
+        taken = [seconds for _, seconds, _ in blocks[name]]
+        result[name] = {
+            **spread("seconds", taken),
+            "blocks_s": taken,
+            "distance": side.about["first"],
+            **_about(side),
+        }
+    if peer:
+        ours, theirs = result["pmjax"], result["scipy"]
+        result["ratio"] = ratio(theirs["blocks_s"], ours["blocks_s"])
+        result["differs"] = abs(ours["distance"] / theirs["distance"] - 1)
+    return result
+
+
+def _about(side: Process) -> dict[str, Any]:
+    return {name: side.about[name] for name in ("compile_s", "device", "threads", "versions")}
+
+
+def features_table(result: dict[str, Any], peer: str | None) -> str:
+    """Returns the features' results as text."""
+    height, width, _ = result["image_shape"]
+    lines = [
+        f"2048 features of Inception 2015, random weights, {result['variant']}: "
+        f"batch {result['batch_size']}, images {height}×{width}, on {result['pmjax']['device']}",
+        f"  {'':16}{'images/s':>10}  {'lowest-highest':>16}{'compile s':>11}",
+    ]
+    for name in ("pmjax", peer) if peer else ("pmjax",):
+        compiled = result[name]["compile_s"]
+        took = "" if compiled is None else f"{compiled:.1f}"
+        lines.append(f"  {name:16}{_columns(result[name], 'images_per_s')}{took:>11}")
+    if peer:
+        lines.append(
+            f"  {versus(result['ratio'], peer)}; the features differ by {result['differs']:.1g}"
+        )
+    return "\n".join(lines)
+
+
+def distance_table(result: dict[str, Any]) -> str:
+    """Returns the distance's results as text."""
+    lines = [
+        f"Fréchet distance of two sets of {result['features']} features of "
+        f"{result['dimensions']} dimensions, from features to the number, in float64",
+        f"  {'':16}{'seconds':>10}  {'lowest-highest':>16}",
+    ]
+    lines += [
+        f"  {name:16}{_columns(result[name], 'seconds')}"
+        for name in ("pmjax", "scipy")
+        if name in result
+    ]
+    if "ratio" in result:
+        lines.append(
+            f"  {versus(result['ratio'], 'numpy.cov and scipy.linalg.sqrtm')}; "
+            f"the distances differ by {result['differs']:.1g}"
+        )
+    return "\n".join(lines)
+
+
+def _columns(side, key):
+    between = f"{side[f'{key}_low']:.3g}-{side[f'{key}_high']:.3g}"
+    return f"{side[key]:10.2f}  {between:>16}"

@@ -1,0 +1,211 @@
+"""The training step in PyTorch, eager, as one would write it there: python -m pmjax.bench.
+
+On a GPU with channels last, TF32 off as in JAX, and autocast where the config has bfloat16.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from ml_collections import ConfigDict
+from torch import Tensor
+
+from pmjax import builders
+from pmjax.benchmarks import torch_arrays, torch_mimicry
+from pmjax.benchmarks.torch_inception import Features
+from pmjax.benchmarks.torch_nets import (
+    Embedding,
+    LatentBatchNorm,
+    LatentCritic,
+    LatentGenerator,
+    make_mlp,
+    make_resnet,
+)
+from pmjax.benchmarks.torch_steps import Autoencoder, Average, LatentGAN, Updates
+from pmjax.datasets.batches import batch_indices, fits
+from pmjax.errors import UserError
+
+__all__ = ["Features", "Side", "Twin", "channels_first"]
+Tree = dict[str, Any]
+FAMILIES = {"mimicry": torch_mimicry.make, "mlp": make_mlp, "resnet": make_resnet}
+
+
+class Twin:
+    """The step of one stage of a config; with joint schedule, stage 1 is both.
+
+    Attributes:
+      nets: the modules by name, as in the state of `pmjax.step`.
+    """
+
+    def __init__(
+        self,
+        settings: ConfigDict,
+        *,
+        stage: int,
+        shape: tuple[int, ...],
+        params: Tree,
+        stats: Tree,
+        device: str = "cpu",
+        optimizer: Callable | None = None,
+    ):
+        """Builds the nets with the given arrays.
+
+        Args:
+          settings: the config.
+          stage: 1 or 2.
+          shape: of one example, as JAX has it ([H, W, C] or [D]).
+          params: of the nets, by name, as the training state has them.
+          stats: the statistics likewise.
+          device: where to run.
+          optimizer: (parameters, repeats) -> function of a loss; the config's Adam by default.
+
+        Raises:
+          UserError: for a method, a prior or nets that have no twin.
+        """
+        joint = settings.schedule == "joint"
+        chosen = settings if stage == 1 else settings.stage2
+        optimizer = optimizer or (
+            lambda moved, repeats: Updates(
+                moved, repeats, steps=chosen.steps, **chosen.optimizer.to_dict()
+            )
+        )
+        self.nets = {}
+        self.autoencoder = self.gan = self.average = None
+        if stage == 1:
+            args = settings.method_args.to_dict()
+            _only("method", settings.method, "pm")
+            if settings.nets not in FAMILIES:
+                raise UserError(
+                    f"PyTorch's side has the nets {', '.join(FAMILIES)}, not '{settings.nets}'; "
+                    f"leave --peer out."
+                )
+            self.nets |= FAMILIES[settings.nets](
+                net_args=settings.nets_args.to_dict(), shape=shape, latent_dim=settings.latent_dim
+            )
+            norm = None
+            if args["batch_norm"]:
+                norm = LatentBatchNorm(settings.latent_dim, **settings.batch_norm.to_dict())
+            self.nets["E"] = Embedding(self.nets["E"], norm)
+        if stage == 2 or joint:
+            prior = settings.prior_args.to_dict()
+            _only("prior", settings.prior, "latent_gan")
+            size = {name: prior.pop(name) for name in ("width", "blocks")}
+            spectral = prior.pop("spectral_norm")
+            prior["base_dim"] = prior["base_dim"] or settings.latent_dim
+            g = LatentGenerator(prior["base_dim"], settings.latent_dim, **size)
+            D = LatentCritic(settings.latent_dim, **size, spectral_norm=spectral)
+            self.nets |= {"g": g, "D": D}
+        for name in self.nets.keys() & params.keys():
+            torch_arrays.load(self.nets[name], params[name], stats[name])
+            self.nets[name].to(device)
+        if stage == 1:
+            self.autoencoder = Autoencoder(self.nets, optimizer, **args)
+        if stage == 2 or joint:
+            fitted = stats.get("base", {}).get("base", {})
+            fitted = {n: torch.tensor(np.asarray(a), device=device) for n, a in fitted.items()}
+            self.gan = LatentGAN(self.nets, optimizer, mixture=fitted, **prior)
+            averaged = ("G", "g") if joint else ("g",)
+            self.average = Average({name: self.nets[name] for name in averaged}, settings.ema_decay)
+
+    def step(self, batch: Tensor, draws: Tree | None = None) -> dict[str, Tensor]:
+        """Makes a step; returns the metrics, as `pmjax.step.train_step` names them.
+
+        Args:
+          batch: uint8 images [B, C, H, W] or float examples [B, …].
+          draws: 'mu' [B] and 'bases' [turns, B, p], which are drawn unless given.
+        """
+        draws, metrics = draws or {}, {}
+        x = batch
+        if x.dtype == torch.uint8:
+            x = x.float().sub_(127.5).mul_(1 / 127.5)
+        if self.autoencoder:
+            metrics, x = self.autoencoder.step(x, draws.get("mu"))
+        if self.gan:
+            metrics |= self.gan.step(x, draws.get("bases"))
+            self.average.update()
+        return metrics
+
+
+class Side:
+    """The peer's side of `pmjax.bench`."""
+
+    compiled = False  # by torch.compile
+
+    def __init__(self, settings: ConfigDict, *, stage: int, cores: int, gpu: bool, start: Tree):
+        """Builds the twin from the arrays in `start`, and makes the first step."""
+        torch.manual_seed(settings.seed)
+        torch.set_num_threads(cores)
+        torch.set_flush_denormal(True)  # as XLA does
+        self._gpu, (self._where, self.device) = gpu, torch_arrays.device(gpu)
+        self.versions = {"torch": torch.__version__}
+        chosen = settings.data if stage == 1 else settings.stage2
+        data = builders.dataset(settings, "train").data if stage == 1 else start["table"]
+        self._table = channels_first(data)
+        if fits(data, settings.data.device_budget_gb * 1e9):
+            self._table = self._table.to(self._where)
+        self._batch_size, self._seed, self._next = chosen.batch_size, settings.seed, 0
+        self._twin = Twin(
+            settings,
+            stage=stage,
+            shape=data.shape[1:],
+            params=start["params"],
+            stats=start["stats"],
+            device=self._where,
+        )
+        for net in self._twin.nets.values():
+            if gpu:
+                net.to(memory_format=torch.channels_last)
+            if self.compiled:
+                net.compile()
+        self._autocast = partial(
+            torch.autocast, self._where, torch.bfloat16, enabled=settings.precision == "bfloat16"
+        )
+        draws = {n: torch.tensor(value).to(self._where) for n, value in start["draws"].items()}
+        self.first = {name: float(value) for name, value in self._step(draws).items()}
+        self.threads = cores if gpu else self._choose_threads(cores)
+
+    def _choose_threads(self, most: int) -> int:
+        """Sets the number of threads that is fastest: small steps may suffer from many."""
+        speed = {}
+        for threads in {max(1, most >> halvings) for halvings in range(most.bit_length())}:
+            torch.set_num_threads(threads)
+            self.block(0)
+            trials = [self.block(0.1) for _ in range(3)]
+            speed[threads] = max(count / seconds for count, seconds in trials)
+        best = max(speed, key=speed.get)
+        torch.set_num_threads(best)
+        return best
+
+    def _step(self, draws: Tree | None = None) -> dict[str, Tensor]:
+        rows = batch_indices(len(self._table), self._batch_size, self._next, seed=self._seed)
+        self._next += 1
+        rows = torch.from_numpy(rows.astype(np.int64)).to(self._table.device)
+        batch = self._table[rows].to(self._where)
+        if self._gpu and batch.ndim == 4:
+            batch = batch.contiguous(memory_format=torch.channels_last)
+        with self._autocast():
+            return self._twin.step(batch, draws)
+
+    def block(self, seconds: float) -> tuple[int, float]:
+        """Makes steps for about so long; returns how many, and the seconds that they took."""
+        started, count = time.perf_counter(), 0
+        while not count or time.perf_counter() - started < seconds:
+            self._step()
+            count += 1
+        if self._gpu:
+            torch.cuda.synchronize()
+        return count, time.perf_counter() - started
+
+
+def channels_first(data: np.ndarray) -> Tensor:
+    """Copies images [N, H, W, C] into a tensor [N, C, H, W], and other arrays as they are."""
+    data = np.moveaxis(data, -1, 1) if data.ndim == 4 else data
+    return torch.from_numpy(np.array(data, order="C"))
+
+
+def _only(key: str, name: str, known: str) -> None:
+    if name != known:
+        raise UserError(f"PyTorch's side has the {key} '{known}', not '{name}'; leave --peer out.")

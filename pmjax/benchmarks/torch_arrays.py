@@ -1,0 +1,134 @@
+"""Arrays of the Flax nets into their PyTorch twins, and back."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pmjax.benchmarks.torch_nets import SpectralConv, SpectralLinear
+from pmjax.errors import UserError
+
+Tree = dict[str, Any]
+_EVERY = slice(None)
+
+
+def device(gpu: bool) -> tuple[str, str]:
+    """Returns where to run, as PyTorch calls it, and the device's name.
+
+    Raises:
+      UserError: if JAX has a GPU and PyTorch sees none.
+    """
+    if gpu and not torch.cuda.is_available():
+        raise UserError(
+            "JAX runs on a GPU that PyTorch does not see: install PyTorch for "
+            "CUDA, or compare on the CPU with JAX_PLATFORMS=cpu."
+        )
+    return ("cuda", torch.cuda.get_device_name()) if gpu else ("cpu", "cpu")
+
+
+def load(net: nn.Module, params: Tree, stats: Tree) -> None:
+    """Gives a net the parameters and the statistics of its Flax twin, and their type."""
+    for path, layer in _layers(net):
+        for name, array in _at(params, path).items():
+            if name == "kernel":
+                ours = array[..., _inputs(layer), :][..., _outputs(layer)]
+                _assign(layer.weight, ours.transpose(3, 2, 0, 1) if ours.ndim == 4 else ours.T)
+            elif name == "scale":
+                _assign(layer.weight, array)
+            else:
+                _assign(layer.bias, array[_outputs(layer)])
+        if isinstance(layer, _BatchNorm):
+            running = _at(stats["batch_stats"], path)
+            _assign(layer.running_mean, running["mean"])
+            _assign(layer.running_var, running["var"])
+        if isinstance(layer, SpectralLinear | SpectralConv):
+            name, spectral = _spectral(path)
+            _assign(layer.u, _at(stats["spectral"], spectral)[name][0])
+
+
+def parameters(net: nn.Module) -> Tree:
+    """Returns a net's parameters as its Flax twin has them."""
+    return _export(net, lambda parameter: parameter.detach())
+
+
+def gradients(net: nn.Module) -> Tree:
+    """Returns the gradients of a net's parameters as its Flax twin has them."""
+    return _export(net, lambda parameter: parameter.grad)
+
+
+def statistics(net: nn.Module) -> Tree:
+    """Returns a net's statistics as its Flax twin has them, without `sigma` (a function of u)."""
+    tree: Tree = {}
+    for path, layer in _layers(net):
+        if isinstance(layer, _BatchNorm):
+            mean, var = layer.running_mean, layer.running_var
+            _put(tree, ("batch_stats", *path), {"mean": _numpy(mean), "var": _numpy(var)})
+        if isinstance(layer, SpectralLinear | SpectralConv):
+            name, spectral = _spectral(path)
+            _put(tree, ("spectral", *spectral), {name: _numpy(layer.u)[None]})
+    return tree
+
+
+def _export(net: nn.Module, value) -> Tree:
+    tree: Tree = {}
+    for path, layer in _layers(net):
+        if layer.weight is None:
+            continue
+        weight, bias = _numpy(value(layer.weight)), _numpy(value(layer.bias))
+        bias = bias[_inverse(_outputs(layer))]
+        if isinstance(layer, _BatchNorm):
+            _put(tree, path, {"scale": weight, "bias": bias})
+            continue
+        kernel = weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T
+        kernel = kernel[..., _inverse(_inputs(layer)), :][..., _inverse(_outputs(layer))]
+        _put(tree, path, {"kernel": kernel, "bias": bias})
+    return tree
+
+
+def _layers(net: nn.Module) -> Iterator[tuple[tuple[str, ...], nn.Module]]:
+    for path, layer in net.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear | _BatchNorm):
+            yield tuple(path.split(".")), layer
+
+
+def _spectral(path: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """Returns the name of u in Flax's collection, and where it is."""
+    *parents, layer = path
+    return f"{layer}/kernel/u", (*parents, "SpectralNorm_" + layer.rpartition("_")[2])
+
+
+def _inputs(layer: nn.Module):
+    return getattr(layer, "inputs", _EVERY)
+
+
+def _outputs(layer: nn.Module):
+    return getattr(layer, "outputs", _EVERY)
+
+
+def _inverse(order):
+    return order if isinstance(order, slice) else np.argsort(order)
+
+
+def _at(tree: Tree, path: tuple[str, ...]) -> Tree:
+    for name in path:
+        tree = tree.get(name, {})
+    return tree
+
+
+def _put(tree: Tree, path: tuple[str, ...], leaves: Tree) -> None:
+    for name in path:
+        tree = tree.setdefault(name, {})
+    tree.update(leaves)
+
+
+def _assign(tensor: torch.Tensor, array: np.ndarray) -> None:
+    if tuple(tensor.shape) != array.shape:
+        raise ValueError(f"shapes differ: {tuple(tensor.shape)} and {array.shape}")
+    tensor.data = torch.from_numpy(np.array(array, order="C")).to(tensor.device)
+
+
+def _numpy(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy().copy()

@@ -1,0 +1,82 @@
+"""From a config to what it names: data and games. Only these and the commands read configs."""
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from pmjax import plugins
+from pmjax.datasets import base as datasets
+from pmjax.distributed import collectives
+from pmjax.errors import UserError
+from pmjax.methods.base import MethodSpec, NetBuilder, combine
+from pmjax.priors import base as priors
+from pmjax.training.optimizers import make_optimizer
+
+
+def dataset(settings: ConfigDict, split: str) -> datasets.Dataset:
+    """Loads a split of the config's data set."""
+    data = settings.data
+    return datasets.load(
+        data.name,
+        split,
+        path=data.path or None,
+        manual_dir=data.manual_dir or None,
+        size=data.size or None,
+        cache_dir=data.cache_dir or None,
+        skip_broken=data.skip_broken,
+        verify=data.verify,
+    )
+
+
+def stage1_game(settings: ConfigDict, shape: tuple[int, ...]) -> MethodSpec:
+    """Builds the game of stage 1 for examples of a shape; with joint schedule, of both stages."""
+    axis = collectives.batch_axis(settings.parallel)
+    optimizer = make_optimizer(steps=settings.steps, **settings.optimizer)
+    method = plugins.load("methods", settings.method).Method
+    plan = NetBuilder(
+        shape=tuple(shape),
+        latent_dim=settings.latent_dim,
+        family=settings.nets,
+        net_args=settings.nets_args.to_dict(),
+        batch_norm=settings.batch_norm.to_dict(),
+        optimizer=optimizer,
+        precision=settings.precision,
+        axis=axis,
+    )
+    game = method(**settings.method_args).game(plan)
+    if settings.schedule == "two_stage":
+        return game
+    prior = priors.make(settings.prior, settings.prior_args.to_dict())
+    if not priors.is_trained(prior):
+        raise UserError(
+            f"config.schedule='joint' needs a prior that is trained, "
+            f"such as 'latent_gan'; '{settings.prior}' is fitted."
+        )
+    if getattr(prior, "needs_embeddings", False):
+        raise UserError(
+            f"config.schedule='joint' trains the prior '{settings.prior}' beside the embeddings: "
+            f"its base cannot be fitted to them. Take --config.prior_args.base_prior=gaussian."
+        )
+    second = prior.game(settings.latent_dim, optimizer, axis)
+    return combine(game, second, averaged=("G", *second.averaged))
+
+
+def stage2_game(
+    settings: ConfigDict, name: str | None = None, *, z: np.ndarray | None = None
+) -> MethodSpec:
+    """Builds the game of a prior that is trained on the embeddings (None: the config's own).
+
+    Nets that start from the embeddings do so from z [N, d], if it is given.
+    """
+    chosen = prior(settings, name)
+    wanted = settings.stage2.optimizer.to_dict() | getattr(chosen, "optimizer", {})
+    optimizer = make_optimizer(steps=settings.stage2.steps, **wanted)
+    game = chosen.game(settings.latent_dim, optimizer, collectives.batch_axis(settings.parallel))
+    if z is None or not hasattr(chosen, "init_from_embeddings"):
+        return game
+    return chosen.init_from_embeddings(game, z, seed=settings.seed)
+
+
+def prior(settings: ConfigDict, name: str | None = None):
+    """Returns a prior, not yet fitted: the config's own with its arguments, another by default."""
+    own = name in (None, settings.prior)
+    return priors.make(name or settings.prior, settings.prior_args.to_dict() if own else {})

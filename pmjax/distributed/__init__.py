@@ -1,0 +1,1 @@
+"""Devices and processes: the mesh, compilation, collectives, and how processes agree."""

@@ -1,0 +1,172 @@
+"""The features that FID is defined on: the Inception v3 of 2015, pooled to 2048 values.
+
+The graph is in `_inception_graph.py`, the weights' files in `_inception_weights.py`. Variants are
+the ways in which the usual tools bring images to 299×299 and to [-1, 1]; they give different FIDs.
+"""
+
+import functools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from pmjax.errors import UserError, unknown
+from pmjax.evals.features import batches, inception_graph, inception_weights
+
+DIM = inception_graph.DIM
+CLASSES = 1008
+SIDE = inception_graph.SIDE
+VARIANTS = ("pytorch_fid", "torch_fidelity", "clean_fid")
+
+
+def features(images: np.ndarray, **args) -> np.ndarray:
+    """Returns float32 [N, 2048] features; see `stream`."""
+    return np.concatenate([np.zeros((0, DIM), np.float32), *stream(images, **args)])
+
+
+def stream(
+    images: np.ndarray | Iterable[np.ndarray],
+    *,
+    variant: str = "pytorch_fid",
+    weights: str | Path | None = None,
+    verify: bool = True,
+    precision: str = "float32",
+    batch_size: int | None = None,
+) -> Iterator[np.ndarray]:
+    """Yields float32 [n, 2048] features of uint8 images [N, H, W, 1 or 3], or of parts of them.
+
+    Args:
+        images: grey is repeated to RGB.
+        variant: how they are resized and scaled,
+            'pytorch_fid': bilinearly, corners not aligned, no antialiasing, to 2 (x / 255) - 1;
+            'torch_fidelity': as TensorFlow 1 did, from the upper left corner, to (x - 128) / 128;
+            'clean_fid': by Pillow, bicubic with antialiasing, in float, clipped to [0, 255], to
+            (x - 128) / 128.
+        weights: a file; see `_inception_weights.find`.
+        verify: whether the weights must be the published ones.
+        precision: of the net, or 'bfloat16'; images are resized in float32.
+        batch_size: over all devices of this process (None: 32 on each).
+    """
+    if variant not in VARIANTS:
+        raise unknown("variant of Inception's input", variant, VARIANTS)
+    params, *_ = load_params(inception_weights.find(weights), verify)
+    params = batches.cast(params, precision)
+    dtype = np.uint8
+    if variant == "clean_fid":
+        images, dtype = _resized_by_pillow(images), np.float32
+
+    def apply(params, x):
+        return _features(params, _prepared(x, variant=variant))
+
+    name = f"Inception 2015 ({variant})"
+    batch_size = batch_size or 32 * jax.local_device_count()
+    return batches.run(apply, params, images, name=name, batch_size=batch_size, dtype=dtype)
+
+
+def logits(
+    features: np.ndarray,
+    *,
+    bias: bool = True,
+    weights: str | Path | None = None,
+    verify: bool = True,
+    **_,
+) -> np.ndarray:
+    """Returns class scores float32 [N, 1008] of features [N, 2048].
+
+    The Inception score of TensorFlow and torch-fidelity is taken without the bias.
+
+    Raises:
+        UserError: if the file of weights has no last layer.
+    """
+    path = inception_weights.find(weights)
+    _, last, _ = load_params(path, verify)
+    if last is None:
+        raise UserError(f"{path} lacks the last layer, of classes: FID and KID do without, only.")
+    kernel, offset = last
+    scores = features @ kernel
+    return scores + offset if bias else scores
+
+
+def identity(
+    *,
+    variant: str = "pytorch_fid",
+    weights: str | Path | None = None,
+    verify: bool = True,
+    precision: str = "float32",
+    batch_size: int | None = None,
+) -> dict[str, str]:
+    """Returns what the features depend on; `batch_size` and where the weights lie are not of it."""
+    _, _, sha256 = load_params(inception_weights.find(weights), verify)
+    return {"weights": sha256, "variant": variant, "precision": precision}
+
+
+@functools.lru_cache(maxsize=2)
+def load_params(path: Path, verify: bool = True) -> tuple[dict, tuple | None, str]:
+    """Returns the convolutions, the last layer (kernel [2048, 1008], bias), and the file's sha256.
+
+    The last layer is None where the file has none.
+
+    Raises:
+        UserError: if the file is not what it should be.
+    """
+    state, sha256 = inception_weights.read(path, verify=verify)
+    with inception_weights.readable(path, "set of weights"):
+        last = None
+        if "fc.weight" in state:
+            last = state["fc.weight"].T.astype(np.float32), state["fc.bias"].astype(np.float32)
+            if last[0].shape != (DIM, CLASSES) or last[1].shape != (CLASSES,):
+                raise ValueError(  # ImageNet's 1000 are those of torchvision's other Inception
+                    f"its last layer has {len(last[1])} classes of {len(last[0])} features, not "
+                    f"{CLASSES} of {DIM}"
+                )
+        return inception_graph.fold(state), last, sha256
+
+
+@jax.jit
+@jax.default_matmul_precision("highest")  # the same numbers on every device
+def _features(params, x):
+    return inception_graph.forward(params, x.astype(params["Conv2d_1a_3x3"][0].dtype))
+
+
+@functools.partial(jax.jit, static_argnames="variant")
+def _prepared(x, *, variant):
+    """Returns images [N, H, W, 1 or 3] of values in [0, 255] as the net takes them."""
+    x = jnp.broadcast_to(x.astype(jnp.float32), (*x.shape[:3], 3))
+    if variant != "clean_fid":  # which comes at its size
+        half = 0.5 if variant == "pytorch_fid" else 0.0
+        x = jnp.einsum("nhwc,ih->niwc", x, _bilinear(x.shape[1], half), precision="highest")
+        x = jnp.einsum("nhwc,jw->nhjc", x, _bilinear(x.shape[2], half), precision="highest")
+    return x / 127.5 - 1 if variant == "pytorch_fid" else (x - 128) / 128
+
+
+def _bilinear(length: int, half: float) -> np.ndarray:
+    """Returns the weights [299, length] of a resize without antialiasing.
+
+    Pixel i of the result is at (i + half) · length / 299 - half: with `half` 0.5 as in PyTorch with
+    align_corners=False, with 0 as in TensorFlow 1.
+    """
+    place = np.maximum((np.arange(SIDE) + half) * length / SIDE - half, 0)
+    below = np.minimum(np.floor(place).astype(int), length - 1)
+    above = np.minimum(below + 1, length - 1)
+    rows = np.zeros((SIDE, length), np.float32)
+    np.add.at(rows, (np.arange(SIDE), below), 1 - (place - below))
+    np.add.at(rows, (np.arange(SIDE), above), place - below)
+    return rows
+
+
+def _resized_by_pillow(images):
+    """Yields float32 images [n, 299, 299, C], a few at a time, as clean-fid resizes them."""
+    for part in [images] if hasattr(images, "shape") else images:
+        batches.check(part, "Inception 2015 (clean_fid)")
+        for start in range(0, len(part), 32):
+            yield np.stack([_by_pillow(image) for image in np.asarray(part[start : start + 32])])
+
+
+def _by_pillow(image: np.ndarray) -> np.ndarray:
+    size = (SIDE, SIDE)
+    channels = (Image.fromarray(channel) for channel in np.moveaxis(image, 2, 0).astype(np.float32))
+    resized = [np.asarray(c.resize(size, Image.Resampling.BICUBIC)) for c in channels]
+    return np.stack(resized, -1).clip(0, 255)  # bicubic goes beyond at edges

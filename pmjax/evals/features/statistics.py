@@ -1,0 +1,98 @@
+"""Means and covariances of features in files: published ones, and a cache of our own."""
+
+import contextlib
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from pmjax.errors import UserError
+from pmjax.storage.lock import lock
+
+FORMAT = 2  # of what is cached; raise it where an extractor's numbers change
+METRICS = {2048: "fid", 1280: "fd_efficientnet_lite0"}  # by the dimensions of their features
+Moments = tuple[np.ndarray, np.ndarray, int]
+
+
+def cache_directory(name: str) -> Path:
+    """Returns where pmjax keeps files of one kind: in $PMJAX_CACHE, or ~/.cache/pmjax."""
+    return Path(os.environ.get("PMJAX_CACHE") or "~/.cache/pmjax").expanduser() / name
+
+
+def read(path: Path, *, dim: int, about: dict[str, str] | None = None) -> Moments:
+    """Returns mean [D], covariance [D, D] and number (0 if unknown) of an .npz file.
+
+    Args:
+        path: with arrays 'mu' and 'sigma', as pytorch-fid, TTUR and EDM publish them.
+        dim: D.
+        about: extractor and its identity, which a file of our own must agree with; others do not
+            say what they are of.
+
+    Raises:
+        UserError: if it cannot be read, or is of another size or of other features.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            mean, cov = (np.asarray(file[name], np.float64) for name in ("mu", "sigma"))
+            count = int(file["num"]) if "num" in file else 0
+            found = json.loads(str(file["about"])) if "about" in file else None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} cannot be read as statistics of features: arrays 'mu' [D] and 'sigma' [D, D] "
+            f"in an .npz ({error})."
+        ) from error
+    if mean.shape != (dim,) or cov.shape != (dim, dim):
+        metric = METRICS.get(mean.size)
+        raise UserError(
+            f"{path} holds statistics of sizes {list(mean.shape)} and {list(cov.shape)}, and these "
+            f"features have {dim} dimensions: it was made with another extractor."
+            + (f" Try --evals={metric}." if metric and mean.size != dim else "")
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
+        raise UserError(f"{path} holds NaN or infinite values.")
+    if np.abs(cov - cov.T).max() > 1e-6 * np.abs(cov).max() or cov.diagonal().min() < 0:
+        raise UserError(
+            f"{path}: 'sigma' is not a covariance: not symmetric, or of negative variance."
+        )
+    for name, value in (about or {}).items() if found else ():
+        if found.get(name) != value:
+            raise UserError(
+                f"{path} holds statistics with {name} {found.get(name)}, and here it is {value}."
+            )
+    return mean, cov, count
+
+
+def write(path: Path, moments: Moments, about: dict[str, str]) -> None:
+    """Writes what `read` reads, as a whole."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    with part.open("wb") as file:
+        np.savez(file, mu=moments[0], sigma=moments[1], num=moments[2], about=json.dumps(about))
+    part.replace(path)
+
+
+def cached(
+    about: dict[str, str], fingerprint: str, make: Callable[[], Moments], dim: int
+) -> Moments:
+    """Returns the statistics of a whole data set, computed once for its content.
+
+    Args:
+        about: extractor and its identity.
+        fingerprint: of the data; if empty, nothing is kept.
+        make: computes them.
+        dim: of the features.
+    """
+    if not fingerprint:
+        return make()
+    key = json.dumps([FORMAT, sorted(about.items()), fingerprint])
+    path = cache_directory("statistics") / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
+    with lock(path, "statistics of features"):
+        if path.is_file():
+            with contextlib.suppress(UserError):  # a damaged file is made again
+                return read(path, dim=dim, about=about)
+        moments = make()
+        write(path, moments, about | {"data": fingerprint})
+    return moments

@@ -1,0 +1,355 @@
+"""Images that any other tool has left: a folder of files, or an array in .npy or .npz."""
+
+import contextlib
+import copy
+import dataclasses
+import hashlib
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pmjax.datasets.base import Dataset
+from pmjax.datasets.cache import fingerprint
+from pmjax.datasets.image_folder import EXTENSIONS, listed
+from pmjax.datasets.images import _eight_bit
+from pmjax.errors import UserError
+from pmjax.evals.context import derived_seed
+from pmjax.evals.features import statistics
+
+SPLIT = "split"  # of a floor: a part of the reference
+UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+SHOWN = 10  # files that a message names
+ALPHA = "it has an alpha channel"
+CHUNK = 1000  # images of floats that are held at a time
+
+
+def compared(
+    samples: Path,
+    reference: Path,
+    floor: Path | str | None,
+    *,
+    seed: int,
+    say: Callable[[str], None],
+) -> tuple[dict[str, Dataset | Path], dict[str, dict]]:
+    """Returns the sets that a comparison is of, and what its results say of each, by name.
+
+    They are 'samples', 'reference' (a `Path` if it is of statistics) and, with `floor`, 'floor':
+    other images, or where it is `SPLIT`, a part of the reference; see `split`.
+
+    Raises:
+        UserError: for what cannot be read or compared.
+    """
+    paths = {"samples": samples, "reference": reference}
+    if floor:
+        paths["floor"] = reference if floor == SPLIT else Path(floor)
+    sets = {n: load(path) for n, path in paths.items() if n != "floor" or floor != SPLIT}
+    if isinstance(sets["samples"], Path) or isinstance(sets.get("floor"), Path):
+        raise UserError("--samples and --floor take images; only the reference may be statistics.")
+    sets |= alike({n: each for n, each in sets.items() if not isinstance(each, Path)}, say=say)
+    whole = sets["reference"]
+    if floor == SPLIT:
+        num = len(sets["samples"].data)
+        sets["reference"], sets["floor"] = split(whole, num, seed=seed, say=say)
+    elif not floor:
+        own = "" if isinstance(whole, Path) else f" or, out of the reference, as --floor={SPLIT},"
+        say(
+            "There is no floor: give real images of another set, about as many as samples, as "
+            f"--floor=FOLDER,{own} to see what perfect samples would reach."
+        )
+    about = {n: {"path": str(paths[n].resolve()), **_numbers(each)} for n, each in sets.items()}
+    if floor == SPLIT:
+        about |= {n: about[n] | {"part_of": _numbers(whole)} for n in ("reference", "floor")}
+    return sets, about
+
+
+def _numbers(images: Dataset | Path) -> dict:
+    if isinstance(images, Path):
+        return {"num": None, "fingerprint": None}
+    return {"num": len(images.data), "fingerprint": images.fingerprint}
+
+
+def split(
+    reference: Dataset, num: int, *, seed: int, say: Callable[[str], None]
+) -> tuple[Dataset, Dataset]:
+    """Returns a reference without a random part, and that part: the floor.
+
+    The part has `num` images, or half of all where that is fewer. Samples and floor then stand
+    against the same images, none of which is the floor's.
+
+    Raises:
+        UserError: if there are fewer than four images.
+    """
+    size = len(reference.data)
+    count = min(num, size // 2)
+    if size < 4:
+        raise UserError(
+            f"--floor={SPLIT} takes half of the reference at most, and two images make a set: the "
+            f"reference has {size}. Give more, or other real images as --floor=FOLDER."
+        )
+    order = np.random.default_rng(derived_seed(seed, "split")).permutation(size)
+    rows = np.sort(order[count:]), np.sort(order[:count])
+    few = (
+        f" The floor has fewer images than the {num} samples, so that it is biased upward by its "
+        f"size: give {count} samples, or more of the reference."
+    )
+    say(
+        f"--floor={SPLIT}: {count} of the reference's {size} images, drawn with seed {seed}, are "
+        f"the floor; samples and floor are compared with the other {size - count}."
+        + (few if count < num else "")
+    )
+    kept, floor = (
+        Dataset(
+            Rows(reference.data, chosen),
+            None,
+            hashlib.sha256(reference.fingerprint.encode() + chosen.tobytes()).hexdigest(),
+            (),
+        )
+        for chosen in rows
+    )
+    return kept, floor
+
+
+def validate(reference: Path, floor: Path | str | None) -> None:
+    """Raises `UserError` for a floor out of a reference that has no images."""
+    if floor == SPLIT and dimensions(reference):
+        raise UserError(
+            f"--floor={SPLIT} takes images out of the reference, and {reference} holds statistics "
+            "only. Give the images that they are of as --reference=FOLDER, or other real images as "
+            "--floor=FOLDER."
+        )
+
+
+def metric_for(reference: Path, *, say: Callable[[str], None]) -> str:
+    """Returns the metric to compare with a reference by: of the features of its statistics."""
+    dim = dimensions(reference)
+    if dim in statistics.METRICS:
+        say(f"{reference} holds statistics of {dim} features: --evals={statistics.METRICS[dim]}.")
+    return statistics.METRICS.get(dim, "fd_efficientnet_lite0")
+
+
+def dimensions(path: Path) -> int | None:
+    """Returns of how many features an .npz holds statistics; None for any other file."""
+    if path.suffix != ".npz" or not path.is_file():
+        return None
+    with contextlib.suppress(*UNREADABLE), np.load(path, allow_pickle=False) as found:
+        return found["mu"].size if {"mu", "sigma"} <= set(found) else None
+    return None
+
+
+def load(path: Path) -> Dataset | Path:
+    """Returns the images of a folder or an array's file, or the path of an .npz of statistics.
+
+    Images of a folder stay in it until they are used; all must have one size, and no alpha channel.
+    An array is uint8 [N, H, W, 1 or 3], or float within [0, 1]. Hidden files are no images; those
+    that lie beside images with other endings are named in `skipped`.
+
+    Raises:
+        UserError: names what is missing, unreadable, of another size, not finite or out of range.
+    """
+    if path.is_dir():
+        files, others = listed(path)
+        images = Folder(path, files)
+        skipped = tuple(str(other.relative_to(path)) for other in others)
+        return Dataset(images, None, images.fingerprint(), skipped)
+    if path.suffix not in (".npy", ".npz") or not path.is_file():
+        raise UserError(f"{path} is no folder of images and no .npy or .npz file.")
+    try:
+        found = np.load(path, allow_pickle=False, mmap_mode="r")
+        if path.suffix == ".npz":
+            if {"mu", "sigma"} <= set(found):
+                return path
+            names = found.files
+            found = found["arr_0" if "arr_0" in names else names[0]] if names else None
+            if "arr_0" not in names and (len(names) != 1 or found.ndim != 4):
+                raise ValueError(
+                    f"it has arrays {', '.join(names) or 'none'}: images are one array [N, H, W, "
+                    "C] or 'arr_0', statistics are 'mu' [D] and 'sigma' [D, D]"
+                )
+    except UNREADABLE as error:
+        raise UserError(f"{path} cannot be read as images or as statistics ({error}).") from error
+    images = _eight_bits(path, found)
+    return Dataset(images, None, fingerprint(images, None), ())
+
+
+def alike(sets: Mapping[str, Dataset], *, say: Callable[[str], None]) -> dict[str, Dataset]:
+    """Returns sets of images as one can compare them: of one size, grey as RGB if one of them is.
+
+    Raises:
+        UserError: if their sizes differ.
+    """
+    shapes = {name: tuple(each.data.shape[1:]) for name, each in sets.items()}
+    if len({shape[:2] for shape in shapes.values()}) > 1:
+        told = ", ".join(f"{name} {h}×{w}" for name, (h, w, _) in shapes.items())
+        raise UserError(
+            f"The sets have images of different sizes: {told} (height × width). Resize them "
+            "first: how it is done changes every distance."
+        )
+    for name, each in sets.items():
+        if each.skipped:
+            more = ", …" if len(each.skipped) > SHOWN else ""
+            say(
+                f"{name}: {len(each.skipped)} files are left out, as their endings are none of "
+                f"images' ({', '.join(each.skipped[:SHOWN])}{more})."
+            )
+    grey = [name for name, shape in shapes.items() if shape[2] == 1]
+    if 0 < len(grey) < len(sets):
+        say(f"Grey, and compared as RGB with three equal channels: {', '.join(grey)}.")
+        rgb = {name: dataclasses.replace(sets[name], data=_rgb(sets[name].data)) for name in grey}
+        return {**sets, **rgb}
+    return dict(sets)
+
+
+def _rgb(images):
+    if isinstance(images, Folder):
+        return images.rgb()
+    return np.broadcast_to(images, (*images.shape[:3], 3))  # takes no memory
+
+
+def _eight_bits(path, images):
+    known = images.dtype == np.uint8 or images.dtype.kind == "f"
+    if not known or images.ndim != 4 or images.shape[-1] not in (1, 3):
+        hint = ""
+        if images.ndim == 4 and images.shape[1] in (1, 3):
+            hint = " Channels come last: images.transpose(0, 2, 3, 1)."
+        elif images.ndim == 4 and images.shape[-1] in (2, 4):
+            hint = " Flatten the alpha channel first."
+        raise UserError(
+            f"{path} holds {images.dtype} {list(images.shape)}: images are uint8 or float "
+            f"[N, H, W, 1 or 3].{hint}"
+        )
+    if images.dtype == np.uint8:
+        return images
+    found = np.empty(images.shape, np.uint8)
+    for start in range(0, len(images), CHUNK):
+        part = np.asarray(images[start : start + CHUNK])
+        if not np.isfinite(part).all():
+            raise UserError(f"{path} holds NaN or infinite values.")
+        if part.min(initial=0) < 0 or part.max(initial=0) > 1:
+            raise UserError(
+                f"{path} holds floats from {part.min():.4g} to {part.max():.4g}: give uint8, or "
+                "floats within [0, 1]."
+            )
+        found[start : start + CHUNK] = part * 255 + 0.5
+    return found
+
+
+class Rows:
+    """Some of a set's images uint8 [N, H, W, C], taken out of it where they are indexed."""
+
+    dtype = np.dtype(np.uint8)
+    ndim = 4
+
+    def __init__(self, images: "np.ndarray | Folder", rows: np.ndarray):
+        self._images, self._rows = images, rows
+        self.shape = (len(rows), *images.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
+        return self._images[self._rows[index]]
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return self[:].astype(dtype or np.uint8, copy=False)
+
+
+class Folder:
+    """Files of one size as an array uint8 [N, H, W, 1 or 3], decoded where it is indexed.
+
+    RGB, or grey if every file is. Nothing is rotated, cropped or resized, as in other tools of
+    evaluation. At most a slice is held at a time.
+    """
+
+    dtype = np.dtype(np.uint8)
+    ndim = 4
+
+    def __init__(self, path: Path, files: list[Path]):
+        if not files:
+            raise UserError(f"{path} holds no images ({', '.join(EXTENSIONS)}).")
+        self.path, self.files = path, files
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            heads = list(pool.map(_head, files))
+        self._refuse((f, why) for f, (why, *_) in zip(files, heads, strict=True) if why)
+        sizes: dict[tuple[int, int], list[Path]] = {}
+        for file, (_, size, _) in zip(files, heads, strict=True):
+            sizes.setdefault(size, []).append(file)
+        if len(sizes) > 1:
+            listed = ", ".join(
+                f"{len(fs)} of {w}×{h} (as {fs[0].relative_to(path)})"
+                for (w, h), fs in sorted(sizes.items(), key=lambda item: -len(item[1]))[:SHOWN]
+            )
+            raise UserError(
+                f"The images in {path} have different sizes: {listed}. Distances depend on how "
+                "they are brought to one: resize samples and reference in the same way first."
+            )
+        ((width, height),) = sizes
+        channels = 1 if all(grey for *_, grey in heads) else 3
+        self.shape = (len(files), height, width, channels)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
+        files = self.files[index] if isinstance(index, slice) else [self.files[i] for i in index]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            decoded = list(pool.map(_decode, files))
+        self._refuse((f, x) for f, x in zip(files, decoded, strict=True) if isinstance(x, str))
+        out = np.empty((len(files), *self.shape[1:]), np.uint8)
+        for row, image in zip(out, decoded, strict=True):
+            row[:] = image if image.ndim == 3 else image[..., None]
+        return out
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return self[:].astype(dtype or np.uint8, copy=False)
+
+    def rgb(self) -> "Folder":
+        """Returns the same images with three channels."""
+        other = copy.copy(self)
+        other.shape = (*self.shape[:3], 3)
+        return other
+
+    def fingerprint(self) -> str:
+        """Returns the sha256 over the contents of all files."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            with file.open("rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+        return digest.hexdigest()
+
+    def _refuse(self, broken: Iterable[tuple[Path, str]]) -> None:
+        broken = [f"{file.relative_to(self.path)}: {why}" for file, why in broken]
+        if broken:
+            more = f"; and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
+            advice = "Mend or remove them."
+            if any(ALPHA in each for each in broken):
+                advice = "Flatten the alpha channel onto one background first; mend what is broken."
+            raise UserError(
+                f"{len(broken)} of the images in {self.path} cannot be taken "
+                f"({'; '.join(broken[:SHOWN])}{more}). {advice}"
+            )
+
+
+def _head(file: Path) -> tuple[str, tuple[int, int], bool]:
+    """Returns what is wrong with a file, its size, and whether it is grey, from its first bytes."""
+    try:
+        with Image.open(file) as image:
+            wrong = ALPHA if image.has_transparency_data else ""
+            return wrong, image.size, image.mode in ("1", "L") or image.mode.startswith("I")
+    except Exception as error:  # decoders of broken files raise nearly anything
+        known = isinstance(error, Image.UnidentifiedImageError)
+        return "not an image" if known else str(error) or type(error).__name__, (0, 0), True
+
+
+def _decode(file: Path) -> np.ndarray | str:
+    """Returns the pixels, or what is wrong."""
+    try:
+        with Image.open(file) as image:
+            return np.asarray(_eight_bit(image))
+    except Exception as error:
+        return str(error) or type(error).__name__

@@ -1,0 +1,49 @@
+"""Classes of the examples, and what metrics of a labelled embedding compare it with."""
+
+import numpy as np
+from sklearn.decomposition import PCA
+
+from pmjax.datasets.batches import to_float
+from pmjax.errors import UserError
+from pmjax.evals.context import LEAVE, Context
+
+
+def classes(ctx: Context, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the classes int [N] of the training and of the test set, numbered from 0.
+
+    Raises:
+        UserError: if the data set has none, or the training set not at least two and all.
+    """
+    labels = ctx.train.labels, ctx.test.labels
+    if any(each is None or not np.issubdtype(each.dtype, np.integer) for each in labels):
+        raise UserError(
+            f"Metric '{metric}' needs a class for every example, and this data set has none. "
+            + LEAVE
+        )
+    known, numbers = np.unique(np.concatenate(labels), return_inverse=True)
+    train, test = np.split(numbers, [len(labels[0])])
+    if len(known) < 2 or len(np.unique(train)) < len(known):
+        raise UserError(
+            f"Metric '{metric}' needs at least two classes in the training set, and no other "
+            f"ones in the test set; they have {len(np.unique(train))} and {len(known)} in all."
+        )
+    return train, test
+
+
+def codes(ctx: Context) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Returns codes of the training and of the test set: embeddings, and what needs no learning.
+
+    Returns:
+        'accuracy': the embeddings, and 'pca': as many principal components of the data (or all).
+    """
+
+    def components():
+        train, test = (to_float(s.data).reshape(len(s.data), -1) for s in (ctx.train, ctx.test))
+        num = min(ctx.embeddings("train").shape[1], *train.shape)
+        pca = PCA(num, random_state=ctx.derived_seed("pca")).fit(train)
+        return pca.transform(train), pca.transform(test)
+
+    return {
+        "accuracy": (ctx.embeddings("train"), ctx.embeddings("test")),
+        "pca": ctx.cached("principal components", components, of="data"),
+    }

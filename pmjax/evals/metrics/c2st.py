@@ -1,0 +1,68 @@
+"""Whether a classifier can tell a prior's latents from held-out embeddings."""
+
+import warnings
+from functools import partial
+
+import numpy as np
+from scipy.stats import hypergeom
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+from pmjax.errors import UserError, unknown
+from pmjax.evals.context import Context
+from pmjax.evals.latents import two_sample_tests
+from pmjax.evals.registry import option
+
+CLASSIFIERS = {  # name: (number of training examples, seed) -> classifier
+    "mlp": lambda n, seed: MLPClassifier((20,), max_iter=100, random_state=seed),
+    "knn": lambda n, seed: KNeighborsClassifier(int(n**0.5)),
+    "logistic": lambda n, seed: LogisticRegression(max_iter=1000),
+}
+
+
+def evaluate(ctx: Context, *, num: int = 1000, classifier: str = "mlp") -> dict[str, float]:
+    """Returns how well a classifier tells latents from test embeddings, up to `num` each.
+
+    'c2st/<what>' and 'c2st_p/<what>' are `two_sample`'s for the latents of each prior, and for
+    'train', embeddings of training examples: the floor. An accuracy of 0.5 is perfect; a small p
+    says that the two differ.
+    """
+    if classifier not in CLASSIFIERS:
+        raise unknown(f"classifier ({option('c2st', 'classifier')})", classifier, CLASSIFIERS)
+    return two_sample_tests(ctx, "c2st", num, partial(two_sample, classifier=classifier))
+
+
+def two_sample(a: np.ndarray, b: np.ndarray, *, classifier: str, seed: int) -> tuple[float, float]:
+    """Returns the accuracy of a classifier on held-out halves, and its p-value.
+
+    Lopez-Paz & Oquab, 2017: it learns from a random half of each, standardised; by default 20
+    hidden units and 100 epochs, 'knn' has k = √n. The p-value is exact: were the two alike, then,
+    given how many it calls a's, the number that are is hypergeometric (Fisher's test).
+
+    Args:
+        a: [N, d].
+        b: [M, d].
+        classifier: a key of CLASSIFIERS.
+        seed: of the halves and of the classifier.
+    """
+    if min(len(a), len(b)) < 4:
+        raise UserError(
+            f"Metric 'c2st' needs four examples of each and has {min(len(a), len(b))}: set "
+            f"{option('c2st', 'num')} to at least 4, and have as many training and test examples."
+        )
+    rng = np.random.default_rng(seed)
+    a, b = rng.permutation(a), rng.permutation(b)
+    x, x_test = np.concatenate([a[::2], b[::2]]), np.concatenate([a[1::2], b[1::2]])
+    is_a, is_a_test = (np.arange(len(n)) < len(m) for n, m in ((x, a[::2]), (x_test, a[1::2])))
+    model = make_pipeline(StandardScaler(), CLASSIFIERS[classifier](len(x), seed))
+    with threadpool_limits(1), warnings.catch_warnings():  # more threads only wait for each other
+        warnings.simplefilter("ignore", ConvergenceWarning)  # it stops when its epochs are over
+        called_a = model.fit(x, is_a).predict(x_test)
+    right = np.sum(called_a & is_a_test)
+    p = hypergeom.sf(right - 1, len(x_test), is_a_test.sum(), called_a.sum())
+    return float(np.mean(called_a == is_a_test)), float(p)

@@ -1,0 +1,54 @@
+"""Whether a prior's latents have the distribution of held-out embeddings: the energy distance."""
+
+from functools import partial
+
+import numpy as np
+from scipy.spatial.distance import pdist, squareform
+
+from pmjax.errors import UserError
+from pmjax.evals.context import Context
+from pmjax.evals.latents import two_sample_tests
+from pmjax.evals.registry import option
+
+AT_ONCE = 500  # permutations
+
+
+def evaluate(ctx: Context, *, num: int = 1000, permutations: int = 499) -> dict[str, float]:
+    """Returns energy distances between latents and test embeddings, up to `num` each, and p-values.
+
+    'energy/<what>' and 'energy_p/<what>' are `two_sample`'s for the latents of each prior, and for
+    'train', embeddings of training examples: the floor. A small p says that the two differ, a large
+    one that so many latents do not show a difference.
+    """
+    if num < 2 or permutations < 1:
+        raise UserError(
+            f"Metric 'energy' needs {option('energy', 'num')} ≥ 2 and "
+            f"{option('energy', 'permutations')} ≥ 1, got {num} and {permutations}."
+        )
+    return two_sample_tests(ctx, "energy", num, partial(two_sample, permutations=permutations))
+
+
+def two_sample(
+    a: np.ndarray, b: np.ndarray, *, permutations: int, seed: int
+) -> tuple[float, float]:
+    """Returns the energy distance 2 E‖a - b‖ - E‖a - a'‖ - E‖b - b'‖ ≥ 0 and its p-value.
+
+    Székely & Rizzo, 2004, the means over all pairs, those of an example with itself included. The
+    p-value is (1 + how many permutations of the pooled examples are as far apart) / (1 + how many).
+
+    Args:
+        a: [N, d].
+        b: [M, d].
+        permutations: how many.
+        seed: of the permutations.
+    """
+    distances = squareform(pdist(np.concatenate([a, b]).astype(np.float64)))
+    weights = np.repeat([1 / len(a), -1 / len(b)], [len(a), len(b)])
+    rng = np.random.default_rng(seed)
+    energy, further = -weights @ distances @ weights, 0
+    for start in range(0, permutations, AT_ONCE):
+        rows = np.tile(weights, (min(AT_ONCE, permutations - start), 1))
+        rows = rng.permuted(rows, axis=1)
+        permuted = -np.einsum("pi,pi->p", rows @ distances, rows)
+        further += np.sum(permuted >= energy - 1e-12 * distances.max())
+    return float(max(energy, 0)), float((1 + further) / (1 + permutations))

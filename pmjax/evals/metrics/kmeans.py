@@ -1,0 +1,57 @@
+"""Whether the classes are clusters of the embedding, as ACAI asks."""
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import KMeans
+from sklearn.metrics import confusion_matrix
+from threadpoolctl import threadpool_limits
+
+from pmjax.errors import UserError
+from pmjax.evals.context import Context
+from pmjax.evals.labels import classes, codes
+from pmjax.evals.registry import option
+
+
+def evaluate(ctx: Context, *, restarts: int = 20, iterations: int = 1000) -> dict[str, float]:
+    """Returns accuracies on the test set of k-means with as many clusters as there are classes.
+
+    Berthelot et al., 2019: fitted to the training set's embeddings, `whitened`, from random
+    examples, the best of `restarts` (theirs: 1000) kept; each cluster stands for one class, in the
+    way that `clustering_accuracy` chooses. 'kmeans/accuracy' is that of the embeddings,
+    'kmeans/pca' that of as many principal components of the data.
+    """
+    if restarts < 1 or iterations < 1:
+        raise UserError(
+            f"Metric 'kmeans' needs {option('kmeans', 'restarts')} ≥ 1 and "
+            f"{option('kmeans', 'iterations')} ≥ 1, got {restarts} and {iterations}."
+        )
+    labels, test_labels = classes(ctx, "kmeans")
+    values = {}
+    for what, (train, test) in codes(ctx).items():
+        train, test = whitened(train, test)
+        seed = ctx.derived_seed("kmeans")
+        clusters = KMeans(
+            labels.max() + 1, init="random", n_init=restarts, max_iter=iterations, random_state=seed
+        )
+        with threadpool_limits(1):  # more threads wait for each other longer than they work
+            found = clusters.fit(train).predict(test)
+        values[f"kmeans/{what}"] = clustering_accuracy(found, test_labels)
+    return values
+
+
+def whitened(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns codes of unit variance and no correlation, by the training set's mean and SVD.
+
+    Directions in which the training set does not vary are left out.
+    """
+    mean = train.mean(0, dtype=np.float64)
+    _, scale, directions = np.linalg.svd(train - mean, full_matrices=False)
+    kept = scale > scale.max(initial=0) * np.finfo(np.float32).eps * len(train)
+    matrix = directions[kept].T / scale[kept] * len(train) ** 0.5
+    return (train - mean) @ matrix, (test - mean) @ matrix
+
+
+def clustering_accuracy(clusters: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the largest share of examples that a one-to-one naming of clusters names right."""
+    table = confusion_matrix(labels, clusters)
+    return float(table[linear_sum_assignment(table, maximize=True)].sum() / len(labels))

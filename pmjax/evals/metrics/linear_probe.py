@@ -1,0 +1,37 @@
+"""Whether one layer can tell the classes apart by their embeddings, as ACAI asks."""
+
+import warnings
+
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+from pmjax.errors import UserError
+from pmjax.evals.context import Context
+from pmjax.evals.labels import classes, codes
+from pmjax.evals.registry import option
+
+
+def evaluate(ctx: Context, *, c: float = 1.0, iterations: int = 1000) -> dict[str, float]:
+    """Returns accuracies on the test set of softmax regression, fitted to the training set.
+
+    Berthelot et al., 2019, train the layer beside the autoencoder; here it is fitted afterwards, to
+    standardised embeddings, with scikit-learn's penalty 1/c. 'linear_probe/accuracy' is that of the
+    embeddings, 'linear_probe/pca' that of as many principal components of the data.
+    """
+    if not c > 0 or iterations < 1:
+        raise UserError(
+            f"Metric 'linear_probe' needs {option('linear_probe', 'c')} > 0 and "
+            f"{option('linear_probe', 'iterations')} ≥ 1, got {c} and {iterations}."
+        )
+    labels, test_labels = classes(ctx, "linear_probe")
+    values = {}
+    for what, (train, test) in codes(ctx).items():
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=iterations))
+        with threadpool_limits(1), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # its iterations are an argument
+            probe.fit(train, labels)
+        values[f"linear_probe/{what}"] = probe.score(test, test_labels)
+    return values

@@ -1,0 +1,89 @@
+"""ACAI's 'lines' task: whether interpolated lines are lines, and turn evenly."""
+
+import numpy as np
+
+from pmjax.datasets import lines
+from pmjax.datasets.batches import to_float
+from pmjax.errors import UserError
+from pmjax.evals.context import LEAVE, Context, finite
+from pmjax.evals.registry import option
+
+BANK = 10_000  # rendered lines, at equal angles
+SAME = 1e-4  # radians: less than two lines of the bank are apart
+FRAMES_AT_ONCE = 512  # bounds the table of distances to 40 MB
+REAL = 1e-3  # mean cosine distance of test images to the bank, for the data to be lines
+
+
+def evaluate(ctx: Context, *, num: int = 256, frames: int = 16) -> dict[str, float]:
+    """Returns Mean Distance and Smoothness of interpolations between lines of the test set.
+
+    Berthelot et al., 2019: `num` random pairs of test images, each interpolated over `frames`
+    images, ends included, by `model.interpolate`. 'lines/mean_distance' is the mean over frames of
+    the smallest cosine distance, in [-1, 1], to 10,000 rendered lines; 'lines/distance_floor' is
+    that of the test images. With θ the angles of the nearest lines, unwrapped,
+    'lines/smoothness' is the mean over interpolations of
+    max |Δθ| / |θ_end - θ_start| - 1 / (frames - 1): 0 is perfect for both.
+
+    Interpolations with θ_end = θ_start have no smoothness, 'lines/invalid' being their share; they
+    count as 0 in 'lines/smoothness', as in ACAI's code, and as a single jump, so that a collapsed
+    decoder is not rewarded, in 'lines/smoothness_strict'.
+    """
+    num = min(num, len(ctx.test.data) // 2)
+    if num < 1 or frames < 2:
+        raise UserError(
+            f"Metric 'lines' has nothing to measure: num={num}, frames={frames}. It needs two test "
+            f"images, {option('lines', 'num')} ≥ 1 and {option('lines', 'frames')} ≥ 2."
+        )
+    chosen = np.random.default_rng(ctx.derived_seed("lines")).permutation(len(ctx.test.data))
+    a, b = (ctx.test.data[chosen[part * num : (part + 1) * num]] for part in range(2))
+    shape = (lines.SIZE, lines.SIZE, 1)
+    floor = np.inf
+    if a.shape[1:] == shape:
+        floor = nearest_lines(to_float(np.concatenate([a, b])))[0].mean()
+    if not floor < REAL:
+        raise UserError(f"Metric 'lines' needs the data set 'lines' at its own size. {LEAVE}")
+    images = finite("interpolations", ctx.model.interpolate(a, b, steps=frames))
+    distances, angles = nearest_lines(images.reshape(-1, *shape))
+    smoothness = smoothness_of(angles.reshape(num, frames))
+    invalid = np.isnan(smoothness)
+    return {
+        "lines/mean_distance": distances.mean(),
+        "lines/distance_floor": floor,
+        "lines/smoothness": np.where(invalid, 0, smoothness).mean(),
+        "lines/smoothness_strict": np.where(invalid, 1 - 1 / (frames - 1), smoothness).mean(),
+        "lines/invalid": invalid.mean(),
+    }
+
+
+def nearest_lines(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the cosine distance to the nearest line of the bank, and its angle.
+
+    Args:
+        images: float [N, 32, 32, 1] in [-1, 1].
+
+    Returns:
+        Distances [N], those of constant 0 being 1, and angles [N] in [0, 2π), both float64.
+    """
+    angles = np.linspace(0, 2 * np.pi, BANK, endpoint=False)
+    bank = _unit(to_float(lines.render(angles)))
+    distances, nearest = np.empty(len(images)), np.empty(len(images), int)
+    for start in range(0, len(images), FRAMES_AT_ONCE):
+        part = slice(start, start + FRAMES_AT_ONCE)
+        cosines = _unit(images[part]) @ bank.T
+        nearest[part] = cosines.argmax(1)
+        distances[part] = 1 - cosines.max(1)
+    return np.maximum(distances, 0), angles[nearest]
+
+
+def smoothness_of(angles: np.ndarray) -> np.ndarray:
+    """Returns max |Δθ| / |θ_end - θ_start| - 1 / (F - 1) of angles [N, F], or NaN, as [N]."""
+    angles = np.unwrap(angles)
+    total = np.abs(angles[:, -1] - angles[:, 0])
+    total = np.where(total < SAME, np.nan, total)
+    return np.abs(np.diff(angles)).max(1) / total - 1 / (angles.shape[1] - 1)
+
+
+def _unit(images):
+    """Returns images as rows of length 1; float32 cannot tell neighbours in the bank apart."""
+    x = np.asarray(images, np.float64).reshape(len(images), -1)
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

@@ -1,0 +1,51 @@
+"""The sliced 2-Wasserstein distance between samples and test examples, of any dimension."""
+
+import numpy as np
+
+from pmjax.datasets.batches import to_float
+from pmjax.errors import UserError
+from pmjax.evals.context import CHUNK, Context
+from pmjax.evals.registry import option
+
+
+def evaluate(ctx: Context, *, projections: int = 500) -> dict[str, float]:
+    """Returns the distances from the test set, between as many examples of each.
+
+    'sliced_w2/<prior>' is that of `num_samples` samples, or as many as there are test examples, and
+    'sliced_w2/floor' that of training examples, where there are any; for images between pixels in
+    [-1, 1].
+    """
+    num = min(ctx.num_samples, len(ctx.test.data))
+    if ctx.has("train"):
+        num = min(num, len(ctx.train.data))
+    if num < 1 or projections < 1:
+        raise UserError(
+            f"Metric 'sliced_wasserstein' has nothing to compare: {num} examples, "
+            f"{projections} projections. Set --config.eval.num_samples and "
+            f"{option('sliced_wasserstein', 'projections')} to at least 1."
+        )
+    sources = {prior: ctx.samples(prior)[:num] for prior in ctx.priors}
+    if ctx.has("train"):
+        sources["floor"] = ctx.train.data[ctx.subset("train", num)]
+    test = ctx.test.data[ctx.subset("test", num)]
+    seed = ctx.derived_seed("directions")
+    return {
+        f"sliced_w2/{what}": sliced_wasserstein2(x, test, projections=projections, seed=seed)
+        for what, x in sources.items()
+    }
+
+
+def sliced_wasserstein2(a: np.ndarray, b: np.ndarray, *, projections: int, seed: int) -> float:
+    """Returns (mean over directions u of W₂²(⟨a, u⟩, ⟨b, u⟩))^½ of two sets [N, …] of one size.
+
+    Bonneel et al., 2015; random unit vectors u. A shift by s makes it ‖s‖ / √D on average.
+    """
+    directions = np.random.default_rng(seed).normal(size=(projections, a[0].size))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    a, b = (np.sort(_project(x, directions.T.astype(np.float32)), axis=0) for x in (a, b))
+    return float(np.sqrt(np.mean((a - b) ** 2)))
+
+
+def _project(x, directions):
+    chunks = (x[i : i + CHUNK] for i in range(0, len(x), CHUNK))
+    return np.concatenate([to_float(part).reshape(len(part), -1) @ directions for part in chunks])

@@ -1,0 +1,103 @@
+"""Whether the embedding keeps the neighbourhoods and the shape of the data."""
+
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import minimum_spanning_tree, shortest_path
+from scipy.spatial.distance import pdist, squareform
+from scipy.stats import spearmanr
+from sklearn.manifold import trustworthiness
+
+from pmjax.datasets.batches import to_float
+from pmjax.errors import UserError
+from pmjax.evals.context import Context
+from pmjax.evals.registry import option
+
+
+def evaluate(ctx: Context, *, neighbours: int = 12, num: int = 2000) -> dict[str, float]:
+    """Returns what the embedding keeps of the geometry of up to `num` test examples.
+
+    Distances are Euclidean, for images between their pixels; 1 is perfect for all.
+
+    'topology/trustworthiness' (Venna & Kaski, 2001) falls when neighbours in the embedding are none
+    in the data, 'topology/continuity' when neighbours in the data are torn apart;
+    'topology/neighbours_kept' is the share of the 12 (`neighbours`) nearest in the data that are
+    among the 12 nearest in the embedding, 12 / (n - 1) by chance;
+    'topology/distance_correlation' is `distance_correlation`, 0 for independence;
+    'topology/geodesic_correlation' is Spearman's, over all pairs, between `geodesic_distances` in
+    the data and distances in the embedding, 0 by chance.
+    """
+    chosen = ctx.subset("test", num)
+    if not 1 <= neighbours < len(chosen) / 2:
+        raise UserError(
+            f"Metric 'topology' needs more than {2 * neighbours} test examples for "
+            f"{neighbours} neighbours and has {len(chosen)}: set "
+            f"{option('topology', 'neighbours')} to at least 1 and less than half of them, or "
+            f"{option('topology', 'num')} higher."
+        )
+    x = to_float(ctx.test.data[chosen]).reshape(len(chosen), -1)
+    z = ctx.embeddings("test")[chosen]
+    x_distances, z_distances = (squareform(pdist(a.astype(np.float64))) for a in (x, z))
+    geodesics = squareform(geodesic_distances(x_distances, neighbours), checks=False)
+    return {
+        "topology/trustworthiness": trustworthiness(x, z, n_neighbors=neighbours),
+        "topology/continuity": trustworthiness(z, x, n_neighbors=neighbours),
+        "topology/neighbours_kept": neighbours_kept(x_distances, z_distances, neighbours),
+        "topology/distance_correlation": distance_correlation(x_distances, z_distances),
+        "topology/geodesic_correlation": rank_correlation(
+            geodesics, squareform(z_distances, checks=False)
+        ),
+    }
+
+
+def neighbours_kept(a: np.ndarray, b: np.ndarray, neighbours: int) -> float:
+    """Returns the share of each one's nearest by distances a [N, N] that are nearest by b too."""
+    near = [_is_near(distances, neighbours) for distances in (a, b)]
+    return float((near[0] & near[1]).sum() / near[0].sum())
+
+
+def distance_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Returns the distance correlation of two samples, from their distances a and b, [N, N] each.
+
+    Bias-corrected (Székely & Rizzo, 2014): that of 2007 is far from 0 for independent samples of
+    many dimensions. The root of R* = ⟨A, B⟩ / (⟨A, A⟩ ⟨B, B⟩)^½, 0 where R* is negative, with
+    A_ii = 0 and elsewhere A_ij = a_ij - (Σ_l a_il + Σ_k a_kj) / (n-2) + Σ_kl a_kl / ((n-1)(n-2)).
+    """
+    a, b = _u_centred(a), _u_centred(b)
+    scale = np.sqrt((a * a).sum() * (b * b).sum())
+    return float(np.sqrt(max((a * b).sum() / scale, 0))) if scale > 0 else 0.0
+
+
+def geodesic_distances(distances: np.ndarray, neighbours: int) -> np.ndarray:
+    """Returns the lengths [N, N] of the shortest paths in a graph, as in Isomap.
+
+    Its edges join each example to its nearest ones, and are the minimum spanning tree besides, so
+    that there always is a path (Tenenbaum, de Silva & Langford, 2000, leave such examples out).
+    """
+    # Sparse graphs take an entry of 0 for no edge, and equal examples are 0 apart.
+    distances = np.maximum(distances, np.finfo(np.float32).tiny)
+    np.fill_diagonal(distances, 0)
+    tree = minimum_spanning_tree(csr_array(distances)).toarray() > 0
+    edges = np.where(_is_near(distances, neighbours) | tree, distances, 0)
+    return shortest_path(csr_array(edges), method="D", directed=False)
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Returns Spearman's correlation of two arrays [N], 0 if one is constant."""
+    return 0.0 if np.ptp(a) == 0 or np.ptp(b) == 0 else float(spearmanr(a, b).statistic)
+
+
+def _is_near(distances, neighbours):
+    """Returns whether column j is among the nearest of row i, [N, N]."""
+    apart = distances + np.diag(np.full(len(distances), np.inf))
+    nearest = np.argpartition(apart, neighbours - 1, axis=1)[:, :neighbours]
+    near = np.zeros(distances.shape, bool)
+    np.put_along_axis(near, nearest, True, axis=1)
+    return near
+
+
+def _u_centred(distances):
+    n = len(distances)
+    rows = distances.sum(0) / (n - 2)
+    centred = distances - rows - rows[:, None] + distances.sum() / ((n - 1) * (n - 2))
+    np.fill_diagonal(centred, 0)
+    return centred

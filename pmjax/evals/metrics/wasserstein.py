@@ -1,0 +1,55 @@
+"""The exact 2-Wasserstein distance between generated and fresh real points."""
+
+import numpy as np
+import ot
+
+from pmjax.errors import UserError
+from pmjax.evals.context import Context
+from pmjax.evals.registry import option
+
+OWN_PRIOR = True
+
+
+def evaluate(ctx: Context, *, draws: int = 5, num: int = 2000) -> dict[str, float]:
+    """Returns W₂ between `num` samples and `num` fresh real points, the mean over `draws` draws.
+
+    'w2/<prior>' is each prior's, 'w2/floor' that of fresh points against other fresh ones, and
+    'w2/ratio' the run's own prior's over the floor: 1 is perfect. Real points come from
+    `ctx.fresh`, or else from two random halves of the test set (then at most half of it each).
+    """
+    ctx.require_points("wasserstein")
+    if ctx.fresh is None:
+        num = min(num, len(ctx.test.data) // 2)
+    if draws < 1 or num < 1:
+        where = option("wasserstein")
+        raise UserError(
+            f"Metric 'wasserstein' has nothing to compare: draws={draws}, num={num}. Set "
+            f"{where}draws and {where}num to at least 1, and have two test points."
+        )
+    distances = {name: [] for name in (*ctx.priors, "floor")}
+    for draw in range(draws):
+        real, other = real_points(ctx, num, draw)
+        for name, values in distances.items():
+            points = other if name == "floor" else ctx.draw(name, num, draw)
+            values.append(wasserstein2(points, real))
+    result = {f"w2/{name}": float(np.mean(values)) for name, values in distances.items()}
+    return result | {"w2/ratio": result[f"w2/{ctx.own_prior}"] / result["w2/floor"]}
+
+
+def wasserstein2(a: np.ndarray, b: np.ndarray) -> float:
+    """Returns min over couplings of (E‖a - b‖²)^½ for two sets of points [N, D] and [M, D]."""
+    cost = ot.dist(np.asarray(a, np.float64), np.asarray(b, np.float64), metric="sqeuclidean")
+    squared, log = ot.emd2([], [], cost, numItermax=10_000_000, log=True)
+    if log["warning"]:
+        raise UserError(f"The 2-Wasserstein distance was not found: {log['warning']}.")
+    return float(np.sqrt(max(squared, 0.0)))
+
+
+def real_points(ctx: Context, num: int, draw: int) -> list[np.ndarray]:
+    """Returns two independent sets [num, D] of real points; others for each draw."""
+    if ctx.fresh is not None:
+        seeds = [ctx.derived_seed("fresh", side, draw) for side in "ab"]
+        return [np.asarray(ctx.fresh(num, seed), np.float32) for seed in seeds]
+    rng = np.random.default_rng(ctx.derived_seed("halves", draw))
+    order = rng.permutation(len(ctx.test.data))
+    return ctx.test.data[order[:num]], ctx.test.data[order[num : 2 * num]]

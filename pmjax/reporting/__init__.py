@@ -1,0 +1,1 @@
+"""What people look at: logs, the status line, pictures and the HTML report."""

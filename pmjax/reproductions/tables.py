@@ -1,0 +1,182 @@
+"""Tables as Markdown, JSON and HTML, and the report around them."""
+
+import json
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from pmjax.reporting import report
+from pmjax.reporting.report import Figure
+from pmjax.reproductions.base import Column, Study, Table
+
+# Added to the report's style, for tables with headings and many columns.
+STYLE = """
+section.table { overflow-x: auto; } th { text-align: left; font-weight: 400; color: var(--soft);
+  font-size: .8rem; padding: .3rem .8rem .3rem 0; vertical-align: bottom; }
+th.number { text-align: right; padding-right: 0; } .table * { overflow-wrap: normal; }
+td.number, th.number { padding-left: 1.2rem; } li { color: var(--soft); font-size: .9rem; }
+"""
+
+
+def write(
+    study: Study, tables: Sequence[Table], figures: Sequence[Figure], *, command: str
+) -> Path:
+    """Writes table.md, table.json and report.html into the study's directory.
+
+    Returns:
+      The report's path.
+    """
+    directory, title = study.directory, study.reproduction.title
+    missing = [{"run": run.name, "seed": seed, "why": why} for run, seed, why in study.missing()]
+    lines = [f"# {title}", "", f"`{command}`", "", summary(study), ""]
+    for table in tables:
+        lines += [f"## {table.title}", "", *_markdown(table, study.seeds), ""]
+        lines += [f"{note}\n" for note in _notes(table, study.seeds)]
+    if missing:
+        lines += ["## Missing", "", *(f"- {_missing(entry)}" for entry in missing), ""]
+    lines += [f"![{_cell(f.title)}](figures/{Path(f.path).name})\n" for f in figures]
+    _write(directory / "table.md", "\n".join(lines).rstrip() + "\n")
+    content = {
+        "title": title,
+        "command": command,
+        "runlocal": study.runlocal,
+        "seeds": list(study.seeds),
+        "tables": [_json(table) for table in tables],
+        "missing": missing,
+    }
+    _write(directory / "table.json", json.dumps(content, indent=2) + "\n")
+    body = [f"<p>{report.escape(summary(study))}<br><code>{report.escape(command)}</code></p>"]
+    for table in tables:
+        body += [f"<h2>{report.escape(table.title)}</h2>", *_html(table, study.seeds)]
+        body += [f"<p>{report.escape(note)}</p>" for note in _notes(table, study.seeds)]
+    if missing:
+        items = (f"<li>{report.escape(_missing(entry))}</li>" for entry in missing)
+        body += ["<h2>Missing</h2><ul>", *items, "</ul>"]
+    if figures:
+        body += [
+            "<h2>Pictures</h2><div class='figures'>",
+            *map(report.figure_html, figures),
+            "</div>",
+        ]
+    page = report.PAGE.format(
+        title=report.escape(title), style=report.STYLE + STYLE, body="".join(body)
+    )
+    _write(directory / "report.html", page)
+    return directory / "report.html"
+
+
+def summary(study: Study) -> str:
+    """Returns a sentence on what the tables rest on."""
+    smoke = "A smoke run: these numbers say nothing about the methods. " if study.runlocal else ""
+    if len(study.seeds) == 1:
+        return f"{smoke}One seed, {study.seeds[0]}."
+    return f"{smoke}Mean ± standard deviation over seeds {', '.join(map(str, study.seeds))}."
+
+
+def shown(values: Mapping[int, float], seeds: Sequence[int]) -> str:
+    """Returns 'mean ± standard deviation' of {seed: value}, and of how many seeds if not of all."""
+    if not values:
+        return "—"
+    mean, spread = mean_and_spread(values)
+    if not spread or not math.isfinite(spread):  # one value, or the same from all
+        text = f"{mean:.4g}"
+    else:  # two digits of the spread, and the mean as far
+        decimals = max(0, 1 - math.floor(math.log10(spread)))
+        text = f"{mean:.{decimals}f} ± {spread:.{decimals}f}"
+        if decimals > 6:
+            text = f"{mean:.4g} ± {spread:.2g}"
+    return text if len(values) == len(seeds) else f"{text} ({len(values)} of {len(seeds)} seeds)"
+
+
+def mean_and_spread(values: Mapping[int, float]) -> tuple[float, float | None]:
+    """Returns the mean and the sample's standard deviation (None of one value)."""
+    numbers = list(values.values())
+    spread = statistics.stdev(numbers) if len(numbers) > 1 else None
+    return statistics.fmean(numbers), spread
+
+
+def _grid(table: Table, seeds) -> Iterator[tuple[tuple[str, ...], list[str]]]:
+    """Yields (labels, cells) of the rows below the headings, which come first."""
+    beside = [bool(column.paper) for column in table.columns]
+    headings = []
+    for column, paper in zip(table.columns, beside, strict=True):
+        headings += [column.title, *(["the paper's"] if paper else [])]
+    yield table.labels, headings
+    for row in table.rows:
+        papers = row.paper or (None,) * len(table.columns)
+        cells = []
+        for values, paper, has_paper in zip(row.values, papers, beside, strict=True):
+            cells.append(shown(values, seeds))
+            cells += ["—" if paper is None else f"{paper:g}"] if has_paper else []
+        yield row.labels, cells
+
+
+def _notes(table: Table, seeds) -> list[str]:
+    """Returns the table's note, how the paper measured, and what no run has measured."""
+    notes = [table.note] if table.note else []
+    notes += [f"The paper's {c.title}: {c.protocol}." for c in table.columns if c.protocol]
+    unknown = [
+        f"{column.title} ('{column.key}')"
+        for index, column in enumerate(table.columns)
+        if table.rows and not any(row.values[index] for row in table.rows)
+    ]
+    notes += [f"No finished run has the metric of: {', '.join(unknown)}."] if unknown else []
+    return notes
+
+
+def _markdown(table: Table, seeds) -> Iterator[str]:
+    rows = _grid(table, seeds)
+    labels, headings = next(rows)
+    yield "| " + " | ".join(map(_cell, (*labels, *headings))) + " |"
+    yield "|" + "---|" * len(labels) + "---:|" * len(headings)
+    for labels, cells in rows:
+        yield "| " + " | ".join(map(_cell, (*labels, *cells))) + " |"
+
+
+def _html(table: Table, seeds) -> Iterator[str]:
+    yield "<section class='table'><table>"
+    for index, (labels, cells) in enumerate(_grid(table, seeds)):
+        tag = "td" if index else "th"
+        words = "".join(f"<{tag}>{report.escape(label)}</{tag}>" for label in labels)
+        numbers = "".join(f"<{tag} class='number'>{report.escape(c)}</{tag}>" for c in cells)
+        yield f"<tr>{words}{numbers}</tr>"
+    yield "</table></section>"
+
+
+def _json(table: Table) -> dict:
+    def cell(column: Column, values, paper):
+        entry = {"seeds": {str(seed): value for seed, value in values.items()}}
+        if values:
+            entry["mean"], entry["spread"] = mean_and_spread(values)
+        if paper is not None:
+            entry["paper"] = {"value": paper, "protocol": column.protocol}
+        return entry
+
+    rows = []
+    for row in table.rows:
+        papers = row.paper or (None,) * len(table.columns)
+        cells = zip(table.columns, row.values, papers, strict=True)
+        values = {column.title: cell(column, found, paper) for column, found, paper in cells}
+        rows.append(dict(zip(table.labels, row.labels, strict=True)) | {"values": values})
+    columns = [
+        {
+            name: text
+            for name, text in (("title", c.title), ("metric", c.key), ("over", c.over))
+            if text
+        }
+        for c in table.columns
+    ]
+    return {"title": table.title, "columns": columns, "rows": rows, "note": table.note}
+
+
+def _missing(entry: Mapping) -> str:
+    return f"{entry['run']}, seed {entry['seed']}: {entry['why']}"
+
+
+def _cell(text: str) -> str:
+    return str(text).replace("|", "\\|").replace("\n", " ")
+
+
+def _write(path: Path, text: str) -> None:
+    report.write_whole(path, text)

@@ -1,0 +1,225 @@
+"""A run's directory: what lies where, and whose it is.
+
+config.json            the complete config
+checkpoints/STAGE/     training states, from which the same command goes on
+autoencoder.msgpack    E and G as trained
+embeddings.npy         E(x) of the training set, [N, d]
+priors/NAME.msgpack    what is fitted to the embeddings
+priors/NAME/           the training of a prior that is not the run's own: checkpoints, events
+metrics.json, report.html, figures/, history.jsonl, events.*
+best/, best-prior/     workdirs of their own: the best while stage 1 or 2 trained, with best.json
+at-STEP/, at-stage2-STEP/  likewise models of checkpoints that were evaluated
+logs/host-I.log        what processes other than the first have to say
+"""
+
+import contextlib
+import hashlib
+import io
+import itertools
+import secrets
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from pmjax import config as configs
+from pmjax.distributed.processes import ProcessGroup, processes
+from pmjax.errors import UserError
+from pmjax.storage import resource_errors
+from pmjax.storage.lock import lock as lock_file
+
+CONFIG = "config.json"
+AUTOENCODER = "autoencoder.msgpack"
+EMBEDDINGS = "embeddings.npy"
+BEST = "best"
+BEST_PRIOR = "best-prior"
+
+# Keys that may differ between hosts: each can have its files elsewhere.
+_PATHS = ("data.path", "data.manual_dir", "data.cache_dir")
+
+# Keys that may change between two runs of one workdir: they do not change what is trained.
+_FREE = (
+    "eval.",
+    "log_every",
+    "profile",
+    "checkpoint.",
+    "parallel",
+    "devices",
+    "stage2.devices",
+    "data.device_budget_gb",
+    "data.verify",
+    "skip_nonfinite",
+    *_PATHS,
+)
+
+
+def prior_path(workdir: Path, name: str) -> Path:
+    """Returns where a workdir keeps a fitted prior."""
+    return workdir / "priors" / f"{name}.msgpack"
+
+
+def read_embeddings(workdir: Path) -> np.ndarray:
+    """Returns the training set's embeddings [N, d] that a run has left."""
+    try:
+        content = (workdir / EMBEDDINGS).read_bytes()
+        file = io.BytesIO(content)
+        z = np.load(file, allow_pickle=False)
+        digest = content[file.tell() :]  # those of earlier versions have none
+        if digest and digest != hashlib.sha256(content[: file.tell()]).digest():
+            raise ValueError("its contents have changed since it was written")
+        return z
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"{workdir / EMBEDDINGS} cannot be read ({error}). Run the training "
+            f"command again: it writes what is missing."
+        ) from error
+
+
+def fingerprint(z: np.ndarray) -> str:
+    """Returns the hash by which embeddings are known."""
+    return hashlib.sha256(z.tobytes()).hexdigest()
+
+
+def write_embeddings(workdir: Path, z: np.ndarray) -> None:
+    """Keeps the training set's embeddings [N, d], at once or not at all, with a digest at the end.
+
+    What is behind the array, `np.load` does not read.
+    """
+    file = io.BytesIO()
+    np.save(file, z, allow_pickle=False)
+    part = workdir / f"part-{EMBEDDINGS}"
+    with resource_errors.disk(EMBEDDINGS, workdir, kept="Checkpoints are kept."):
+        part.write_bytes(file.getvalue() + hashlib.sha256(file.getvalue()).digest())
+        part.replace(workdir / EMBEDDINGS)
+
+
+def digest(settings: ConfigDict) -> str:
+    """Returns a hash of the values that decide what is trained."""
+    return _hash(training_config(settings))
+
+
+def diff(old: dict[str, Any] | str, new: dict[str, Any]) -> str:
+    """Returns the keys by which two `binding`s differ, a line each; '' if they agree.
+
+    What the old one lacks is what versions did that did not have that key. Of versions that kept
+    its `digest` only, that is compared.
+    """
+    if isinstance(old, str):
+        later = [name for name, value in configs.LATER.items() if new.get(name) == value]
+        for count in range(len(later) + 1):
+            for without in itertools.combinations(later, count):
+                if _hash({n: v for n, v in new.items() if n not in without}) == old:
+                    return ""
+        return f"  the config's hash: {old} there, {_hash(new)} now"
+    old = {n: v for n, v in configs.LATER.items() if n in new} | old
+    names = [n for n in sorted(old | new) if old.get(n) != new.get(n) and n not in configs.GONE]
+    return "\n".join(f"  config.{n}: {old.get(n)!r} there, {new.get(n)!r} now" for n in names)
+
+
+def require_same(found: dict[str, Any], expected: dict[str, Any], stage: str) -> None:
+    """Raises `UserError` for a checkpoint whose config or data are not those of the run."""
+    for name, value in expected.items():
+        if name == "config" and "config" in found:
+            if listed := diff(found["config"], value):
+                raise UserError(
+                    f"The checkpoint of {stage} belongs to another config:\n{listed}\n"
+                    f"Take a new --workdir, or the values that are there."
+                )
+        elif found.get(name) != value:
+            raise UserError(
+                f"The checkpoint of {stage} belongs to another {name} ({found.get(name)}, now "
+                f"{value}). Take a new --workdir, or bring the old {name} back."
+            )
+
+
+def _hash(binding: dict[str, Any]) -> str:
+    return hashlib.sha256(repr(sorted(binding.items())).encode()).hexdigest()[:16]
+
+
+def shared_config(settings: ConfigDict) -> dict:
+    """Returns what has to be the same on all hosts: the config less paths, and versions."""
+    values = configs.flat(settings)
+    versions = {f"version of {name}": metadata.version(name) for name in ("pmjax", "jax", "flax")}
+    return {f"config.{n}": v for n, v in values.items() if n not in _PATHS} | versions
+
+
+def check_shared(workdir: Path, hosts: ProcessGroup) -> None:
+    """Raises `UserError` unless all hosts see the workdir that process 0 has."""
+    if hosts.count == 1:
+        return
+    mark, token = workdir / ".hosts", hosts.all_gather_object("the workdir", secrets.token_hex())[0]
+    hosts.run_on_primary("marking the workdir", lambda: mark.write_text(token))
+    seen = hosts.all_gather_object("the mark", mark.is_file() and mark.read_text() == token)
+    hosts.run_on_primary("the mark", mark.unlink)
+    if not all(seen):
+        blind = processes([i for i, sees in enumerate(seen) if not sees])
+        raise UserError(
+            f"{blind.capitalize()} and process 0 do not see the same workdir {workdir}: it must "
+            f"lie on a file system that all hosts share."
+        )
+
+
+@contextlib.contextmanager
+def lock(workdir: Path, hosts: ProcessGroup | None = None) -> Iterator[None]:
+    """Keeps other runs out of a workdir, which it makes.
+
+    Args:
+      workdir: of this run.
+      hosts: the processes of the run, the first of which holds it (None: this one alone).
+
+    Raises:
+      UserError: if a run is in it, naming its process and host; or if it cannot be written.
+    """
+    if hosts and hosts.index:
+        yield
+        return
+    _require_writable(workdir)
+    refuse = (
+        f"uses the workdir {workdir}. Wait for it or stop it (SIGTERM saves), or take another "
+        f"--workdir."
+    )
+    with lock_file(workdir / "run", f"the workdir {workdir}", refuse=refuse):
+        yield
+
+
+def _require_writable(workdir: Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".writable"
+        probe.touch()
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"The workdir {workdir} cannot be written ({error.strerror}).") from error
+
+
+def claim(settings: ConfigDict, workdir: Path) -> None:
+    """Makes the workdir this config's, or refuses it if it is another's.
+
+    Raises:
+      UserError: if it cannot be written, holds a kept model, or belongs to another config; names
+        the differing keys.
+    """
+    _require_writable(workdir)
+    if (workdir / f"{BEST}.json").is_file():
+        raise UserError(
+            f"{workdir} holds a model kept of the run in {workdir.resolve().parent}, which is "
+            f"where training goes on. Take that --workdir, or another."
+        )
+    path = workdir / CONFIG
+    if path.is_file():
+        if listed := diff(training_config(configs.read(path)), training_config(settings)):
+            raise UserError(
+                f"The workdir {workdir} belongs to another config:\n{listed}\n"
+                f"Take another --workdir, or the values that are there."
+            )
+    part = path.with_name(f"{CONFIG}.part")
+    configs.save(settings, part)
+    part.replace(path)
+
+
+def training_config(settings: ConfigDict) -> dict[str, Any]:
+    """Returns {dotted name: value} of what decides what is trained."""
+    return {n: v for n, v in configs.flat(settings).items() if not n.startswith(_FREE)}

@@ -1,0 +1,217 @@
+"""Configs: every file loads, and mistakes are named with what would be right."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pmjax import config
+from pmjax.errors import UserError
+from pmjax.storage import workdir
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+FILES = sorted(path for path in CONFIGS.glob("*.py") if path.stem != "default")
+DIGITS = str(CONFIGS / "digits.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("variant", ["", ":runlocal", ":paper", ":author", ":author,runlocal"])
+def test_every_config_loads_with_every_variant(path, variant):
+    loaded = config.load(f"{path}{variant}")
+    assert loaded.schedule == ("joint" if "author" in variant else "two_stage")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_config_states_its_command(path):
+    assert f"python -m pmjax.main --config=configs/{path.name}" in path.read_text()
+
+
+def test_presets_are_the_papers_and_the_authors():
+    paper, author = config.load(f"{DIGITS}:paper"), config.load(f"{DIGITS}:author")
+    assert (paper.schedule, paper.method_args.reconstruction) == ("two_stage", "squared")
+    assert paper.prior_args.base_prior == "gaussian"
+    assert (author.schedule, author.method_args.reconstruction) == ("joint", "absolute")
+    assert author.prior_args.base_prior == "sphere"
+    repeats = (
+        author.method_args.critic_repeats,
+        author.method_args.autoencoder_repeats,
+        author.prior_args.critic_repeats,
+        author.prior_args.generator_repeats,
+    )
+    assert repeats == (2, 1, 5, 1)
+
+
+def test_overrides_take_the_type_of_what_they_replace():
+    loaded = config.load(
+        DIGITS,
+        {
+            "seed": "3",
+            "optimizer.learning_rate": "1",
+            "data.skip_broken": "true",
+            "eval.baselines": "gmm",
+            "method_args.omega1": "0.25",
+        },
+    )
+    assert loaded.seed == 3
+    assert loaded.optimizer.learning_rate == 1.0
+    assert loaded.data.skip_broken is True
+    assert loaded.eval.baselines == ("gmm",)
+    assert loaded.method_args.omega1 == 0.25
+
+
+def test_arguments_of_another_prior_are_not_taken_over():
+    loaded = config.load(f"{DIGITS}:author", {"schedule": "two_stage", "prior": "gmm"})
+    assert loaded.prior_args.components == 10
+    assert "base_prior" not in loaded.prior_args
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"lern_rate": "1"}, "Unknown config key 'config.lern_rate'"),
+        ({"optimizer.learningrate": "1"}, "Did you mean 'config.optimizer.learning_rate'?"),
+        ({"method": "pn"}, "Unknown method 'pn'. Did you mean 'pm'?"),
+        ({"prior": "gaussion"}, "Did you mean 'gaussian'?"),
+        ({"data.name": "digit"}, "Did you mean 'digits'?"),
+        ({"method_args.omega3": "1"}, "Did you mean 'omega"),
+        ({"method_args.omega1": "much"}, "must be of type float"),
+        ({"steps": "many"}, "config.steps='many' is of type str; it must be of type int"),
+        ({"steps": "1.5"}, "must be of type int"),
+        ({"steps": "0"}, "must be at least 1"),
+        ({"parallel": "pmab"}, "Did you mean 'pmap'?"),
+        ({"schedule": "jointly"}, "Did you mean 'joint'?"),
+        ({"eval.metrics": "recon"}, "Did you mean 'reconstruction'?"),
+        ({"optimizer.schedule": "linaer"}, "Did you mean 'linear'?"),
+        ({"method_args.reconstruction": "l2"}, "Valid: absolute, squared"),
+        ({"optimizer": "adam"}, "is a group"),
+        ({"optimizers.b1": "0"}, "Did you mean 'config.optimizer"),
+        ({"seed.x": "0"}, "config.seed is a value"),
+        ({"eval.args.kit.subsets": "3"}, "Did you mean 'kid'?"),
+        ({"eval.args.kid.subset": "3"}, "Did you mean 'subsets'?"),
+        ({"eval.args.kid.subsets": "x"}, "config.eval.args.kid.subsets='x' is of type str"),
+        ({"eval.args.kid": "3"}, "--config.eval.args.METRIC.NAME=VALUE"),
+        ({"eval.args": "3"}, "--config.eval.args.METRIC.NAME"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_mistakes_are_named_with_what_would_be_right(overrides, message):
+    with pytest.raises(UserError) as error:
+        config.load(DIGITS, overrides)
+    assert message in str(error.value)
+
+
+def test_unknown_variant_and_file_are_named():
+    with pytest.raises(UserError, match="unknown variant 'fast'; valid: author, paper, runlocal"):
+        config.load(f"{DIGITS}:fast")
+    with pytest.raises(UserError, match="Did you mean '.*digits.py'"):
+        config.load(str(CONFIGS / "digit.py"))
+
+
+def test_a_config_is_the_same_after_writing_and_reading(tmp_path):
+    loaded = config.load(f"{DIGITS}:author", {"eval.args.kid.subset_size": "500"})
+    assert loaded.eval.args.kid.subset_size == 500
+    config.save(loaded, tmp_path / "config.json")
+    assert config.read(tmp_path / "config.json").to_dict() == loaded.to_dict()
+
+
+def keys_of_a_config():
+    names = config.flat(config.load(DIGITS))
+    return {name for name in names if "_args." not in name}
+
+
+def test_the_keys_that_a_stored_config_may_have_are_those_of_the_defaults():
+    later = {name for name in config.LATER if "_args." not in name}
+    assert {*config.KEYS} | later == keys_of_a_config()
+    assert not set(config.KEYS) & set(config.LATER)
+
+
+def stored(path, change):
+    values = config.load(DIGITS).to_dict()
+    change(values)
+    path.write_text(json.dumps(values))
+    return path
+
+
+def test_a_stored_config_of_an_earlier_version_is_completed(tmp_path):
+    def drop(values):
+        for name in config.LATER:
+            *parents, last = name.split(".")
+            part = values
+            for parent in parents:
+                part = part[parent]
+            del part[last]
+        values["prior_args"] = {"base_prior": "gaussian", "residual": False}  # there is none now
+        del values["method_args"], values["eval"]["args"]
+
+    read = config.read(stored(tmp_path / "config.json", drop))
+    assert {name: config.get(read, name) for name in config.LATER} == config.LATER
+    assert read.prior_args.base_prior == "gaussian" and "residual" not in read.prior_args
+    assert read.method_args == config.load(DIGITS).method_args
+    assert not read.eval.args
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.update(new=1) or v["eval"].update(faster=True),
+         r"unknown keys \(eval.faster, new\)"),
+        (lambda v: v.pop("steps"), r"lacks keys \(steps\)"),
+        (lambda v: v.update(data=3), r"unknown keys \(data\) and it lacks keys \(data.batch_size"),
+        (lambda v: v["prior_args"].update(depth=1), "config.json: Unknown argument of prior"),
+        (lambda v: v["prior_args"].update(residual=True), "config.json: Unknown argument of prior"),
+        (lambda v: v.update(method_args=3), "'method_args' is no group"),
+    ],
+)  # fmt: skip
+def test_a_stored_config_of_another_version_is_refused_in_one_message(tmp_path, change, message):
+    path = stored(tmp_path / "config.json", lambda v: (
+        v["prior_args"].update(base_prior="gaussian"), change(v)
+    ))  # fmt: skip
+    with pytest.raises(UserError, match=message):
+        config.read(path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"eval.best": "recon/psnr"}, "set config.eval.every"),
+        ({"eval.best": "latent/var_min", "eval.every": "5"}, "Neither more nor less"),
+        ({"eval.best": "fd_efficientnet_lite0/recon", "eval.every": "5"},
+         "name it in config.eval.during"),
+        ({"eval.best": "fd_efficientnet_lite0/floor", "eval.every": "5"}, "Neither more nor less"),
+        ({"eval.during": "recon"}, "Did you mean 'reconstruction'"),
+        ({"eval.every": "-1"}, "must be at least 0"),
+    ],
+)  # fmt: skip
+def test_evaluations_during_training_that_cannot_be_are_refused(overrides, message):
+    with pytest.raises(UserError, match=message):
+        config.load(DIGITS, overrides)
+
+
+def test_a_workdir_of_another_config_is_refused_with_the_differing_keys(tmp_path):
+    workdir.claim(config.load(DIGITS), tmp_path)
+    free = {"eval.num_samples": "10", "log_every": "7", "eval.args.kid.subsets": "3"}
+    workdir.claim(config.load(DIGITS, free), tmp_path)
+    with pytest.raises(UserError) as error:
+        workdir.claim(config.load(DIGITS, {"seed": "1", "method_args.gamma": "0.5"}), tmp_path)
+    assert "config.seed: 0 there, 1 now" in str(error.value)
+    assert "config.method_args.gamma: 0.2 there, 0.5 now" in str(error.value)
+
+
+def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        workdir.claim(config.load(DIGITS), tmp_path / "file")
+
+
+def test_the_best_model_of_a_run_is_not_trained(tmp_path):
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "best.json").write_text("{}")
+    with pytest.raises(UserError, match=f"model kept of the run in {tmp_path},"):
+        workdir.claim(config.load(DIGITS), tmp_path / "best")
+
+
+def test_a_missing_config_file_says_where_it_was_looked_for(tmp_path):
+    with pytest.raises(UserError, match="Did you mean 'configs/digits.py'"):
+        config.load("configs/digit.py")
+    with pytest.raises(UserError, match=f"nor any other in {tmp_path}"):
+        config.load(str(tmp_path / "digits.py"))

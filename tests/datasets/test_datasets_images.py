@@ -1,0 +1,348 @@
+"""Tests of images of a user"s own: modes, formats, cropping, resizing, splits, broken files."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from tqdm import tqdm
+
+from pmjax.datasets import base as datasets
+from pmjax.datasets import image_folder, images
+from pmjax.datasets.images import png
+from pmjax.errors import UserError
+from pmjax.reporting import progress
+
+COLOUR = (200, 100, 50)
+CHOSEN = ["15.png", "6.png"]  # for testing out of 0.png to 19.png under seed 0
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Keeps the cache of the user out of it."""
+    monkeypatch.setenv("PMJAX_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An empty directory for images."""
+    (tmp_path / "images").mkdir()
+    return tmp_path / "images"
+
+
+def encode(image, kind="PNG", **kwargs):
+    """Returns the bytes of a file."""
+    file = io.BytesIO()
+    image.save(file, kind, **kwargs)
+    return file.getvalue()
+
+
+def fill(folder, names, mode="RGB"):
+    """Writes an image of another brightness under each name."""
+    for i, name in enumerate(names):
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 7), (i % 256, 128, 255 - i % 256)).convert(mode).save(file)
+
+
+def load(folder, split="train", size=4, **kwargs):
+    """Loads the images of a directory."""
+    return datasets.load("image_folder", split, path=folder, size=size, **kwargs)
+
+
+# One image.
+
+
+def deep(value, dtype):
+    """An image of one channel of another depth."""
+    return Image.fromarray(np.full((8, 8), value, dtype))
+
+
+def palette(**kwargs):
+    """An image that looks its colour up in a table."""
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 0, *COLOUR])
+    image.info.update(kwargs)
+    return image
+
+
+@pytest.mark.parametrize(
+    "image, kind, expected",
+    [
+        (Image.new("1", (8, 8), 1), "PNG", 255),
+        (Image.new("L", (8, 8), 90), "PNG", 90),
+        (Image.new("RGB", (8, 8), COLOUR), "PNG", COLOUR),
+        (Image.new("RGB", (8, 8), COLOUR), "BMP", COLOUR),
+        (Image.new("RGB", (8, 8), COLOUR), "GIF", COLOUR),
+        (Image.new("RGB", (8, 8), COLOUR), "JPEG", COLOUR),
+        (Image.new("RGB", (8, 8), COLOUR), "PPM", COLOUR),
+        (Image.new("RGB", (8, 8), COLOUR), "TIFF", COLOUR),
+        (palette(), "PNG", COLOUR),
+        (palette(transparency=1), "PNG", (255, 255, 255)),
+        (Image.new("RGBA", (8, 8), (*COLOUR, 255)), "PNG", COLOUR),
+        (Image.new("RGBA", (8, 8), (*COLOUR, 0)), "PNG", (255, 255, 255)),
+        (Image.new("RGBA", (8, 8), (0, 100, 250, 51)), "PNG", (204, 224, 254)),
+        (Image.new("LA", (8, 8), (50, 51)), "PNG", (214, 214, 214)),
+        (Image.new("CMYK", (8, 8), (55, 155, 205, 0)), "JPEG", COLOUR),
+        (Image.new("CMYK", (8, 8), (0, 0, 0, 255)), "TIFF", (0, 0, 0)),
+        (Image.new("RGB", (8, 8), COLOUR).convert("YCbCr"), "TIFF", COLOUR),
+        (deep(65535, np.uint16), "PNG", 255),
+        (deep(90 * 257, np.uint16), "PNG", 90),
+        (deep(90 * 257, np.uint16), "TIFF", 90),
+        (deep(90 * 257, np.uint16), "PPM", 90),
+        (deep(90 * 257, np.int32), "TIFF", 90),
+        (deep(0.5, np.float32), "TIFF", 128),
+    ],
+)
+def test_every_mode_comes_out_in_its_own_colour(image, kind, expected):
+    result = images.decode(encode(image, kind), 4)
+    assert result.dtype == np.uint8
+    assert result.shape == ((4, 4, 3) if isinstance(expected, tuple) else (4, 4))
+    assert np.abs(result.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("image", [deep(70000, np.int32), deep(7, np.float32), deep(np.nan, "f4")])
+def test_values_of_unknown_range_are_refused(image):
+    with pytest.raises(ValueError, match="outside 0"):
+        images.decode(encode(image, "TIFF"), 4)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_are_turned_upright(orientation):
+    upright = np.zeros((16, 16), np.uint8)
+    upright[:8, :8], upright[:8, 8:], upright[8:, :8] = 255, 170, 85  # top left, right, bottom left
+    turn = {  # what a viewer undoes
+        1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud,
+        5: np.transpose, 6: np.rot90, 7: lambda a: np.rot90(a, 2).T, 8: lambda a: np.rot90(a, -1),
+    }[orientation]  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(Image.fromarray(np.ascontiguousarray(turn(upright))), "JPEG", exif=exif)
+    assert np.abs(images.decode(data, 16).astype(int) - upright).max() <= 3
+
+
+@pytest.mark.parametrize("shape", [(10, 20), (20, 10), (11, 20)])
+def test_the_centre_is_cropped(shape):
+    side = min(shape)
+    top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
+    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    expected = image[top : top + side, left : left + side]
+    np.testing.assert_array_equal(images.decode(png(image), side), expected)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("cell", [1, 2])
+def test_resizing_averages_what_is_finer_than_a_pixel(kind, cell):
+    board = 255 * ((np.indices((256, 256)) // cell).sum(0) % 2).astype(np.uint8)
+    result = images.decode(encode(Image.fromarray(board), kind), 16)
+    assert np.abs(result.astype(int) - 127).max() <= 3
+
+
+def test_skipping_detail_of_large_photographs_hardly_shows():
+    grid = np.indices((1024, 1024)) / 1024
+    smooth = np.rint(127 + 60 * np.sin(9 * grid[0]) + 60 * np.cos(7 * grid[1])).astype(np.uint8)
+    image = Image.fromarray(smooth)
+    whole = np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(images.decode(encode(image, "JPEG", quality=95), 32) - whole).max() <= 2
+
+
+def test_an_image_of_the_right_size_is_kept_exactly_and_a_small_one_enlarged():
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    np.testing.assert_array_equal(images.decode(png(image), 8), image)
+    assert images.decode(png(image), 64).shape == (64, 64, 3)
+
+
+def test_the_first_frame_of_an_animation_is_taken():
+    frames = [Image.new("RGB", (8, 8), c) for c in (COLOUR, (0, 0, 0))]
+    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert (images.decode(data, 4) == COLOUR).all()
+
+
+# A directory.
+
+
+def test_images_are_rgb_unless_every_one_of_both_splits_is_grey(folder):
+    fill(folder, [f"{i}.png" for i in range(20)], mode="L")
+    fill(folder, ["20.png"], mode="RGB")
+    Image.new("RGB", (5, 5), (7, 7, 7)).save(folder / "20.png")
+    assert {load(folder, split).data.shape[-1] for split in datasets.SPLITS} == {1}
+    Image.new("RGB", (5, 5), (7, 8, 7)).save(folder / "20.png")
+    assert {load(folder, split).data.shape[-1] for split in datasets.SPLITS} == {3}
+
+
+def test_files_of_all_sizes_modes_and_formats_lie_in_one_array(folder):
+    for i, (mode, kind) in enumerate(
+        [
+            ("L", "png"),
+            ("RGB", "jpg"),
+            ("P", "gif"),
+            ("CMYK", "tif"),
+            ("RGBA", "webp"),
+            ("1", "BMP"),
+        ]
+    ):
+        Image.new("RGB", (30 + i, 20), COLOUR).convert(mode).save(folder / f"{i}.{kind}")
+    (folder / "notes.txt").write_text("not an image, and not called one")
+    (folder / "._0.png").write_text("what a Mac leaves behind")
+    parts = [load(folder, split, size=16).data for split in datasets.SPLITS]
+    assert np.concatenate(parts).shape == (6, 16, 16, 3)
+
+
+def test_without_subfolders_a_tenth_is_put_aside_and_stays_there(folder):
+    fill(folder, [f"{i:03}.png" for i in range(100)])
+    train, test = load(folder), load(folder, "test")
+    assert (len(train.data), len(test.data)) == (90, 10)
+    values = [part.data[:, 0, 0, 0].tolist() for part in (train, test)]
+    assert sorted(values[0] + values[1]) == list(range(100))
+    fill(folder, [f"more{i}.png" for i in range(10)])
+    again = load(folder, "test").data[:, 0, 0, 0].tolist()
+    assert len(set(values[1]) & set(again)) >= 8
+    assert load(folder, "test", seed=1).data[:, 0, 0, 0].tolist() != again
+
+
+def test_the_split_of_a_folder_is_the_same_on_every_machine(folder):
+    fill(folder, [f"{i}.png" for i in range(20)])
+    splits = image_folder._split(folder, sorted(folder.iterdir()), 0)
+    assert [file.name for file in splits["test"]] == CHOSEN
+
+
+def test_subfolders_train_and_test_are_the_splits(folder):
+    fill(folder, ["train/a.png", "train/b.png", "test/c.png", "elsewhere/d.png"])
+    train, test = load(folder), load(folder, "test")
+    assert train.data[:, 0, 0, 0].tolist() == [0, 1] and test.data[:, 0, 0, 0].tolist() == [2]
+    assert train.labels is None and test.labels is None
+    assert load(folder, seed=1).fingerprint == train.fingerprint
+
+
+def test_class_subfolders_give_labels_that_agree_between_the_splits(folder):
+    fill(folder, ["train/cat/a.png", "train/dog/b.png", "train/emu/x/c.png", "test/dog/d.png"])
+    assert load(folder).labels.tolist() == [0, 1, 2]
+    assert load(folder, "test").labels.tolist() == [1]
+
+
+def test_class_subfolders_give_labels_without_given_splits(folder):
+    fill(folder, [f"{'ab'[i % 2]}/{i}.png" for i in range(40)])
+    for split in datasets.SPLITS:
+        part = load(folder, split)
+        assert part.labels.tolist() == (part.data[:, 0, 0, 0] % 2).tolist()
+
+
+def test_images_beside_the_subfolders_leave_no_labels(folder):
+    fill(folder, ["a/0.png", "b/1.png", "2.png"])
+    assert load(folder).labels is None
+
+
+def test_links_are_followed_but_never_in_circles(folder, tmp_path):
+    fill(tmp_path / "other", ["0.png", "1.png"])
+    (folder / "other").symlink_to(tmp_path / "other")
+    (folder / "circle").symlink_to(folder)
+    fill(folder, ["2.png"])
+    assert len(load(folder).data) + len(load(folder, "test").data) == 3
+
+
+def test_a_changed_image_is_noticed(folder):
+    fill(folder, ["train/a.png", "test/b.png"])
+    first = load(folder)
+    Image.new("RGB", (9, 7), COLOUR).save(folder / "train" / "a.png")
+    assert load(folder).fingerprint != first.fingerprint
+
+
+def test_odd_file_names_do_no_harm(folder):
+    fill(folder, ["train/é \n%d{0}.png", "train/b.png", "test/c.png"])
+    (folder / "train" / "\udcff.png").write_bytes(b"")
+    data = load(folder, skip_broken=True)
+    assert len(data.data) == 2 and data.skipped == ("train/\udcff.png",)
+
+
+# Mistakes.
+
+
+def test_a_missing_folder_or_path_or_size_is_told(tmp_path, folder):
+    with pytest.raises(UserError, match="no directory .*nowhere"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="needs the directory"):
+        load(None)
+    fill(folder, ["0.png", "1.png"])
+    for size in (None, -1):
+        with pytest.raises(UserError, match="size=64"):
+            load(folder, size=size)
+
+
+def test_an_empty_folder_says_what_would_be_read(folder):
+    (folder / "readme.txt").write_text("nothing here")
+    with pytest.raises(UserError, match=r"No images in .*\.jpg"):
+        load(folder)
+    fill(folder, ["train/a.png"])
+    (folder / "test").mkdir()
+    with pytest.raises(UserError, match="No images in .*test"):
+        load(folder)
+
+
+def test_a_single_image_is_too_few(folder):
+    fill(folder, ["0.png"])
+    with pytest.raises(UserError, match="single image"):
+        load(folder)
+
+
+@pytest.fixture
+def broken(folder):
+    """A folder with four sound images and four broken ones."""
+    fill(folder, ["train/0.png", "train/1.png", "train/2.png", "test/3.png"])
+    sound = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
+    (folder / "train" / "cut.jpg").write_bytes(encode(sound, "JPEG")[:700])
+    (folder / "train" / "cut.png").write_bytes(encode(sound)[:700])
+    (folder / "train" / "empty.png").touch()
+    (folder / "test" / "text.png").write_text("a renamed text file")
+    return folder
+
+
+def test_broken_files_are_all_named_with_the_reason(broken):
+    with pytest.raises(UserError) as e:
+        load(broken)
+    for text in (
+        "4 of its files", "train/cut.jpg: ", "train/cut.png: ", "truncated",
+        "train/empty.png: empty", "test/text.png: not an image", "skip_broken=True",
+    ):  # fmt: skip
+        assert text in str(e.value)
+
+
+def test_broken_files_are_left_out_counted_and_listed_on_demand(broken, capsys):
+    with pytest.raises(UserError, match="No file of the test split"):
+        (broken / "test" / "3.png").rename(broken / "3.png")
+        load(broken, skip_broken=True)
+    (broken / "3.png").rename(broken / "test" / "3.png")
+    train, test = (load(broken, split, skip_broken=True) for split in datasets.SPLITS)
+    assert train.data[:, 0, 0, 0].tolist() == [0, 1, 2] and len(test.data) == 1
+    assert train.skipped == ("train/cut.jpg", "train/cut.png", "train/empty.png")
+    assert test.skipped == ("test/text.png",)
+    assert "cannot read 4 of its files" in capsys.readouterr().err
+
+
+def test_left_out_files_are_an_error_again_without_skip_broken(broken):
+    load(broken, skip_broken=True)
+    with pytest.raises(UserError, match="train/cut.jpg"):
+        load(broken)
+
+
+def test_labels_stay_with_their_images_when_files_are_left_out(folder):
+    fill(folder, [f"{split}/{'ab'[i]}/{i}.png" for split in datasets.SPLITS for i in range(2)])
+    (folder / "train" / "a" / "!.png").touch()
+    data = load(folder, skip_broken=True)
+    assert data.data[:, 0, 0, 0].tolist() == data.labels.tolist() == [0, 1]
+
+
+def test_an_image_of_absurd_size_is_named(folder, monkeypatch):
+    fill(folder, ["train/a.png", "train/b.png", "test/c.png"])
+    Image.new("L", (50, 50)).save(folder / "train" / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(UserError, match="bomb.png: more than .* million pixels"):
+        load(folder)
+
+
+def test_work_that_takes_long_shows_progress_on_stderr(folder, monkeypatch, capsys):
+    fill(folder, [f"{i}.png" for i in range(20)])
+    eager = {"delay": 0, "mininterval": 0}
+    monkeypatch.setattr(progress, "tqdm", lambda **kw: tqdm(**{**kw, **eager}))
+    load(folder)
+    out, err = capsys.readouterr()
+    assert "image_folder: 100%" in err and "20/20" in err and "images/s" in err and not out

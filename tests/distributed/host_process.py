@@ -1,0 +1,151 @@
+"""What one process of a test of several does: python tests/distributed/host_process.py SCENARIO DIRECTORY.
+
+`PMJAX_*` say which process it is, as for the commands.
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+
+from pmjax import plugins
+from pmjax.datasets.batches import batch_indices
+from pmjax.distributed import collectives, rendezvous
+from pmjax.distributed.compile import MODES
+from pmjax.distributed.mesh import make_mesh, set_up_cpu
+from pmjax.distributed.processes import ProcessGroup
+from pmjax.methods.base import NetBuilder
+from pmjax.training.loop import train
+
+STEPS, BATCH, EXAMPLES, KEPT = 4, 8, 42, 2  # one epoch at most: no example comes twice
+BUDGETS = {"divided": 1000, "streamed": 10}  # bytes; IMAGES has 2688
+IMAGES = np.random.default_rng(0).integers(0, 256, (EXAMPLES, 8, 8, 1), dtype=np.uint8)
+
+
+class Metrics(dict):
+    """A report that keeps the metrics of each step, and calls `after` with it."""
+
+    def __init__(self, after=lambda step: None):
+        super().__init__()
+        self.after = after
+
+    def say(self, message):
+        print(message, flush=True)
+
+    def resume(self, stage, step):
+        self.start = step
+
+    def scalars(self, stage, step, values):
+        self[step] = dict(values)
+
+    def status(self, stage, step, steps, values):
+        self.after(step)
+
+
+def fit(
+    directory, *, mode="jit", mesh, data=IMAGES, budget=1e9, hosts=None, steps=STEPS, report=None
+):
+    """Trains pm on perceptrons with SGD; returns {name: value} of all metrics and leaves."""
+    plan = NetBuilder(
+        shape=(8, 8, 1),
+        latent_dim=6,
+        family="mlp",
+        net_args={"width": 16},
+        batch_norm={"momentum": 0.9},
+        optimizer=lambda repeats: optax.sgd(0.05),
+        axis=collectives.batch_axis(mode),
+    )
+    report = Metrics() if report is None else report
+    state = train(
+        stage="stage",
+        game=plugins.load("methods", "pm").Method().game(plan),
+        data=data,
+        steps=steps,
+        batch_size=BATCH,
+        steps_per_dispatch=1,
+        seed=0,
+        ema_decay=0.9,
+        mode=mode,
+        mesh=mesh,
+        device_budget=budget,
+        directory=Path(directory),
+        checkpoint_every=KEPT,
+        keep=9,
+        log_every=1,
+        info={},
+        report=report,
+        hosts=hosts,
+    )
+    return flat(report, state)
+
+
+def flat(metrics, state):
+    found = {f"{step}/{name}": v for step, row in metrics.items() for name, v in row.items()}
+    state = jax.device_get(state.replace(key=jax.random.key_data(state.key)))
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return found | {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def own_rows(layout, hosts):
+    """The examples, but wrong ones wherever this process has nothing to read."""
+    if layout == "divided":
+        each = 2 * -(-EXAMPLES // 4)
+        mine = np.arange(EXAMPLES) // each == hosts.index
+    else:
+        rows = [batch_indices(EXAMPLES, BATCH, step, seed=0) for step in range(STEPS)]
+        half = BATCH // hosts.count
+        read = np.concatenate([r[hosts.index * half : (hosts.index + 1) * half] for r in rows])
+        mine = np.isin(np.arange(EXAMPLES), read)
+    assert 0 < mine.sum() < EXAMPLES
+    return np.where(mine[:, None, None, None], IMAGES, 255 - IMAGES).astype(np.uint8)
+
+
+def layouts(directory: Path, hosts: ProcessGroup) -> None:
+    """Trains in several ways from the start, and from what one process on one device has saved."""
+    mesh = make_mesh()
+    for mode in MODES:
+        for layout in ("divided", "streamed"):
+            options = {"mode": mode, "data": own_rows(layout, hosts), "budget": BUDGETS[layout]}
+            values = fit(directory / f"{mode}_{layout}", mesh=mesh, hosts=hosts, **options)
+            np.savez(directory / f"{mode}_{layout}_{hosts.index}.npz", **values)
+    values = fit(directory / "from_one", mesh=mesh, hosts=hosts, steps=STEPS)
+    np.savez(directory / f"from_one_{hosts.index}.npz", **values)
+
+
+def trouble(directory: Path, hosts: ProcessGroup) -> None:
+    """Trains without end; at step 3 a process gets a signal: TROUBLE (of TROUBLED, or 1)."""
+
+    def after(step):
+        if step == 3 and hosts.index == int(os.environ.get("TROUBLED", 1)):
+            while not (directory / "stage" / str(KEPT)).is_dir():  # which takes both processes
+                time.sleep(0.01)
+            os.kill(os.getpid(), getattr(signal, os.environ["TROUBLE"]))
+
+    fit(directory, mesh=make_mesh(), hosts=hosts, steps=10**6, report=Metrics(after))
+
+
+def after_trouble(directory: Path, hosts: ProcessGroup) -> None:
+    """Trains on from the last checkpoint, to the end."""
+    report = Metrics()
+    values = fit(directory, mesh=make_mesh(), hosts=hosts, report=report)
+    assert report.start == KEPT, report.start
+    np.savez(directory / f"end_{hosts.index}.npz", **values)
+
+
+def main() -> None:
+    scenario, directory = globals()[sys.argv[1]], Path(sys.argv[2])
+    place = rendezvous.place()
+    set_up_cpu(place.local_devices)
+    jax.config.update("jax_compilation_cache_dir", str(directory / "cache"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    with rendezvous.join(place, {"scenario": sys.argv[1]}) as hosts:
+        scenario(directory, hosts)
+
+
+if __name__ == "__main__":
+    main()

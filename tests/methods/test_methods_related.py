@@ -1,0 +1,404 @@
+"""Methods of related work: each one's equations and signature, against something independent."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import integrate, special, stats
+
+from pmjax import plugins
+from pmjax.datasets.batches import to_float
+from pmjax.errors import UserError
+from pmjax.methods import mi_ae, vq_vae
+from pmjax.methods import von_mises_fisher as vmf
+from pmjax.methods.base import NetBuilder
+from pmjax.methods.losses import imq, mmd, rbf
+from pmjax.nets import base as nets
+from pmjax.priors import base as priors
+from pmjax.priors.code_prior import find_codes
+from pmjax.training.step import init_state
+
+SHAPE, LATENT, BATCH = (4, 4, 1), 6, 16
+KEY = jax.random.key(3)
+
+
+def make(name, latent_dim=LATENT, **args):
+    plan = NetBuilder(
+        shape=SHAPE,
+        latent_dim=latent_dim,
+        family="mlp",
+        net_args={"width": 8, "layers": 1},
+        batch_norm={},
+        optimizer=lambda repeats: optax.sgd(0.1),
+    )
+    return plugins.load("methods", name).Method(**args).game(plan)
+
+
+def loss(game, objective, shared, params=None):
+    (found,) = [p for p in game.objectives if p.name == objective]
+    return found.loss(params or {}, {}, shared, KEY)[0]
+
+
+def started(game):
+    return jax.jit(partial(init_state, game))(jax.random.key(0))
+
+
+def forward(game, state, images):
+    return jax.jit(game.forward)(state.params, state.stats, images, KEY)[0]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compile():
+    """Spares XLA the optimizations: most programs run once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (BATCH, *SHAPE), dtype=np.uint8)
+
+
+def numbers(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+# ACAI
+
+
+def test_acai_losses_are_the_papers():
+    shared = {"alpha": jnp.array([0.1, 0.4]), "d_alpha": jnp.array([0.3, 0.0])}
+    shared |= {"d_blend": jnp.array([0.1, -0.2]), "x": jnp.ones((2, 3)), "x_hat": jnp.zeros((2, 3))}
+    game = make("acai")
+    np.testing.assert_allclose(loss(game, "critic", shared), 0.1 + 0.025, rtol=1e-5)
+    np.testing.assert_allclose(loss(game, "autoencoder", shared), 1 + 0.5 * 0.045, rtol=1e-5)
+
+
+def test_acai_critic_sees_blends_and_the_shares_that_it_must_tell(images):
+    game = make("acai")
+    state = started(game)
+    shared = forward(game, state, images)
+    call = {name: partial(nets.apply, game.nets[name][0], state.params[name], {}) for name in "EGd"}
+    x, alpha = to_float(images), shared["alpha"][:, None]
+    z = call["E"](x)
+    x_alpha = call["G"](alpha * z + (1 - alpha) * np.roll(z, -1, 0))
+    assert 0 <= alpha.min() < 0.1 < 0.4 < alpha.max() <= 0.5
+    np.testing.assert_allclose(shared["d_alpha"], call["d"](x_alpha), atol=1e-5)
+    blend = 0.2 * x + 0.8 * call["G"](z)
+    np.testing.assert_allclose(shared["d_blend"], call["d"](blend), atol=1e-5)
+
+
+# MI-AE
+
+
+def test_mixing_keeps_each_coordinate_between_its_two_values():
+    z, other = numbers(200, 5), numbers(200, 5, seed=1)
+    alpha = jax.random.uniform(KEY, z.shape)
+    mixed = mi_ae.mix(z, other, alpha)
+    assert (mixed >= jnp.minimum(z, other) - 1e-6).all()
+    assert (mixed <= jnp.maximum(z, other) + 1e-6).all()
+    np.testing.assert_allclose((mixed - other) / (z - other), alpha, atol=1e-3)
+    chosen = mi_ae.mix(z, other, (alpha < 0.5).astype(jnp.float32))
+    np.testing.assert_array_equal(chosen, jnp.where(alpha < 0.5, z, other))
+
+
+def test_mi_ae_losses_are_the_papers():
+    shared = {"alpha": jnp.array([[0.1, 0.4]] * 2), "d_alpha": jnp.array([[0.3, 0.0]] * 2)}
+    shared |= {"d_blend": jnp.array([[0.1, -0.2]] * 2), "d_h": jnp.array([[0.7, 0.1]] * 2)}
+    shared |= {"x": jnp.ones((2, 3)), "x_hat": jnp.zeros((2, 3))}
+    shared |= {"z": numbers(2, 2), "h": numbers(2, 2, seed=1)}
+    game = make("mi_ae", latent_dim=2)
+    np.testing.assert_allclose(loss(game, "critic", shared), 0.1 + 0.025 + 0.1, rtol=1e-5)
+    distance = mmd(shared["z"], shared["h"], partial(imq, scale=4))
+    expected = 1 + 0.5 * 0.045 + 0.1 * 0.25 + 0.1 * distance
+    np.testing.assert_allclose(loss(game, "autoencoder", shared), expected, rtol=1e-5)
+
+
+def test_mi_ae_mixes_every_coordinate_by_a_share_of_its_own(images):
+    game = make("mi_ae")
+    state = started(game)
+    shared = forward(game, state, images)
+    assert shared["alpha"].shape == shared["d_alpha"].shape == (BATCH, LATENT)
+    assert len(np.unique(shared["alpha"])) == BATCH * LATENT
+    assert shared["alpha"].max() <= 0.5
+
+
+# InfoVAE
+
+
+@pytest.mark.parametrize("alpha, lambda_", [(0.0, 1.0), (1.0, 0.0), (1.0, 5.0)])
+def test_infovae_reduces_to_its_special_cases(alpha, lambda_, images):
+    game = make("infovae", alpha=alpha, lambda_=lambda_)
+    state = started(game)
+    shared = forward(game, state, images)
+    recon = np.mean(np.square(shared["x"] - shared["x_hat"]))
+    posterior = stats.norm(shared["z"], np.exp(shared["log_variance"] / 2))
+    # KL of Gaussians, from SciPy's entropy.
+    second_moment = np.square(shared["z"]) + np.exp(shared["log_variance"])
+    kl = (-posterior.entropy() + second_moment / 2 + np.log(2 * np.pi) / 2).sum(-1).mean()
+    prior = jax.random.normal(KEY, (BATCH, LATENT))
+    distance = mmd(shared["z_drawn"], prior, partial(rbf, scale=2 * LATENT))
+    expected = recon + ((1 - alpha) * kl + (alpha + lambda_ - 1) * distance) / 16
+    np.testing.assert_allclose(loss(game, "autoencoder", shared), expected, rtol=1e-4)
+    if (alpha, lambda_) == (0, 1):
+        vae = make("vae", beta=1.0, variance=0.5)
+        constant = np.log(np.pi) / 2
+        ours = loss(game, "autoencoder", shared)
+        np.testing.assert_allclose(loss(vae, "autoencoder", shared) - constant, ours, rtol=1e-5)
+
+
+# VAE/GAN
+
+
+def test_vae_gan_losses_are_the_papers():
+    shared = {"d_x": jnp.array([2.0, 0.0]), "d_hat": jnp.array([0.5, -1.0])}
+    shared |= {"d_p": jnp.array([1.0, -2.0]), "x": jnp.ones((2, 3)), "x_hat": jnp.zeros((2, 3))}
+    shared |= {"f_x": jnp.array([[1.0, 2.0]] * 2), "f_hat": jnp.array([[0.0, 4.0]] * 2)}
+    shared |= {"z": jnp.array([[3.0, 0.0]] * 2), "log_variance": jnp.zeros((2, 2))}
+    game = make("vae_gan", gamma=0.5, pixel_weight=2.0)
+    probability = special.expit
+    fakes = np.array([0.5, -1.0, 1.0, -2.0])
+    said = -np.log(probability(np.array([2.0, 0.0]))).mean()
+    critic = said - np.log(1 - probability(fakes)).mean()
+    np.testing.assert_allclose(loss(game, "critic", shared), critic, rtol=1e-5)
+    np.testing.assert_allclose(loss(game, "encoder", shared), 4.5 / 16 + 2.5 + 2, rtol=1e-5)
+    decoder = 0.5 * (2.5 + 2) - np.log(probability(fakes)).mean()
+    np.testing.assert_allclose(loss(game, "decoder", shared), decoder, rtol=1e-5)
+
+
+# VQ-VAE
+
+
+def quantizer(**changes):
+    args = dict(codes=5, code_dim=2, decay=0.8, revive_below=0.0, axis=None)
+    return vq_vae.Quantizer(nets.family("mlp").Encoder(4, width=8, layers=1), **(args | changes))
+
+
+def test_codebook_is_the_moving_average_of_a_plain_loop():
+    net, x = quantizer(), numbers(3, 12, 4)
+    params, kept = nets.init(net, KEY, x[0])
+    book, counts = (np.array(kept["codebook"][n], np.float64) for n in ("vectors", "counts"))
+    counts[:] = [1.0, 0.5, 0.2, 0.1, 0.3]
+    kept = {"codebook": {"vectors": jnp.asarray(book), "counts": jnp.asarray(counts)}}
+    total = book * counts[:, None]
+    for batch in x:
+        (z, z_q, perplexity), kept = nets.update(net, params, kept, batch, KEY, method="quantize")
+        used, sums = np.zeros(5), np.zeros((5, 2))
+        for row, row_q in zip(np.reshape(z, (-1, 2)), np.reshape(z_q, (-1, 2)), strict=True):
+            nearest = int(np.argmin(((book - row) ** 2).sum(1)))
+            used[nearest] += 1 / 24
+            sums[nearest] += row / 24
+            np.testing.assert_allclose(row_q, book[nearest], rtol=1e-5)
+        counts, total = 0.8 * counts + 0.2 * used, 0.8 * total + 0.2 * sums
+        book = total / counts[:, None]
+        np.testing.assert_allclose(kept["codebook"]["counts"], counts, rtol=1e-5)
+        np.testing.assert_allclose(kept["codebook"]["vectors"], book, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(perplexity, np.exp(stats.entropy(used)), rtol=1e-4)
+
+
+def test_unused_codes_become_embeddings_of_the_batch():
+    net, x = quantizer(revive_below=0.1), numbers(12, 4)
+    params, kept = nets.init(net, KEY, x)
+    book = kept["codebook"]["vectors"].at[3:].set(100.0)  # far from everything
+    (z, _, _), after = nets.update(
+        net, params, {"codebook": kept["codebook"] | {"vectors": book}}, x, KEY, method="quantize"
+    )
+    slots, vectors = np.reshape(z, (-1, 2)), np.asarray(after["codebook"]["vectors"])
+    for revived in vectors[3:]:
+        assert np.isclose(slots, revived).all(1).any()
+    assert np.ptp(after["codebook"]["counts"][3:]) == 0
+
+
+def test_codebook_stays_unless_a_step_trains_it(images):
+    game = make("vq_vae")
+    state = started(game)
+    E = game.nets["E"][0]
+    z, same = nets.update(E, state.params["E"], state.stats["E"], to_float(images), train=False)
+    chex.assert_trees_all_equal(same, state.stats["E"])
+    book = state.stats["E"]["codebook"]["vectors"]
+    assert all((np.asarray(book) == slot).all(1).any() for slot in np.reshape(z, (-1, 2)))
+
+
+def test_vq_vae_gradient_goes_straight_through(images):
+    game = make("vq_vae", commitment=0.25, codes=16)
+    state = started(game)
+    shared = forward(game, state, images)
+    assert shared["perplexity"] > 1.5
+    recon = np.mean(np.square(shared["x"] - shared["x_hat"]))
+    commit = np.mean(np.square(shared["z_e"] - shared["z"]))
+    total = loss(game, "autoencoder", shared)
+    np.testing.assert_allclose(total, recon + 0.25 * commit, rtol=1e-5)
+
+    def reconstruct(e):
+        x_hat = nets.apply(game.nets["G"][0], state.params["G"], {}, e)
+        return jnp.mean(jnp.square(shared["x"] - x_hat))
+
+    wanted = jax.grad(reconstruct)(shared["z"]) + 0.5 * (shared["z_e"] - shared["z"]) / (16 * 6)
+    trunk = game.nets["E"][0].trunk
+    _, back = jax.vjp(
+        lambda p: trunk.apply({"params": p}, shared["x"], train=True), state.params["E"]["trunk"]
+    )
+
+    def whole(params):
+        shared, _ = game.forward(state.params | params, state.stats, images, KEY)
+        return loss(game, "autoencoder", shared)
+
+    got = jax.jit(jax.grad(whole))({"E": state.params["E"]})["E"]["trunk"]
+    chex.assert_trees_all_close(got, back(wanted)[0], rtol=1e-3, atol=1e-6)
+
+
+def test_code_size_must_divide_the_latent_dimension():
+    with pytest.raises(UserError, match="code_dim=4 must divide latent_dim=6"):
+        make("vq_vae", code_dim=4)
+
+
+# Prior over codes
+
+
+@pytest.mark.parametrize("code_dim", [1, 2, 3])
+def test_codebook_is_found_again_in_the_embeddings(code_dim):
+    rng = np.random.default_rng(0)
+    book = rng.normal(size=(7, code_dim)).astype(np.float32)
+    codes = rng.integers(7, size=(400, 6 // code_dim))
+    found, slots = find_codes(book[codes].reshape(400, 6))
+    np.testing.assert_array_equal(np.sort(found, 0), np.sort(book, 0))
+    np.testing.assert_array_equal(found[slots], book[codes])
+
+
+def test_embeddings_without_codes_are_refused():
+    with pytest.raises(UserError, match="made of codes"):
+        priors.make("code_prior").fit(np.asarray(numbers(100, 6)), seed=0)
+
+
+def test_code_prior_has_the_distribution_of_codes_that_depend_on_one_another():
+    rng = np.random.default_rng(1)
+    book = rng.normal(size=(4, 2)).astype(np.float32)
+
+    def draw(num):
+        first = rng.choice(4, size=num, p=[0.1, 0.2, 0.3, 0.4])
+        second = rng.integers(4, size=num)
+        third = (first + second) % 4  # mostly: known from both, not from either
+        third = np.where(rng.uniform(size=num) < 0.8, third, rng.integers(4, size=num))
+        return np.stack([first, second, third], 1)
+
+    prior = priors.make(
+        "code_prior", {"width": 32, "steps": 400, "learning_rate": 1e-2, "dropout": 0.1}
+    )
+    params = prior.fit(book[draw(3000)].reshape(3000, 6), seed=0)
+    samples = np.asarray(prior.sample(params, jax.random.key(0), 4000)).reshape(-1, 3, 1, 2)
+    assert (samples == book).all(-1).any(-1).all()
+    table, expected = np.zeros((4, 4, 4)), np.zeros((4, 4, 4))
+    np.add.at(table, tuple((samples == book).all(-1).argmax(-1).T), 1 / 4000)
+    np.add.at(expected, tuple(draw(100_000).T), 1e-5)
+    assert np.abs(table - expected).sum() / 2 < 0.15  # total variation; 0.05 is chance
+
+
+# S-VAE and SAE
+
+
+@pytest.mark.parametrize("name", ["s_vae", "sae"])
+def test_embeddings_have_norm_one(name, images):
+    game = make(name)
+    state = started(game)
+    shared = forward(game, state, images)
+    for z in (shared["z"], shared.get("z_drawn", shared["z"])):
+        np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, rtol=1e-6)
+    encoded = nets.apply(game.nets["E"][0], state.params["E"], {}, to_float(images))
+    np.testing.assert_allclose(np.linalg.norm(encoded, axis=1), 1, rtol=1e-6)
+
+
+def test_sae_centres_what_it_encodes_and_what_it_decodes(images):
+    game = make("sae")
+    state = started(game)
+    shared = forward(game, state, images)
+    np.testing.assert_allclose(shared["z"].mean(1), 0, atol=1e-6)
+    decode = partial(nets.apply, game.nets["G"][0], state.params["G"], {})
+    np.testing.assert_allclose(decode(7 * shared["z"] + 3), shared["x_hat"], atol=1e-5)
+    with pytest.raises(UserError, match="latent_dim=2"):
+        make("sae", latent_dim=2)
+
+
+def test_s_vae_loss_is_the_papers(images):
+    game = make("s_vae", beta=2.0, variance=0.25)
+    state = started(game)
+    shared = forward(game, state, images)
+    recon = np.mean(np.square(shared["x"] - shared["x_hat"]))
+    kl = np.mean([kl_by_integration(LATENT, float(kappa)) for kappa in shared["kappa"]])
+    total = loss(game, "autoencoder", shared)
+    np.testing.assert_allclose(total, recon + 0.5 * 2 * kl / 16, rtol=1e-4)
+
+
+def density(dim, kappa, t):
+    """The density of ⟨mean, z⟩, up to a constant."""
+    return (1 - t**2) ** ((dim - 3) / 2) * np.exp(kappa * (t - 1))
+
+
+def kl_by_integration(dim, kappa):
+    """E[log vMF - log uniform] over the cosine t, of which alone both depend."""
+    uniform, _, _ = moments(dim, 0)
+    ours, mean, _ = moments(dim, kappa)
+    return kappa * (mean - 1) - np.log(ours) + np.log(uniform)
+
+
+def moments(dim, kappa):
+    """The density's integral, and the cosine's mean and variance."""
+
+    def integral(fn):
+        limits = dict(points=[0.5, 0.9, 0.99], limit=200)
+        return integrate.quad(lambda t: fn(t) * density(dim, kappa, t), -1, 1, **limits)[0]
+
+    total = integral(lambda t: 1)
+    mean = integral(lambda t: t) / total
+    return total, mean, integral(lambda t: (t - mean) ** 2) / total
+
+
+@pytest.mark.parametrize("dim", [2, 5, 64])
+def test_von_mises_fisher_divergence_and_gradient_equal_integrals(dim):
+    kappas = [0.1, 1.0, 7.0, 60.0, 300.0]
+    slope_too = jax.jit(jax.vmap(jax.value_and_grad(partial(vmf.kl_from_uniform, dim))))
+    for kappa, value, slope in zip(kappas, *slope_too(jnp.array(kappas)), strict=True):
+        np.testing.assert_allclose(value, kl_by_integration(dim, kappa), rtol=1e-4, atol=3e-4)
+        np.testing.assert_allclose(slope, kappa * moments(dim, kappa)[2], rtol=1e-3)
+
+
+def test_mean_length_is_the_ratio_of_bessel_functions():
+    kappas = np.array([0.05, 0.9, 8.0, 90.0, 2000.0])
+    for dim in (3, 128):
+        ratio = special.ive(dim / 2, kappas) / special.ive(dim / 2 - 1, kappas)
+        np.testing.assert_allclose(vmf.mean_length(dim, jnp.array(kappas)), ratio, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dim, kappa", [(2, 2.0), (64, 200.0)])
+def test_von_mises_fisher_draws_have_their_mean_and_its_gradient(dim, kappa):
+    num = 4000
+    mean = jnp.zeros((num, dim)).at[:, 0].set(0.6).at[:, 1].set(-0.8)
+
+    def draw(kappa):
+        return vmf.sample(mean, jnp.full(num, kappa), KEY, None)
+
+    z, slope = jax.jit(lambda k: jax.jvp(draw, (k,), (1.0,)))(kappa)
+    np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, rtol=1e-6)
+    length = special.ive(dim / 2, kappa) / special.ive(dim / 2 - 1, kappa)
+    error = 4 * z.std(0).max() / num**0.5
+    np.testing.assert_allclose(z.mean(0), length * mean[0], atol=error)
+    change = 1 - length**2 - (dim - 1) / kappa * length
+    np.testing.assert_allclose(jnp.sum(slope * mean, 1).mean(), change, rtol=0.06)
+
+
+def test_gradient_of_a_draw_is_that_of_its_quantile():
+    dim, kappa = 5, 12.0
+    grid = np.linspace(-1, 1, 200_001)
+
+    def quantiles(kappa, at):
+        cumulative = integrate.cumulative_trapezoid(density(dim, kappa, grid), grid, initial=0)
+        return np.interp(at, cumulative / cumulative[-1], grid)
+
+    at = np.array([0.001, 0.1, 0.5, 0.9, 0.999])
+    t = jnp.asarray(quantiles(kappa, at), jnp.float32)
+    expected = (quantiles(kappa + 0.05, at) - quantiles(kappa - 0.05, at)) / 0.1
+    np.testing.assert_allclose(vmf._slope(dim, jnp.full(5, kappa), t), expected, rtol=2e-3)

@@ -1,0 +1,300 @@
+"""Priors that the loop trains: what each promises, and training one when a run has ended."""
+
+import functools
+import shutil
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pmjax import builders, config, model, plugins
+from pmjax.datasets.batches import batch_indices
+from pmjax.distributed.compile import compile_step
+from pmjax.distributed.mesh import make_mesh, replicate
+from pmjax.errors import UserError
+from pmjax.nets import base as nets
+from pmjax.nets.mlp import LatentGenerator
+from pmjax.priors import base as priors
+from pmjax.priors.latent_gan import BASES
+from pmjax.storage import checkpoint
+from pmjax.storage import workdir as workdirs
+from pmjax.training import loop as training
+from pmjax.training.optimizers import make_optimizer
+from pmjax.training.step import init_state, train_step
+from tests.small_run import ROOT
+
+TRAINED = [name for name in plugins.names("priors") if priors.is_trained(priors.make(name))]
+SMALL = {
+    "latent_gan": {"width": 16, "blocks": 1},
+    "flow_matching": {"width": 16, "blocks": 1, "ode_steps": 4},
+    "two_stage_vae": {"width": 16, "blocks": 1},
+    "realnvp": {"width": 16, "couplings": 2, "layers": 1},
+}
+
+
+def mixture_points(num, seed):
+    rng = np.random.default_rng(seed)
+    centres = np.array([[-1.2, 0.0], [1.2, 0.5]])
+    return (centres[rng.integers(2, size=num)] + 0.3 * rng.normal(size=(num, 2))).astype("float32")
+
+
+def energy_distance(a, b):
+    """Returns the unbiased 2 E|a - b| - E|a - a'| - E|b - b'|."""
+
+    def mean(x, y):
+        return np.linalg.norm(x[:, None] - y[None], axis=-1).sum()
+
+    n, m = len(a), len(b)
+    return 2 * mean(a, b) / (n * m) - mean(a, a) / (n * (n - 1)) - mean(b, b) / (m * (m - 1))
+
+
+def fit(prior, z, steps, batch_size=64, **optimizer):
+    """Trains a prior in one dispatch; returns the arrays that `sample` takes."""
+    args = {"learning_rate": 2e-3, "b1": 0.0, "b2": 0.99} | getattr(prior, "optimizer", {})
+    game = prior.game(z.shape[1], make_optimizer(steps=steps, **args | optimizer), None)
+    if hasattr(prior, "start"):
+        game = prior.start(game, z, seed=0)
+    step = functools.partial(train_step, game=game, ema_decay=0.99)
+    mesh = make_mesh(1)
+    run = compile_step(step, mode="jit", mesh=mesh, gather=True)
+    rows = [batch_indices(len(z), batch_size, i, seed=0) for i in range(steps)]
+    state = replicate(start(game), mesh)
+    state, _ = run(state, replicate(z, mesh), np.stack(rows))
+    return jax.device_get(prior.export(state))
+
+
+def start(game):
+    return jax.jit(lambda: init_state(game, jax.random.key(0)))()
+
+
+def draw(prior, arrays, seed, num):
+    return np.asarray(jax.jit(prior.sample, static_argnums=2)(arrays, jax.random.key(seed), num))
+
+
+@functools.cache
+def fitted_to_little(name):
+    """Returns a prior, trained for a moment on fewer embeddings than dimensions; and its arrays."""
+    z = np.random.default_rng(0).normal(size=(4, 6)).astype("float32")
+    z[:, 2] = 5.0
+    prior = priors.make(name, SMALL.get(name))
+    return prior, fit(prior, z, 200, batch_size=16)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_few_embeddings_and_constant_coordinates_are_no_obstacle(name):
+    prior, arrays = fitted_to_little(name)
+    samples = draw(prior, arrays, 1, 9)
+    assert samples.shape == (9, 6) and samples.dtype == np.float32
+    assert np.isfinite(samples).all()
+    if name != "latent_gan":  # which knows no coordinate's mean beforehand
+        np.testing.assert_allclose(samples[:, 2], 5, atol=0.01)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_seed_gives_the_same_draws_and_another_others(name):
+    prior, arrays = fitted_to_little(name)
+    first = draw(prior, arrays, 1, 9)
+    np.testing.assert_array_equal(draw(prior, arrays, 1, 9), first)
+    assert not np.allclose(draw(prior, arrays, 2, 9), first)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_what_is_kept_survives_the_file(name, tmp_path):
+    prior, arrays = fitted_to_little(name)
+    checkpoint.write_arrays(tmp_path / "prior", arrays)
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.read_arrays(tmp_path / "prior"), arrays)
+
+
+def test_standardised_embeddings_have_the_moments_of_the_whole_table():
+    z = np.random.default_rng(0).normal(3, [0.1, 2.0, 0.0], (640, 3)).astype("float32")
+    arrays = fit(priors.make("realnvp", SMALL["realnvp"]), z, 10)  # one epoch
+    np.testing.assert_allclose(arrays["mean"], z.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(arrays["deviation"], z.std(0), rtol=1e-3, atol=2e-3)
+
+
+def test_latent_gan_finds_both_modes():
+    z = mixture_points(2000, 0)
+    prior = priors.make("latent_gan", {"width": 64, "critic_repeats": 3})
+    arrays = fit(prior, z, 1500, learning_rate=1e-3)
+    samples = draw(prior, arrays, 0, 1000)
+    gaussian = np.random.default_rng(2).multivariate_normal(z.mean(0), np.cov(z.T), 1000)
+    fresh = mixture_points(1000, 1)
+    assert energy_distance(samples, fresh) < 0.3 * energy_distance(gaussian, fresh)
+
+
+def test_latent_gan_samples_map_the_base_that_it_shows():
+    args = {"base_prior": "gaussian", "base_dim": 5}
+    prior = priors.make("latent_gan", SMALL["latent_gan"] | args)
+    params = start(prior.game(3, make_optimizer(steps=1), None)).params
+    assert prior.base(params["g"], jax.random.key(4), 6).shape == (6, 5)
+    assert prior.sample(params["g"], jax.random.key(4), 6).shape == (6, 3)
+
+
+def test_latent_gan_corrects_a_base_that_is_fitted(tmp_path):
+    z = mixture_points(200, 0)
+    args = {"width": 8, "blocks": 1, "base_prior": "gmm"}
+    prior = priors.make("latent_gan", args)
+    checkpoint.write_arrays(tmp_path / "prior", fit(prior, z, 10))
+    arrays = checkpoint.read_arrays(tmp_path / "prior")
+    mixture = priors.make("gmm")
+    fitted = mixture.fit(z, seed=0)
+    np.testing.assert_array_equal(arrays["base"]["means"], fitted["means"])
+    base = draw(mixture, fitted, 4, 6)
+    shown = jax.jit(prior.base, static_argnums=2)(arrays, jax.random.key(4), 6)
+    np.testing.assert_allclose(shown, base, rtol=1e-5, atol=1e-6)
+    g = LatentGenerator(2, 8, 1)
+    params = {name: array for name, array in arrays.items() if name != "base"}
+    wanted = base + nets.apply(g, params, {}, base)
+    np.testing.assert_allclose(draw(prior, arrays, 4, 6), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_base_of_another_size_cannot_be_fitted():
+    with pytest.raises(UserError, match="base_dim=5 must be 0"):
+        priors.make("latent_gan", {"base_prior": "gmm", "base_dim": 5})
+
+
+def test_sphere_base_has_norm_one():
+    draws = BASES["sphere"](jax.random.key(0), (100, 7))
+    np.testing.assert_allclose(np.linalg.norm(draws, axis=1), 1, rtol=1e-5)
+
+
+def test_flow_matching_finds_a_mixture():
+    z = mixture_points(2000, 0)
+    prior = priors.make("flow_matching", {"width": 64, "blocks": 2, "ode_steps": 16})
+    samples = draw(prior, fit(prior, z, 1000), 0, 1000)
+    gaussian = np.random.default_rng(2).multivariate_normal(z.mean(0), np.cov(z.T), 1000)
+    fresh = mixture_points(1000, 1)
+    assert energy_distance(samples, fresh) < 0.15 * energy_distance(gaussian, fresh)
+
+
+def test_flow_matchings_solvers_agree_as_the_steps_become_small():
+    _, arrays = fitted_to_little("flow_matching")
+
+    def drawn(solver, ode_steps):
+        args = SMALL["flow_matching"] | {"solver": solver, "ode_steps": ode_steps}
+        return draw(priors.make("flow_matching", args), arrays, 3, 50)
+
+    exact = drawn("heun", 256)
+    heun, euler, fine = (drawn(*how) for how in (("heun", 32), ("euler", 32), ("euler", 1024)))
+    assert np.abs(heun - exact).max() < 0.5 * np.abs(euler - exact).max()
+    np.testing.assert_allclose(fine, exact, atol=0.05)
+
+
+def test_two_stage_vae_reaches_the_moments_of_a_gaussian():
+    root = np.array([[1.0, 0, 0], [0.8, 0.5, 0], [-0.5, 0.3, 0.2]])
+    z = (np.random.default_rng(0).normal(size=(4000, 3)) @ root.T + [1, 2, 3]).astype("float32")
+    prior = priors.make("two_stage_vae", {"width": 64, "blocks": 1})
+    samples = draw(prior, fit(prior, z, 2500), 0, 20_000)
+    np.testing.assert_allclose(samples.mean(0), z.mean(0), atol=0.08)
+    np.testing.assert_allclose(np.cov(samples.T), np.cov(z.T), atol=0.1)
+
+
+@functools.cache
+def couplings(dim):
+    """Returns z, u = f(z), log |det|, ∂u/∂z and f⁻¹(u), for a flow with random weights."""
+    f = priors.make("realnvp", {"width": 16, "couplings": 4, "layers": 1})._flow(dim)
+
+    @jax.jit
+    def everything():
+        params, _ = nets.init(f, jax.random.key(0), jnp.zeros((2, dim)))
+        flat, unravel = jax.flatten_util.ravel_pytree(params)
+        params = unravel(0.3 * jax.random.normal(jax.random.key(1), flat.shape))
+        z = jax.random.normal(jax.random.key(2), (7, dim))
+        u, log_det = nets.apply(f, params, {}, z)
+        jacobian = jax.vmap(jax.jacobian(lambda z: nets.apply(f, params, {}, z[None])[0][0]))(z)
+        return z, u, log_det, jacobian, nets.apply(f, params, {}, u, method="inverse")
+
+    return jax.device_get(everything())
+
+
+@pytest.mark.parametrize("dim", [1, 5])
+def test_realnvps_determinant_is_that_of_its_jacobian(dim):
+    _, _, log_det, jacobian, _ = couplings(dim)
+    np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobian)[1], atol=1e-5)
+    assert np.abs(log_det).min() > 1e-3
+
+
+@pytest.mark.parametrize("dim", [1, 5])
+def test_realnvps_inverse_brings_everything_back(dim):
+    z, u, _, _, back = couplings(dim)
+    assert np.abs(u - z).max(0).min() > 0.1  # each coordinate is moved
+    np.testing.assert_allclose(back, z, atol=1e-4)
+
+
+def test_realnvp_finds_a_mixture():
+    z = mixture_points(2000, 0)
+    prior = priors.make("realnvp", {"width": 32, "couplings": 6})
+    samples = draw(prior, fit(prior, z, 1000), 0, 1000)
+    gaussian = np.random.default_rng(2).multivariate_normal(z.mean(0), np.cov(z.T), 1000)
+    fresh = mixture_points(1000, 1)
+    assert energy_distance(samples, fresh) < 0.3 * energy_distance(gaussian, fresh)
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A workdir as a run with a fitted prior leaves it, but nothing in it is trained."""
+    settings = config.load(
+        f"{ROOT}/configs/digits.py:runlocal",
+        {
+            "nets": "mlp",
+            "nets_args.width": "8",
+            "latent_dim": "4",
+            "prior": "gmm",
+            "stage2.steps": "20",
+            "stage2.steps_per_dispatch": "10",
+        },
+    )
+    workdirs.claim(settings, tmp_path)
+    state = start(builders.stage1_game(settings, (28, 28, 1)))
+    arrays = model.arrays_of(state, (28, 28, 1))
+    checkpoint.write_arrays(tmp_path / workdirs.AUTOENCODER, arrays)
+    z = np.random.default_rng(0).normal(size=(100, 4)).astype("float32")
+    workdirs.write_embeddings(tmp_path, z)
+    return tmp_path
+
+
+def test_a_trained_prior_is_trained_when_it_is_asked_for_and_kept(finished, monkeypatch, capsys):
+    first = model.load(finished).sample_latent(5, prior="two_stage_vae")
+    assert "two_stage_vae  10/20" in capsys.readouterr().err
+    again = finished / "again"
+    shutil.copytree(finished, again, ignore=shutil.ignore_patterns("priors", "again"))
+    model.load(again).fitted_prior("two_stage_vae")
+    written = [
+        workdirs.prior_path(path, "two_stage_vae").read_bytes() for path in (finished, again)
+    ]
+    assert written[0] == written[1]
+    monkeypatch.setattr(training, "train", None)
+    kept = model.load(finished).sample_latent(5, prior="two_stage_vae")
+    np.testing.assert_array_equal(kept, first)
+
+
+def test_a_prior_that_needs_another_optimizer_gets_it_and_the_user_can_say_so():
+    def b1(prior, **args):
+        settings = config.load(
+            f"{ROOT}/configs/digits.py",
+            {"prior": prior, **{f"prior_args.{name}": str(v) for name, v in args.items()}},
+        )
+        (objective,) = builders.stage2_game(settings).objectives[-1:]
+        gradient = {"w": jnp.ones(1)}
+        _, state = objective.optimizer(1).update(gradient, objective.optimizer(1).init(gradient))
+        return 1 - float(state[0].mu["w"][0])
+
+    assert b1("latent_gan") == pytest.approx(0.0)
+    assert b1("flow_matching") == pytest.approx(0.9)
+    assert b1("flow_matching", b1=0.5) == pytest.approx(0.5)
+
+
+def test_the_runs_own_prior_is_left_to_the_training_command(finished):
+    settings = config.read(finished / workdirs.CONFIG)
+    with settings.unlocked():
+        settings.prior, settings.prior_args = "flow_matching", {}
+    config.save(settings, finished / workdirs.CONFIG)
+    with pytest.raises(UserError, match="no trained prior 'flow_matching'; training has not come"):
+        model.load(finished).sample(1)
+
+
+def test_a_method_without_a_mapping_says_so(finished):
+    with pytest.raises(UserError, match="'mapping' is the net F of methods that train one"):
+        model.load(finished).sample(1, prior="mapping")

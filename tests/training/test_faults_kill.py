@@ -1,0 +1,219 @@
+"""A run is killed or asked to stop in the middle of what it does, and ends with the same bits."""
+
+import io
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from pmjax.distributed import maintenance
+from pmjax.errors import UserError
+from tests import growth, soak
+from tests.small_run import ROOT, SMALL, run_command
+
+# One workdir goes through all of these.
+CHAIN = (
+    ("SIGKILL", "compilation"),
+    ("SIGUSR1", "step"),
+    ("maintenance", "step"),
+    ("SIGKILL", "checkpoint"),
+    ("SIGTERM", "evaluation"),
+    ("SIGKILL", "metrics"),
+    ("SIGKILL", "report"),
+)
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """The workdir, and {what was done when: the process}."""
+    workdir, done = tmp_path_factory.mktemp("chain") / "run", {}
+    for sent, moment in CHAIN:
+        compiles = {"JAX_ENABLE_COMPILATION_CACHE": "0"} if moment == "compilation" else {}
+        done[sent, moment] = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "tests.killed_process",
+                sent,
+                moment,
+                *SMALL,
+                f"--workdir={workdir}",
+            ],
+            cwd=ROOT,
+            env=os.environ | compiles,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            start_new_session=True,  # maintenance ends a process group
+        )
+    done["last"] = run_command("main", *SMALL, f"--workdir={workdir}")
+    return workdir, done
+
+
+def test_each_of_these_moments_was_hit(chain):
+    for (sent, moment), done in ((key, d) for key, d in chain[1].items() if key != "last"):
+        expected = -signal.SIGKILL if sent == "SIGKILL" else 0
+        assert done.returncode == expected, (sent, moment, done.stderr)
+
+
+def test_after_all_that_parameters_metrics_and_history_are_the_same_bits(chain, small_run):
+    workdir, done = chain
+    assert done["last"].returncode == 0, done["last"].stderr
+    assert soak.results(workdir) == soak.results(small_run)
+
+
+@pytest.mark.parametrize(
+    "key, told",
+    [
+        (("SIGUSR1", "step"), "stage1: stopped by SIGUSR1 after step"),
+        (("maintenance", "step"), "Maintenance is announced (TERMINATE_ON_HOST_MAINTENANCE)"),
+        (("SIGTERM", "evaluation"), "Stopped by SIGTERM; what was finished is kept."),
+    ],
+)
+def test_who_is_asked_to_stop_says_what_is_kept_and_how_to_go_on(chain, key, told):
+    workdir, done = chain
+    assert told in done[key].stderr
+    assert f"python -m pmjax.main {SMALL[0]}" in done[key].stderr
+    assert f"--workdir={workdir}" in done[key].stderr
+    assert "Traceback" not in done[key].stderr
+
+
+def test_each_start_goes_on_where_the_one_before_was(chain):
+    said = {key: done.stderr for key, done in chain[1].items()}
+    assert "stage1: going on from step" in said["SIGKILL", "checkpoint"]
+    assert "stage1: going on from step" in said["SIGTERM", "evaluation"]
+    assert "stage1: finished before" in said["SIGKILL", "metrics"]
+    assert "stage2: finished before" in said["SIGKILL", "metrics"]
+
+
+def test_nothing_unfinished_is_left(chain):
+    left = [str(p) for p in chain[0].rglob("*") if p.suffix in (".part", ".tmp")]
+    assert not left
+    assert not list(chain[0].glob("checkpoints/*/*orbax-checkpoint-tmp*"))
+
+
+class Measured(soak.Life):
+    """A start of which only measurements are known, of the periods between its saves."""
+
+    def __init__(self, *peaks, descriptors=None, phase=0, behind=0, anew=True):
+        """Takes peaks of memory and descriptors of each period; the first sample, and the last."""
+        self.killed_in = ""
+        descriptors = descriptors or [9] * len(peaks)
+        self.samples = [
+            growth.Sample("stage 1", step, int(memory), files)
+            for step, (peak, files) in enumerate(zip(peaks, descriptors, strict=True), -anew)
+            for memory in (0.85 * peak, 0.92 * peak, peak, peak)
+        ][phase : 4 * len(peaks) - behind]
+
+
+def a_round(*lives):
+    found = soak.Round(pathlib.Path(), lives)
+    found.wrong = []
+    return found
+
+
+def peaks(*, percent, count=14):
+    return [10**8 * (1 + percent / 100 * period) for period in range(count)]
+
+
+STEADY, GROWING = Measured(*peaks(percent=0)), Measured(*peaks(percent=1))
+GROWING_ON = Measured(*peaks(percent=1), anew=False)
+LEAKING = Measured(*peaks(percent=0), descriptors=[*[9] * 9, *[10] * 5])
+
+
+def verdict(*rounds, reference=STEADY):
+    said = []
+    return soak._verdict(reference, rounds, said.append), "\n".join(said)
+
+
+@pytest.mark.parametrize(
+    "rounds, reference, told",
+    [
+        ([a_round(STEADY), a_round(Measured(*[106 * 10**6] * 8))], STEADY, "changed by +6.0%"),
+        ([a_round(STEADY, GROWING_ON)], STEADY, "1 starts that went on changed by +7.8%"),
+        ([a_round(GROWING, GROWING)], STEADY, "3 starts that began anew changed by +7.8%"),
+        ([], GROWING, "changed by +7.8% in the median (allowed: +5%; +7.8% to +7.8%)"),
+        ([a_round(STEADY, LEAKING)], STEADY, "descriptors by at most +1"),
+    ],
+    ids=["rounds", "going on", "anew", "reference", "descriptors"],
+)
+def test_memory_and_descriptors_that_grow_are_named(rounds, reference, told):
+    good, said = verdict(*rounds, reference=reference)
+    assert not good and told in said
+
+
+@pytest.mark.parametrize("behind", range(4))
+@pytest.mark.parametrize("phase", range(4))
+def test_a_leak_is_told_from_what_saves_do_wherever_measuring_begins_and_ends(phase, behind):
+    steady, leaking = (
+        Measured(*peaks(percent=percent), phase=phase, behind=behind) for percent in (0, 1)
+    )
+    assert verdict(reference=steady)[0]
+    assert not verdict(reference=leaking)[0]
+
+
+def test_a_chance_step_of_one_start_of_several_is_said_and_no_growth():
+    stepped = Measured(*[10**8] * 7, *[106 * 10**6] * 7)
+    good, said = verdict(a_round(STEADY, stepped))
+    assert good and "+0.0% to +6.0%" in said
+
+
+def test_one_period_that_is_higher_than_the_others_is_no_growth():
+    assert verdict(reference=Measured(*peaks(percent=0)[1:], 12 * 10**7))[0]
+    odd = [10**8] * 12
+    odd[-2] = 12 * 10**7
+    assert verdict(reference=Measured(*odd))[0]
+
+
+def test_what_is_steady_or_shrinks_is_as_it_has_to_be():
+    smaller = Measured(*[9 * 10**7] * 8)
+    assert verdict(a_round(STEADY, smaller), a_round(smaller))[0]
+
+
+def test_what_was_too_short_to_tell_says_nothing_of_memory():
+    short = [Measured(*[size] * 7) for size in (10**8, 10**8, 2 * 10**8)]
+    good, said = verdict(*map(a_round, short[1:]), reference=short[0])
+    assert good and "emory" not in said
+
+
+def test_this_process_is_measured(tmp_path):
+    for step in ("50", "100", "150.orbax-checkpoint-tmp"):
+        (tmp_path / step).mkdir()
+    (found,) = growth.measure(os.getpid(), tmp_path, phase="stage 1")
+    assert (found.phase, found.saved) == ("stage 1", 100)
+    assert found.memory > 10**7 and found.descriptors > 2
+    assert not list(growth.measure(2**30, tmp_path, phase="stage 1"))  # there is none
+
+
+def test_what_differs_is_named():
+    wrong = a_round(STEADY)
+    wrong.wrong = ["metrics.json"]
+    assert "differs: metrics.json" in wrong.row()
+    good, said = verdict(wrong, a_round(STEADY))
+    assert not good and "1 of 2 rounds" in said
+
+
+def test_an_address_for_maintenance_that_is_none_is_named():
+    with pytest.raises(UserError, match="PMJAX_MAINTENANCE_URL='metadata' must be"):
+        maintenance.watch(print, environ={"PMJAX_MAINTENANCE_URL": "metadata"})
+
+
+def test_a_host_that_announces_nothing_is_asked_again_and_said_once(monkeypatch):
+    monkeypatch.setattr(maintenance, "EVERY", 0.01)
+    answers = iter([OSError("no route"), OSError("no route"), b"NONE", b"MIGRATE"])
+
+    def urlopen(request, timeout):
+        answer = next(answers)
+        if isinstance(answer, OSError):
+            raise answer
+        return io.BytesIO(answer)
+
+    monkeypatch.setattr(maintenance._direct, "open", urlopen)
+    said, acted = [], []
+    url = {"PMJAX_MAINTENANCE_URL": "http://there"}
+    maintenance.watch(said.append, act=lambda: acted.append(1), environ=url).join(timeout=60)
+    assert acted == [1] and len(said) == 2
+    assert "no route" in said[0] and "MIGRATE" in said[1]

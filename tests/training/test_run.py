@@ -1,0 +1,256 @@
+"""The commands, end to end: what they leave, how they go on, and what they say to mistakes."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import pmjax
+from pmjax.errors import UserError
+from pmjax.evals.runner import evaluate
+from pmjax.priors import gaussian
+from tests.small_run import ROOT, SMALL, run_command
+
+# How often a run is killed, half of it in each stage; more: PMJAX_KILLS=10 pytest -k killed.
+KILLS = int(os.environ.get("PMJAX_KILLS", 2))
+RESULTS = ("autoencoder.msgpack", "embeddings.npy", "priors/latent_gan.msgpack")
+
+
+def start(workdir, *args, program=("pmjax.main",)):
+    command = [sys.executable, "-m", *program, *SMALL, f"--workdir={workdir}", *args]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_for(workdir, stage, step, process):
+    """Waits until the history shows a step of a stage."""
+    path = workdir / "history.jsonl"
+    while process.poll() is None:
+        rows = path.read_text().splitlines() if path.exists() else []
+        for row in rows:
+            try:
+                row = json.loads(row)
+            except ValueError:  # being written
+                continue
+            if row["stage"] == stage and row["step"] >= step:
+                return
+        time.sleep(0.005)
+
+
+def results(workdir):
+    return {name: (workdir / name).read_bytes() for name in RESULTS}
+
+
+def test_a_run_leaves_metrics_report_and_pictures(small_run):
+    metrics = json.loads((small_run / "metrics.json").read_text())
+    assert {"recon/mse", "recon/mse01", "recon/psnr", "latent/var_min"} <= set(metrics["metrics"])
+    assert {"versions", "seed", "devices", "config", "data"} <= set(metrics)
+    assert "<img" in (small_run / "report.html").read_text()
+    assert (small_run / "figures" / "samples_latent_gan.png").is_file()
+    assert list((small_run / "events").rglob("*tfevents*"))
+
+
+def test_wanted_steps_leave_a_trace_for_tensorboard_and_perfetto(small_run):
+    assert list((small_run / "profile").rglob("*.xplane.pb"))
+    assert list((small_run / "profile").rglob("perfetto_trace.json.gz"))
+
+
+def test_a_profile_that_is_not_step_and_count_is_refused(tmp_path):
+    done = run_command("main", *SMALL, "--config.profile=20", f"--workdir={tmp_path}")
+    assert done.returncode == 2 and "must be STEP:COUNT, such as 100:5" in done.stderr
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["on_device", "streamed"])
+def test_killed_anywhere_it_goes_on_to_the_same_bits(small_run, tmp_path, streamed):
+    rng = random.Random(int(streamed))
+    moments = [("stage1", step) for step in sorted(rng.sample(range(1, 58), KILLS // 2))]
+    moments += [("stage2", step) for step in sorted(rng.sample(range(1, 50), KILLS // 2))]
+    budget = "--config.data.device_budget_gb=0.000001" if streamed else "--config.seed=0"
+    workdir = tmp_path / "run"
+    for stage, step in moments:
+        process = start(workdir, budget)
+        wait_for(workdir, stage, step, process)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    done = run_command("main", *SMALL, f"--workdir={workdir}", budget)
+    assert done.returncode == 0, done.stderr
+    assert ("streaming" in done.stderr) == streamed
+    assert results(workdir) == results(small_run)
+
+
+def test_sigterm_saves_exits_cleanly_and_goes_on_to_the_same_bits(small_run, tmp_path):
+    process = start(tmp_path / "run", program=("tests.killed_process", "SIGTERM", "step"))
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    assert "run the same command" in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    done = run_command("main", *SMALL, f"--workdir={tmp_path / 'run'}")
+    assert "going on from step" in done.stderr
+    assert results(tmp_path / "run") == results(small_run)
+
+
+def test_a_finished_run_says_so_and_evaluates_again(own_run):
+    before = results(own_run)
+    (own_run / "metrics.json").unlink()
+    done = run_command("main", *SMALL, f"--workdir={own_run}")
+    assert done.returncode == 0, done.stderr
+    assert "stage1: finished before" in done.stderr and "stage2: finished before" in done.stderr
+    assert (own_run / "metrics.json").is_file()
+    assert results(own_run) == before
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(small_run, tmp_path):
+    process = start(tmp_path / "run")
+    wait_for(tmp_path / "run", "stage1", 45, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    folder = tmp_path / "run" / "checkpoints" / "stage1"
+    newest = max((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    for path in newest.rglob("*"):
+        if path.is_file():
+            os.truncate(path, path.stat().st_size // 2)
+    done = run_command("main", *SMALL, f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert f"{newest} is damaged" in done.stderr
+    assert results(tmp_path / "run") == results(small_run)
+
+
+def test_divergence_stops_names_step_and_loss_and_keeps_the_last_checkpoint(tmp_path):
+    workdir = tmp_path / "run"
+    done = run_command(
+        "main", *SMALL, f"--workdir={workdir}", "--config.optimizer.learning_rate=1e6"
+    )
+    assert done.returncode == 2
+    assert "stage1: " in done.stderr and " at step " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--config.metod=pm"], "Did you mean 'config.method'?"),
+        (["--config.data.batch_size=33", "--config.devices=2"], "cannot be divided over 2 devices"),
+        (["--confg=x"], "Did you mean '--config'"),
+        (["--config.seed=5"], "config.seed: 0 there, 5 now"),
+    ],
+    ids=["key", "batch", "flag", "workdir"],
+)
+def test_mistakes_end_with_one_message(small_run, tmp_path, args, message):
+    workdir = small_run if "seed" in args[0] else tmp_path
+    done = run_command("main", *SMALL, f"--workdir={workdir}", *args)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_prior_can_be_swapped(tmp_path):
+    workdir = tmp_path / "run"
+    small = [arg for arg in SMALL if "prior_args" not in arg]
+    done = run_command("main", *small, f"--workdir={workdir}", "--config.prior=gmm")
+    assert done.returncode == 0, done.stderr
+    model = pmjax.load(workdir)
+    assert model.prior == "gmm"
+    assert model.sample(3, seed=0).shape == (3, 28, 28, 1)
+    assert not (workdir / "checkpoints" / "stage2").exists()
+
+
+def test_joint_schedule_trains_both_at_once(tmp_path):
+    workdir = tmp_path / "run"
+    small = ["--config=configs/digits.py:author,runlocal", *SMALL[1:]]
+    done = run_command("main", *small, f"--workdir={workdir}", "--config.parallel=pmap")
+    assert done.returncode == 0, done.stderr
+    assert pmjax.load(workdir).sample(3).shape == (3, 28, 28, 1)
+    history = [json.loads(row) for row in (workdir / "history.jsonl").read_text().splitlines()]
+    assert {"loss/critic", "loss/latent_critic"} <= set(history[-1]["values"])
+
+
+def test_model_encodes_decodes_reconstructs_and_interpolates(small_run):
+    model = pmjax.load(str(small_run))
+    x = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 1), dtype=np.uint8)
+    z = model.encode(x)
+    assert z.shape == (5, 8) and z.dtype == np.float32
+    np.testing.assert_allclose(model.encode(pmjax.to_float(x)), z, atol=1e-5)
+    np.testing.assert_allclose(model.reconstruct(x), model.decode(z), atol=1e-6)
+    between = model.interpolate(x[:2], x[2:4], steps=9)
+    assert between.shape == (2, 9, 28, 28, 1)
+    np.testing.assert_allclose(between[:, 0], model.reconstruct(x[:2]), atol=1e-5)
+    np.testing.assert_allclose(between[:, -1], model.reconstruct(x[2:4]), atol=1e-5)
+    middle = model.decode((z[:2] + z[2:4]) / 2)
+    np.testing.assert_allclose(between[:, 4], middle, atol=1e-5)
+
+
+def test_samples_depend_on_the_seed_alone(small_run):
+    model = pmjax.load(small_run)
+    np.testing.assert_array_equal(model.sample(4, seed=1), pmjax.load(small_run).sample(4, seed=1))
+    assert not np.array_equal(model.sample(4, seed=1), model.sample(4, seed=2))
+    assert not np.array_equal(model.sample(4, seed=1), model.sample(4, seed=1, prior="gaussian"))
+    assert np.abs(model.sample(4)).max() <= 1
+
+
+def test_draws_of_a_size_are_compiled_once(small_run, monkeypatch):
+    traced, sample = [], gaussian.Prior.sample
+    monkeypatch.setattr(
+        gaussian.Prior, "sample", lambda *args: traced.append(args[-1]) or sample(*args)
+    )
+    model = pmjax.load(small_run)
+    for num in (4, 4, 5, 4):
+        model.sample_latent(num, seed=num, prior="gaussian")
+    assert traced == [4, 5]
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda model: model.encode(np.zeros((2, 28, 28))), "shape"),
+        (lambda model: model.encode(np.full((2, 28, 28, 1), 200.0)), "within"),
+        (lambda model: model.decode(np.zeros((2, 9))), "decode takes"),
+        (lambda model: model.sample(0), "at least 1"),
+        (lambda model: model.sample(1, prior="gm"), "Did you mean 'gmm'"),
+        (lambda model: model.interpolate(*np.zeros((2, 1, 28, 28, 1)), steps=1), "2 steps"),
+        (lambda model: pmjax.load("/nowhere"), "is not a workdir"),
+    ],
+    ids=["shape", "range", "latent", "none", "prior", "steps", "workdir"],
+)
+def test_wrong_arguments_are_named(small_run, call, message):
+    with pytest.raises(UserError, match=message):
+        call(pmjax.load(small_run))
+
+
+def test_sample_command_writes_a_grid(small_run, tmp_path):
+    out = tmp_path / "grid.png"
+    done = run_command("sample", f"--workdir={small_run}", "--num=9", "--seed=3", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    assert Image.open(out).size[0] > 3 * 28
+    array = tmp_path / "samples.npy"
+    done = run_command("sample", f"--workdir={small_run}", "--num=9", "--seed=3", f"--out={array}")
+    expected = pmjax.to_uint8(pmjax.load(small_run).sample(9, seed=3))
+    np.testing.assert_array_equal(np.load(array), expected)
+
+
+def test_evaluate_command_takes_other_metrics(own_run):
+    done = run_command("evaluate", f"--workdir={own_run}", "--config.eval.metrics=latent")
+    assert done.returncode == 0, done.stderr
+    assert "latent/var_min" in done.stdout and "recon/mse" not in done.stdout
+    done = run_command("evaluate", f"--workdir={own_run}", "--config.steps=3")
+    assert done.returncode == 2 and "belongs to training" in done.stderr
+
+
+def test_an_evaluation_takes_the_embeddings_that_training_has_left(own_run, monkeypatch):
+    encoded, encode = [], pmjax.Model.encode
+    monkeypatch.setattr(
+        pmjax.Model, "encode", lambda model, x: encoded.append(len(x)) or encode(model, x)
+    )
+    found = evaluate(own_run, say=print, overrides={"eval.metrics": "latent"})
+    embeddings = pmjax.load(own_run).embeddings().astype(np.float64)
+    assert found["latent/var_max"] == pytest.approx(embeddings.var(0).max())
+    assert sum(encoded) < len(embeddings)
