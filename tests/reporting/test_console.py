@@ -1,0 +1,89 @@
+import io
+import logging
+import sys
+
+import pytest
+from tqdm import tqdm
+
+from pmjax.errors import UserError
+from pmjax.reporting import console
+
+log = logging.getLogger("pmjax.training.loop")
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Restores the process's logging after a test."""
+    root, package = logging.getLogger(), logging.getLogger("pmjax")
+    before, levels = root.handlers[:], (root.level, package.level)
+    yield
+    root.handlers[:] = before
+    root.setLevel(levels[0])
+    package.setLevel(levels[1])
+
+
+def test_lines_are_plain_and_warnings_are_marked():
+    stream = io.StringIO()
+    console.setup(stream)
+    log.debug("not shown")
+    log.info("100%% of %d steps", 7)
+    log.warning("low %s", "disk")
+    assert stream.getvalue() == "100% of 7 steps\nWarning: low disk\n"
+
+
+def test_other_packages_are_heard_of_errors_only():
+    stream = io.StringIO()
+    console.setup(stream)
+    for name in ("", "jax"):
+        logging.getLogger(name).warning("not shown")
+        logging.getLogger(name).error("broken")
+    assert stream.getvalue() == "Error: broken\n" * 2
+
+
+def test_setting_up_again_replaces_the_handler(monkeypatch):
+    first = io.StringIO()
+    console.setup(first)
+    console.setup()
+    monkeypatch.setattr(sys, "stderr", io.StringIO())  # the stream of the moment is written to
+    log.info("once")
+    assert (first.getvalue(), sys.stderr.getvalue()) == ("", "once\n")
+
+
+def test_a_progress_bar_is_put_back_below_a_line():
+    stream = io.StringIO()
+    console.setup(stream)
+    bar = tqdm(total=3, file=stream, bar_format="{n}/{total}", ascii=True)
+    log.info("saved\nand well")
+    bar.close()
+    drawn = stream.getvalue()
+    assert "\rsaved\nand well\n\r0/3" in drawn
+
+
+def test_a_file_has_all_lines_with_their_time_and_the_console_none(tmp_path, capsys):
+    path = tmp_path / "logs" / "host-1.log"
+    console.setup()
+    for line in ("first", "second"):
+        console.log_to_file(path)
+        log.info(line)
+    lines = path.read_text().splitlines()
+    assert [line.split(" ", 2)[2] for line in lines] == ["first", "second"]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_file_that_cannot_be_written_is_a_user_error(tmp_path):
+    (tmp_path / "logs").write_text("")
+    with pytest.raises(UserError, match="logs/host-1.log cannot be written"):
+        console.log_to_file(tmp_path / "logs" / "host-1.log")
+
+
+def test_a_full_disk_is_reported_once_and_the_run_continues(tmp_path, capsys, monkeypatch):
+    console.log_to_file(tmp_path / "host-1.log")
+    (handler,) = [h for h in logging.getLogger().handlers if isinstance(h, console._File)]
+
+    def full():
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(handler.stream, "write", lambda text: full())
+    log.info("a")
+    log.info("b")
+    assert capsys.readouterr().err.count("cannot be written") == 1
