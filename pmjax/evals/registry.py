@@ -34,10 +34,10 @@ def checked(metric: str, given: Mapping[str, Any], *, where: str = "") -> dict[s
         name: _as(f"{where}{name}", value, valid[name].annotation) for name, value in given.items()
     }
     if (protocols := found.get("protocols")) is not None:
-        from pmjax.evals import protocols  # which imports this package
+        from pmjax.evals.protocols import parse  # which imports this package
 
         for protocol in protocols or ("",):
-            protocols.parse(protocol)
+            parse(protocol)
     return found
 
 

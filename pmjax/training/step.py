@@ -95,9 +95,7 @@ def train_step(
             turn += 1
             moving = _pick(params, objective.nets)
 
-            def loss_of(
-                moving, shared, objective=objective, turn=turn, params=params, stats=stats
-            ):
+            def loss_of(moving, shared, objective=objective, turn=turn, params=params, stats=stats):
                 key_of_turn = jax.random.fold_in(key, turn)
                 return objective.loss(params | moving, stats, shared, key_of_turn)
 

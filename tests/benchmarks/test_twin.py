@@ -98,7 +98,7 @@ class Pair:
         )
         if stage == 2:
             z = np.random.default_rng(1).normal(size=(STEPS * BATCH, *shape))
-            game = builders.prior(settings).start(game, z, seed=0)
+            game = builders.prior(settings).init_from_embeddings(game, z, seed=0)
         if sgd:
             objectives = tuple(dataclasses.replace(p, optimizer=_keeping) for p in game.objectives)
             game = dataclasses.replace(game, objectives=objectives)
@@ -112,7 +112,7 @@ class Pair:
             params=params,
             stats=stats,
             opt={
-                p.name: p.optimizer(p.repeats).init({n: params[n] for n in p.nets})
+                p.name: p.optimizer(p.updates_per_step).init({n: params[n] for n in p.nets})
                 for p in game.objectives
             },
             ema={name: params[name] for name in game.averaged},

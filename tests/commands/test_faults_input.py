@@ -1,6 +1,6 @@
 """Configs, folders of images and archives made of anything: one message, or the right result.
 
-PMJAX_FUZZ=1000 pytest tests/test_faults_input.py takes that many cases of each kind.
+PMJAX_FUZZ=1000 pytest tests/commands/test_faults_input.py takes that many cases of each kind.
 """
 
 import contextlib

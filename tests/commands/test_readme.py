@@ -16,7 +16,9 @@ def test_every_fault_has_the_tests_that_are_named_for_it():
         named = re.findall(r"`(\w+)::(\w+)`", row)
         assert named, row
         for file, name in named:
-            assert f"\ndef test_{name}(" in (ROOT / "tests" / f"test_{file}.py").read_text(), name
+            assert (
+                f"\ndef test_{name}(" in next((ROOT / "tests").rglob(f"test_{file}.py")).read_text()
+            ), name
 
 
 @pytest.mark.parametrize("pattern", [r"configs/\w+\.py", r"launch/[\w/]+\.\w+"])

@@ -172,8 +172,8 @@ def wait_for_end(ends, told):
 def test_a_process_that_makes_no_step_is_named(impatient_pair):
     first, second = impatient_pair
     for _ in range(2):
-        first.stops(together=True)
-    second.stops(together=True)
+        first.should_stop(together=True)
+    second.should_stop(together=True)
     wait_for_end(first, "process 1 made no step")
 
 
@@ -203,14 +203,14 @@ def test_who_is_behind_has_the_timeout_from_when_another_got_ahead():
 
 def test_who_does_not_come_to_an_exchange_is_named(impatient_pair):
     with pytest.raises(UserError, match="Process 1 did not come to the count"):
-        impatient_pair[0].exchange("the count", 3)
+        impatient_pair[0].all_gather_object("the count", 3)
 
 
 def test_an_exchange_gives_everyone_everything(pair):
     found = [None, None]
 
     def ask(index):
-        found[index] = pair[index].exchange("x", [index, "a"])
+        found[index] = pair[index].all_gather_object("x", [index, "a"])
 
     assert run_together([lambda: ask(0), lambda: ask(1)]) == []
     assert found == [[[0, "a"], [1, "a"]]] * 2
@@ -236,7 +236,7 @@ def test_a_wish_to_stop_stops_all_after_the_same_step(pair, seed):
                     pair[0]._wanted = "SIGTERM"
                 else:
                     pair[1]._peers[0].send(kind="stop", by="SIGTERM on process 1")
-            if pair[index].stops(together=True):
+            if pair[index].should_stop(together=True):
                 stopped[index] = step
 
     assert run_together([lambda: loop(0), lambda: loop(1)]) == []
@@ -250,7 +250,7 @@ def test_a_wish_to_stop_ends_the_work_that_others_wait_for(pair):
         pytest.fail("it went on")
 
     with pytest.raises(Stopped, match="Stopped by SIGTERM"):
-        pair[0].first("evaluation", evaluate)
+        pair[0].run_on_primary("evaluation", evaluate)
     assert "Stopped by SIGTERM" in pair[1]._answer("1 evaluation")
 
 
@@ -258,7 +258,7 @@ def test_a_wish_to_stop_that_came_with_the_last_step_is_not_forgotten():
     alone = ProcessGroup()
     alone._wanted = "SIGTERM"
     with pytest.raises(Stopped, match="Stopped by SIGTERM before: evaluation"):
-        alone.first("evaluation", lambda: pytest.fail("it went on"))
+        alone.run_on_primary("evaluation", lambda: pytest.fail("it went on"))
 
 
 def test_a_second_signal_does_not_disturb_what_the_first_began():

@@ -30,7 +30,7 @@ def fit_and_sample(name, z, num, **args):
 @pytest.mark.parametrize("name", plugins.names("priors"))
 def test_each_file_defines_a_prior_that_is_fitted_trained_or_taken(name):
     prior = priors.make(name)
-    ways = [hasattr(prior, way) for way in ("fit", "game", "take")]
+    ways = [hasattr(prior, way) for way in ("fit", "game", "from_stage1")]
     assert sum(ways) == 1 and priors.is_trained(prior) == ways[1]
     assert plugins.load("priors", name).__doc__
 
@@ -107,7 +107,7 @@ def test_mapping_applies_stage_1s_own_net():
 
 def test_mapping_says_which_methods_have_one():
     with pytest.raises(UserError, match="this method has none"):
-        priors.make("mapping").take({"E": {}, "G": {}})
+        priors.make("mapping").from_stage1({"E": {}, "G": {}})
 
 
 @pytest.mark.parametrize("name", FITTED)

@@ -54,8 +54,8 @@ def fit(prior, z, steps, batch_size=64, **optimizer):
     """Trains a prior in one dispatch; returns the arrays that `sample` takes."""
     args = {"learning_rate": 2e-3, "b1": 0.0, "b2": 0.99} | getattr(prior, "optimizer", {})
     game = prior.game(z.shape[1], make_optimizer(steps=steps, **args | optimizer), None)
-    if hasattr(prior, "start"):
-        game = prior.start(game, z, seed=0)
+    if hasattr(prior, "init_from_embeddings"):
+        game = prior.init_from_embeddings(game, z, seed=0)
     step = functools.partial(train_step, game=game, ema_decay=0.99)
     mesh = make_mesh(1)
     run = compile_step(step, mode="jit", mesh=mesh, gather=True)

@@ -40,7 +40,7 @@ def test_a_device_out_of_memory_names_the_batch_size_and_suggests_accumulation(
         nets = {"D": (game.nets["D"][0], shape)}
         return dataclasses.replace(game, nets=nets, objectives=(objective,))
 
-    monkeypatch.setattr(loop.build, "stage1_game", hungry)
+    monkeypatch.setattr(loop.builders, "stage1_game", hungry)
     with pytest.raises(UserError) as error:
         loop.fit(settings, tmp_path, Said(), loop.ProcessGroup())
     message = str(error.value)

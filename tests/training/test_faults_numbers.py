@@ -17,6 +17,7 @@ from pmjax import config, plugins
 from pmjax.datasets.batches import batch_indices
 from pmjax.distributed import collectives
 from pmjax.distributed.mesh import make_mesh
+from pmjax.datasets.base import Dataset
 from pmjax.errors import UserError
 from pmjax.evals.context import Context
 from pmjax.evals.features import inception_2015
@@ -253,7 +254,7 @@ def test_features_that_are_not_finite_are_named(tmp_path, monkeypatch):
     }.items():
         monkeypatch.setattr(inception_2015, name, value)
     dark, light = (np.full((9, 4, 4, 1), shade, np.uint8) for shade in (10, 200))
-    ctx = Context.from_images(light, loop.datasets.Dataset(dark, None, "dark", ()))
+    ctx = Context.from_images(light, Dataset(dark, None, "dark", ()))
     with pytest.raises(UserError, match="features of 'samples' hold NaN or infinite values"):
         fid.evaluate(ctx)
 

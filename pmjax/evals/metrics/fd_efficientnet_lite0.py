@@ -18,7 +18,7 @@ def evaluate(
     equals, and with the floor. 'flag/fewer_images_than_features' is the number of images of the
     smallest set where that is at most 1280.
     """
-    return protocols.frechet(
+    return frechet(
         ctx,
         "fd_efficientnet_lite0",
         EXTRACTOR,

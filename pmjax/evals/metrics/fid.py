@@ -14,4 +14,4 @@ def evaluate(ctx: Context, *, protocols: Sequence[str] = ("10k_test",)) -> dict[
     `_features.inception_2015`. FIDs of different numbers or variants do not compare.
     'flag/fewer_images_than_features' is the number of images where it is at most 2048.
     """
-    return protocols.frechet(ctx, "fid", EXTRACTOR, protocols=protocols, setting="variant")
+    return frechet(ctx, "fid", EXTRACTOR, protocols=protocols, setting="variant")
