@@ -21,7 +21,7 @@ from pmjax import builders, cli, config, errors, plugins
 from pmjax.benchmarks import aot, evaluation
 from pmjax.benchmarks.process import BLOCKS, Process, cores, in_turn, ratio, spread, versus
 from pmjax.errors import UserError
-from pmjax.priors import base as priors
+from pmjax.priors.base import TrainedPrior
 
 
 def measure(
@@ -125,7 +125,7 @@ def _stages(wanted: str, settings: ConfigDict) -> list[int]:
         return [1]
     if settings.schedule == "joint":
         why = "with config.schedule='joint', stage 1 trains the prior, too"
-    elif not priors.is_trained(builders.prior(settings)):
+    elif not isinstance(builders.prior(settings), TrainedPrior):
         why = f"the prior '{settings.prior}' is fitted at once"
     else:
         return [2] if wanted == "2" else [1, 2]

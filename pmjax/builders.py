@@ -46,12 +46,12 @@ def stage1_game(settings: ConfigDict, shape: tuple[int, ...]) -> MethodSpec:
     if settings.schedule == "two_stage":
         return game
     prior = priors.make(settings.prior, settings.prior_args.to_dict())
-    if not priors.is_trained(prior):
+    if not isinstance(prior, priors.TrainedPrior):
         raise UserError(
             f"config.schedule='joint' needs a prior that is trained, "
             f"such as 'latent_gan'; '{settings.prior}' is fitted."
         )
-    if getattr(prior, "needs_embeddings", False):
+    if prior.needs_embeddings:
         raise UserError(
             f"config.schedule='joint' trains the prior '{settings.prior}' beside the embeddings: "
             f"its base cannot be fitted to them. Take --config.prior_args.base_prior=gaussian."
@@ -71,7 +71,7 @@ def stage2_game(
     wanted = settings.stage2.optimizer.to_dict() | getattr(chosen, "optimizer", {})
     optimizer = make_optimizer(steps=settings.stage2.steps, **wanted)
     game = chosen.game(settings.latent_dim, optimizer, collectives.batch_axis(settings.parallel))
-    if z is None or not hasattr(chosen, "init_from_embeddings"):
+    if z is None:
         return game
     return chosen.init_from_embeddings(game, z, seed=settings.seed)
 

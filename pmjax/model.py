@@ -141,9 +141,8 @@ class Model:
     ) -> np.ndarray | None:
         """Returns the base draws z' [num, p] that `sample` maps with this seed, or None."""
         fitted, arrays = self.fitted_prior(prior or self.prior)
-        if not hasattr(fitted, "sample_base"):
-            return None
-        return np.asarray(fitted.sample_base(arrays, jax.random.key(seed), num))
+        base = fitted.sample_base(arrays, jax.random.key(seed), num)
+        return None if base is None else np.asarray(base)
 
     def fitted_prior(self, name: str) -> tuple[Any, Any]:
         """Returns a prior and its arrays: the run's own, or one fitted to the run's embeddings."""
@@ -169,7 +168,7 @@ def arrays_of(state: TrainState, shape: tuple[int, ...]) -> dict[str, Any]:
     params = state.params | state.ema
     return {
         "params": {
-            name: params[name] for name in ("E", "G", *priors.SHARED_NETS) if name in params
+            name: params[name] for name in ("E", "G", *priors.shared_nets()) if name in params
         },
         "stats": {name: state.stats[name] for name in ("E", "G")},
         "shape": np.asarray(shape),

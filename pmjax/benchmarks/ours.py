@@ -60,13 +60,7 @@ class Side:
         self.start = {}
         if stage == 2:
             data = self.start["table"] = _embeddings(game, data, settings.seed)
-            game = builders.stage2_game(settings)
-            prior = builders.prior(settings)
-            game = (
-                prior.init_from_embeddings(game, data, seed=settings.seed)
-                if hasattr(prior, "init_from_embeddings")
-                else game
-            )
+            game = builders.stage2_game(settings, z=data)
         state = jax.jit(partial(init_state, game))(jax.random.key(settings.seed))
         drawn = draws(settings, stage, state, 0)
         params, stats, drawn = jax.device_get((state.params, state.stats, drawn))

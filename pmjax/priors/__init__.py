@@ -1,1 +1,1 @@
-"""Priors over the embedding, one file each, and what a prior is."""
+"""Priors over the embedding, one file each; base.py says what a prior is."""

@@ -1,35 +1,77 @@
-"""Priors over the embeddings, one file each, fitted on the same table whatever the method.
+"""What a prior over the embeddings is: one of three declared kinds, each with a `sample`.
 
-A file `pmjax/priors/NAME.py` defines `Prior`, a frozen dataclass whose fields are its
-hyper-parameters (`config.prior_args`), and one of
-
-    fit(z, seed) -> params         fitted at once: z [N, d] float32, params a dictionary of arrays
-    game(latent_dim, optimizer, axis) -> step.MethodSpec, and trained(state) -> params
-                                   trained by the loop, on the embeddings as data; with
-                                   start(game, z, seed) -> MethodSpec, if nets may start from them; one
-                                   whose nets then do has a true `needs_embeddings`
-    take(params) -> params         nothing to do but to take it from the parameters of stage 1's
-                                   nets, by name: E, G and those in `SHARED_NETS`
-
-and `sample(params, key, num) -> z [num, d]`. A prior that maps draws of its own also has
-`base(key, num) -> [num, p]`. One that is trained with another optimizer than what
-`config.stage2.optimizer` says, which suits GANs, has a field for each difference and a property
-`optimizer`, {argument of make_optimizer: value}.
+A file `pmjax/priors/NAME.py` defines `Prior`, a frozen dataclass of one of these kinds. Its fields
+are its hyper-parameters (`config.prior_args`).
 """
 
-from typing import Any
+import abc
+import functools
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
 
 from pmjax import plugins
+from pmjax.methods.base import MethodSpec
 
-# Nets of stage 1, where a method has them, that a workdir keeps beside E and G for priors to take.
-SHARED_NETS = ("F",)
+Array = jax.Array
+Tree = Any  # arrays by name, possibly nested: what a prior's file in the workdir holds
 
 
-def make(name: str, args: dict[str, Any] | None = None):
+class BasePrior(abc.ABC):
+    """What priors of every kind do with their arrays `params`."""
+
+    @abc.abstractmethod
+    def sample(self, params: Tree, key: Array, num: int) -> Array:
+        """Draws embeddings z [num, d]."""
+
+    def sample_base(self, params: Tree, key: Array, num: int) -> Array | None:
+        """Draws the base draws z' [num, p] that `sample` maps for this key; None without a base."""
+        return None
+
+
+class FittedPrior(BasePrior):
+    """A prior that is fitted to the table of embeddings in one call."""
+
+    @abc.abstractmethod
+    def fit(self, z: np.ndarray, *, seed: int) -> Tree:
+        """Returns the arrays `params` for embeddings z [N, d], float32."""
+
+
+class TrainedPrior(BasePrior):
+    """A prior that the training loop trains, on the embeddings as its data."""
+
+    @property
+    def needs_embeddings(self) -> bool:
+        """Whether training starts from the finished embeddings, which rules out joint training."""
+        return False
+
+    def init_from_embeddings(self, spec: MethodSpec, z: np.ndarray, *, seed: int) -> MethodSpec:
+        """Returns the spec with what is computed from embeddings z [N, d] before training."""
+        return spec
+
+
+class SharedPrior(BasePrior):
+    """A prior made of nets that stage 1 has trained.
+
+    Attributes:
+      nets: their names. A workdir keeps their parameters, if its method has these nets.
+    """
+
+    nets: ClassVar[tuple[str, ...]]
+
+    @abc.abstractmethod
+    def from_stage1(self, params: Tree) -> Tree:
+        """Returns the arrays of this prior, from the parameters of stage 1's nets by name."""
+
+
+def make(name: str, args: dict[str, Any] | None = None) -> BasePrior:
     """Returns the prior `pmjax/priors/NAME.py` with the given arguments; `UserError` if unknown."""
     return plugins.load("priors", name).Prior(**(args or {}))
 
 
-def is_trained(prior) -> bool:
-    """Returns whether the loop trains this prior, rather than `fit`."""
-    return hasattr(prior, "game")
+@functools.cache
+def shared_nets() -> tuple[str, ...]:
+    """Returns the names of all nets that some prior takes from stage 1."""
+    classes = [plugins.load("priors", name).Prior for name in plugins.names("priors")]
+    return tuple(sorted({n for c in classes if issubclass(c, SharedPrior) for n in c.nets}))

@@ -15,6 +15,7 @@ import optax
 from jax import lax
 
 from pmjax.errors import UserError
+from pmjax.priors.base import FittedPrior
 
 Array = jax.Array
 
@@ -81,7 +82,7 @@ def _nats(net: dict[str, Array], codes: Array, keep: Array | float = 1.0) -> Arr
 
 
 @dataclasses.dataclass(frozen=True)
-class Prior:
+class Prior(FittedPrior):
     """The density's size and training; of its states the best on held-out codes is kept."""
 
     width: int = 128  # of the hidden layers

@@ -18,6 +18,7 @@ from pmjax.methods.base import MethodSpec
 from pmjax.methods.losses import squared_error
 from pmjax.nets import base as nets
 from pmjax.priors import standardized
+from pmjax.priors.base import TrainedPrior
 from pmjax.training.step import TrainState
 
 Array = jax.Array
@@ -57,7 +58,7 @@ SOLVERS = {"euler": _euler, "heun": _heun}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prior:
+class Prior(TrainedPrior):
     """A flow on the standardised embeddings, and how its equation is solved."""
 
     width: int = 256  # of the hidden layers

@@ -1,4 +1,4 @@
-"""The simplest prior: a Gaussian with the embeddings' mean and covariance."""
+"""The simplest prior: a Gaussian with the mean and covariance of the embeddings."""
 
 import dataclasses
 
@@ -6,21 +6,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pmjax.priors.base import FittedPrior
+
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Prior:
+class Prior(FittedPrior):
     """N(mean, covariance) by maximum likelihood."""
 
     def fit(self, z: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
-        """Fits embeddings z [N, d]; works for N < d and for constant coordinates, too."""
+        """Fits embeddings z [N, d]; N < d and constant coordinates are allowed."""
         mean = z.mean(0, dtype=np.float64)
         values, vectors = np.linalg.eigh(np.cov(z, rowvar=False, bias=True).reshape(z.shape[1], -1))
         root = vectors * np.sqrt(np.maximum(values, 0))
         return {"mean": mean.astype(np.float32), "root": root.astype(np.float32)}
 
     def sample(self, params: dict[str, Array], key: Array, num: int) -> Array:
-        """Draws [num, d]."""
+        """Draws z [num, d]."""
         noise = jax.random.normal(key, (num, len(params["mean"])))
         return jnp.asarray(params["mean"]) + noise @ jnp.asarray(params["root"]).T

@@ -1,7 +1,7 @@
-"""A mixture of Gaussians on the embeddings: the baseline that any learned prior must beat.
+"""A mixture of Gaussians: the baseline that any learned prior must beat.
 
-Ghosh et al., From Variational to Deterministic Autoencoders (2020), fit ten full-covariance
-components to the codes of a plain autoencoder.
+Ghosh et al., From Variational to Deterministic Autoencoders (2020), fit ten
+full-covariance components to the codes of a plain autoencoder.
 """
 
 import dataclasses
@@ -12,11 +12,11 @@ import numpy as np
 from sklearn.mixture import GaussianMixture
 
 from pmjax import errors
+from pmjax.priors.base import FittedPrior
 
 Array = jax.Array
 
-
-# scikit-learn's covariances of each type, as full matrices.
+# scikit-learn's covariances of each type -> full matrices [K, d, d] (or broadcast to them).
 _AS_FULL = {
     "full": lambda c, eye: c,
     "tied": lambda c, eye: c[None],
@@ -26,20 +26,20 @@ _AS_FULL = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Prior:
-    """`components` Gaussians with covariances of scikit-learn's type `covariance`."""
+class Prior(FittedPrior):
+    """A mixture of Gaussians, fitted by expectation-maximization."""
 
-    components: int = 10
-    covariance: str = "full"
-    regularization: float = 1e-4  # added to the covariances' diagonals
-    max_iter: int = 100
+    components: int = 10  # Gaussians
+    covariance: str = "full"  # or 'tied', 'diag', 'spherical', as in scikit-learn
+    regularization: float = 1e-4  # added to the diagonals of the covariances
+    max_iter: int = 100  # of expectation-maximization
 
     def __post_init__(self):
         if self.covariance not in _AS_FULL:
             raise errors.unknown("covariance", self.covariance, _AS_FULL)
 
     def fit(self, z: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
-        """Fits embeddings z [N, d] by expectation-maximisation from a seeded k-means."""
+        """Fits embeddings z [N, d], starting from a seeded k-means."""
         mixture = GaussianMixture(
             min(self.components, len(z)),
             covariance_type=self.covariance,
@@ -57,13 +57,13 @@ class Prior:
         }
 
     def sample(self, params: dict[str, Array], key: Array, num: int) -> Array:
-        """Draws [num, d]."""
-        which_key, noise_key = jax.random.split(key)
+        """Draws z [num, d]."""
+        index_key, noise_key = jax.random.split(key)
         params = jax.tree.map(jnp.asarray, params)
-        which = jax.random.categorical(which_key, jnp.log(params["weights"]), shape=(num,))
+        index = jax.random.categorical(index_key, jnp.log(params["weights"]), shape=(num,))
         noise = jax.random.normal(noise_key, (num, params["means"].shape[1]))
-        # One component at a time: gathering a root a sample would need num·d² numbers.
-        z = params["means"][which]
-        for index, root in enumerate(params["roots"]):
-            z += jnp.where((which == index)[:, None], noise @ root.T, 0)
+        # One component at a time: gathering a root for each sample would need num·d² numbers.
+        z = params["means"][index]
+        for component, root in enumerate(params["roots"]):
+            z += jnp.where((index == component)[:, None], noise @ root.T, 0)
         return z

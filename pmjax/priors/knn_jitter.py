@@ -1,7 +1,7 @@
-"""A control, not a model: the training set's own embeddings with tiny noise.
+"""A control, not a model: the embeddings of the training set with tiny noise.
 
-It reaches about what a perfect prior does in every distance between distributions, and makes
-nothing new: whatever is meant to expose memorising must expose it.
+In every distance between distributions it does about as well as a perfect prior, and it generates
+nothing new. A metric of memorization must expose it.
 """
 
 import dataclasses
@@ -11,26 +11,28 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
+from pmjax.priors.base import FittedPrior
+
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Prior:
-    """Training embeddings with noise of `share` of the distance to their k-th neighbour."""
+class Prior(FittedPrior):
+    """Training embeddings with noise of `share` of the distance to their k-th neighbor."""
 
-    neighbour: int = 1  # k; the embedding itself is not counted
+    neighbour: int = 1  # k; the embedding itself does not count
     share: float = 0.02
 
     def fit(self, z: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
-        """Keeps embeddings z [N, d], and how far the k-th neighbour of each is."""
+        """Returns embeddings z [N, d] and the distance of each to its k-th neighbor."""
         count = min(self.neighbour, len(z) - 1) + 1  # each is its own nearest
         distance, _ = NearestNeighbors(n_neighbors=count).fit(z).kneighbors(z)
         return {"z": np.asarray(z, np.float32), "distance": distance[:, -1].astype(np.float32)}
 
     def sample(self, params: dict[str, Array], key: Array, num: int) -> Array:
-        """Draws [num, d]; the noise's expected squared norm is (share · distance)²."""
-        which_key, noise_key = jax.random.split(key)
+        """Draws z [num, d]; the expected squared norm of the noise is (share · distance)²."""
+        index_key, noise_key = jax.random.split(key)
         z, distance = jnp.asarray(params["z"]), jnp.asarray(params["distance"])
-        which = jax.random.randint(which_key, (num,), 0, len(z))
+        index = jax.random.randint(index_key, (num,), 0, len(z))
         noise = jax.random.normal(noise_key, (num, z.shape[1])) / z.shape[1] ** 0.5
-        return z[which] + self.share * distance[which, None] * noise
+        return z[index] + self.share * distance[index, None] * noise

@@ -23,6 +23,7 @@ from pmjax.methods.losses import hinge_critic, hinge_generator
 from pmjax.nets import base as nets
 from pmjax.nets.mlp import LatentCritic, LatentGenerator
 from pmjax.priors import gmm
+from pmjax.priors.base import TrainedPrior
 from pmjax.priors.sphere_uniform import sphere
 from pmjax.training.step import TrainState
 
@@ -47,7 +48,7 @@ class FittedBase(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prior:
+class Prior(TrainedPrior):
     """A GAN on the embeddings; g and D are residual perceptrons."""
 
     base_prior: str = "gmm"  # fitted; 'gaussian': z' ~ N(0, I), the paper's; 'sphere': z'/‖z'‖

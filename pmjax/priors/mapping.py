@@ -8,22 +8,25 @@ import dataclasses
 import jax
 
 from pmjax.errors import UserError
-from pmjax.nets import base as nets
+from pmjax.nets import base as nets_base
 from pmjax.nets.mlp import LatentGenerator
+from pmjax.priors.base import SharedPrior
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Prior:
-    """Stage 1's own mapping; there is nothing to fit."""
+class Prior(SharedPrior):
+    """Stage 1's own mapping F; nothing is fitted."""
+
+    nets = ("F",)
 
     def from_stage1(self, params: dict) -> dict:
-        """Returns F's parameters out of those of stage 1's nets."""
+        """Returns F's parameters, from the parameters of stage 1's nets by name."""
         if "F" not in params:
             raise UserError(
-                "Prior 'mapping' is the net F of methods that train one; this "
-                "method has none. Take a prior that is fitted to the embeddings, such as 'gmm'."
+                "Prior 'mapping' is the net F of methods that train one; this method has none. "
+                "Choose a prior that is fitted to the embeddings, such as 'gmm'."
             )
         return params["F"]
 
@@ -32,8 +35,8 @@ class Prior:
         return jax.random.normal(key, (num, params["enter"]["kernel"].shape[0]))
 
     def sample(self, params: dict, key: Array, num: int) -> Array:
-        """Draws F(z') [num, d]; with the same key, from the z' that `sample_base` draws."""
+        """Draws F(z') [num, d], with z' as `sample_base` draws it for this key."""
         blocks = sum(name.startswith("Dense_") for name in params) // 2
         width, latent_dim = params["leave"]["kernel"].shape
         F = LatentGenerator(latent_dim, width, blocks)
-        return nets.apply(F, params, {}, self.sample_base(params, key, num))
+        return nets_base.apply(F, params, {}, self.sample_base(params, key, num))

@@ -14,6 +14,7 @@ from pmjax.distributed import collectives
 from pmjax.methods.base import MethodSpec
 from pmjax.nets import base as nets
 from pmjax.priors import standardized
+from pmjax.priors.base import TrainedPrior
 from pmjax.training.step import TrainState
 
 Array = jax.Array
@@ -67,7 +68,7 @@ class Couplings(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prior:
+class Prior(TrainedPrior):
     """A flow from the standardised embeddings to N(0, I), by maximum likelihood."""
 
     couplings: int = 8

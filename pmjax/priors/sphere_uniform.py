@@ -1,10 +1,12 @@
-"""The prior of methods whose embeddings lie on the sphere: uniform there."""
+"""The prior of methods whose embeddings lie on a sphere: the uniform distribution on it."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from pmjax.priors.base import FittedPrior
 
 Array = jax.Array
 
@@ -16,16 +18,16 @@ def sphere(key: Array, shape: tuple[int, ...]) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class Prior:
-    """The uniform distribution on the sphere with norm `radius`, whatever the embeddings are."""
+class Prior(FittedPrior):
+    """The uniform distribution on the sphere of norm `radius`, whatever the embeddings are."""
 
     radius: float = 1.0
 
     def fit(self, z: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
-        """Takes from embeddings z [N, d] no more than their size."""
-        return {"centre": np.zeros(z.shape[1], np.float32)}
+        """Returns the center 0; only the dimension of embeddings z [N, d] matters."""
+        return {"centre": np.zeros(z.shape[1], np.float32)}  # spelled as in the files of priors
 
     def sample(self, params: dict[str, Array], key: Array, num: int) -> Array:
-        """Draws [num, d]."""
-        centre = jnp.asarray(params["centre"])
-        return centre + self.radius * sphere(key, (num, len(centre)))
+        """Draws z [num, d]."""
+        center = jnp.asarray(params["centre"])
+        return center + self.radius * sphere(key, (num, len(center)))

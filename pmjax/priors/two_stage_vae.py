@@ -17,6 +17,7 @@ from pmjax.methods.losses import gaussian_kl
 from pmjax.nets import base as nets
 from pmjax.nets.mlp import LatentGenerator
 from pmjax.priors import standardized
+from pmjax.priors.base import TrainedPrior
 from pmjax.training.step import TrainState
 
 Array = jax.Array
@@ -39,7 +40,7 @@ class Decoder(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prior:
+class Prior(TrainedPrior):
     """A VAE on the standardised embeddings; encoder and decoder are residual perceptrons."""
 
     dim: int = 0  # of its own latent u (0: the embedding's)

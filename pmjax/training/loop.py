@@ -27,7 +27,7 @@ from pmjax.errors import UserError
 from pmjax.evals import runner
 from pmjax.finite import NotFinite, require_finite, require_finite_arrays
 from pmjax.methods.base import MethodSpec
-from pmjax.priors import base as priors
+from pmjax.priors.base import SharedPrior, TrainedPrior
 from pmjax.reporting.report import Report
 from pmjax.storage import checkpoint, resource_errors
 from pmjax.storage import workdir as workdirs
@@ -103,7 +103,7 @@ def fit(settings: ConfigDict, workdir: Path, report: Report | Log, hosts: Proces
     hosts.run_on_primary("embedding of the training set", embed)
     prior = builders.prior(settings)
 
-    trained = priors.is_trained(prior)
+    trained = isinstance(prior, TrainedPrior)
     together = spans_processes(mesh2)
     if settings.eval.stage2_every:
         common["evaluation"] = periodic_eval.PriorEvaluator(
@@ -139,16 +139,16 @@ def fit_prior(
       Stopped: after SIGTERM or Ctrl-C, when the state is saved.
     """
     prior = builders.prior(settings, name)
-    if hasattr(prior, "from_stage1"):
+    if isinstance(prior, SharedPrior):
         return prior.from_stage1(checkpoint.read_arrays(workdir / AUTOENCODER)["params"])
     kept = (workdir / f"{BEST}.json").is_file()  # by `kept`, which trains no prior
-    if priors.is_trained(prior) and name == settings.prior and not kept:
+    if isinstance(prior, TrainedPrior) and name == settings.prior and not kept:
         raise UserError(
             f"{workdir} has no trained prior '{name}'; training has not come to it yet. Go on with "
             f"the training command: python -m pmjax.main --workdir={workdir} --config=…"
         )
     z = read_embeddings(workdir)
-    if not priors.is_trained(prior):
+    if not isinstance(prior, TrainedPrior):
         require_finite(z, _EMBEDDING, _DIVERGED)
         say(f"Fitting the prior '{name}' to {len(z)} embeddings.")
         return _finite_prior(name, prior.fit(z, seed=settings.seed))

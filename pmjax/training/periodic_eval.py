@@ -21,7 +21,7 @@ from pmjax.errors import UserError, unknown
 from pmjax.evals import meanings, runner
 from pmjax.evals.context import Context
 from pmjax.evals.registry import needs_own_prior
-from pmjax.priors import base as priors
+from pmjax.priors.base import SharedPrior, TrainedPrior
 from pmjax.reporting import report
 from pmjax.reporting.report import Report
 from pmjax.storage import checkpoint, resource_errors
@@ -133,7 +133,7 @@ class PeriodicEvaluator:
         prior = builders.prior(self._settings, name)
         if own and name == self._settings.prior:
             return own
-        if hasattr(prior, "from_stage1"):
+        if isinstance(prior, SharedPrior):
             return prior.from_stage1(arrays["params"])
         return prior.fit(self._ctx.embeddings("train"), seed=self._settings.seed)
 
@@ -208,7 +208,7 @@ def _priors(settings: ConfigDict) -> list[str]:
         name
         for name in dict.fromkeys([settings.prior, *settings.eval.baselines])
         if (settings.schedule == "joint" and name == settings.prior)
-        or not priors.is_trained(builders.prior(settings, name))
+        or not isinstance(builders.prior(settings, name), TrainedPrior)
     ]
 
 
@@ -226,7 +226,7 @@ def validate(settings: ConfigDict) -> None:
         late = (settings.prior, *settings.eval.baselines)
         _require_best(settings, "", there, "while stage 1 trains", late)
     if settings.eval.stage2_every:
-        if settings.schedule == "joint" or not priors.is_trained(builders.prior(settings)):
+        if settings.schedule == "joint" or not isinstance(builders.prior(settings), TrainedPrior):
             raise UserError(
                 f"config.eval.stage2_every={settings.eval.stage2_every} evaluates a prior while "
                 f"stage 2 trains it, and there is no such stage with config.schedule="

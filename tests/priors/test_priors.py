@@ -11,8 +11,9 @@ from pmjax.errors import UserError
 from pmjax.nets import base as nets
 from pmjax.nets.mlp import LatentGenerator
 from pmjax.priors import base as priors
+from pmjax.priors.base import FittedPrior, SharedPrior, TrainedPrior
 
-FITTED = [name for name in plugins.names("priors") if hasattr(priors.make(name), "fit")]
+FITTED = [n for n in plugins.names("priors") if isinstance(priors.make(n), FittedPrior)]
 
 
 def mixture_points(num, seed):
@@ -28,11 +29,20 @@ def fit_and_sample(name, z, num, **args):
 
 
 @pytest.mark.parametrize("name", plugins.names("priors"))
-def test_each_file_defines_a_prior_that_is_fitted_trained_or_taken(name):
+def test_each_file_defines_a_prior_of_one_declared_kind(name):
     prior = priors.make(name)
-    ways = [hasattr(prior, way) for way in ("fit", "game", "from_stage1")]
-    assert sum(ways) == 1 and priors.is_trained(prior) == ways[1]
+    kinds = [isinstance(prior, kind) for kind in (FittedPrior, TrainedPrior, SharedPrior)]
+    assert sum(kinds) == 1
     assert plugins.load("priors", name).__doc__
+
+
+def test_a_workdir_keeps_the_nets_that_shared_priors_name():
+    assert priors.shared_nets() == ("F",)
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_a_prior_without_a_base_says_so(name):
+    assert priors.make(name).sample_base({}, jax.random.key(0), 3) is None
 
 
 def test_gaussian_has_mean_and_covariance_of_the_embeddings():
@@ -99,13 +109,13 @@ def test_mapping_applies_stage_1s_own_net():
     params, _ = nets.init(F, jax.random.key(0), np.zeros((2, 5), np.float32))
     prior = priors.make("mapping")
     taken = prior.from_stage1({"E": {}, "G": {}, "F": params})
-    base = prior.base(taken, jax.random.key(1), 6)
+    base = prior.sample_base(taken, jax.random.key(1), 6)
     assert base.shape == (6, 5)
     wanted = nets.apply(F, params, {}, base)
     np.testing.assert_array_equal(prior.sample(taken, jax.random.key(1), 6), wanted)
 
 
-def test_mapping_says_which_methods_have_one():
+def test_mapping_without_the_net_is_refused():
     with pytest.raises(UserError, match="this method has none"):
         priors.make("mapping").from_stage1({"E": {}, "G": {}})
 

@@ -17,6 +17,7 @@ from pmjax.errors import UserError
 from pmjax.nets import base as nets
 from pmjax.nets.mlp import LatentGenerator
 from pmjax.priors import base as priors
+from pmjax.priors.base import TrainedPrior
 from pmjax.priors.latent_gan import BASES
 from pmjax.storage import checkpoint
 from pmjax.storage import workdir as workdirs
@@ -25,7 +26,7 @@ from pmjax.training.optimizers import make_optimizer
 from pmjax.training.step import init_state, train_step
 from tests.small_run import ROOT
 
-TRAINED = [name for name in plugins.names("priors") if priors.is_trained(priors.make(name))]
+TRAINED = [n for n in plugins.names("priors") if isinstance(priors.make(n), TrainedPrior)]
 SMALL = {
     "latent_gan": {"width": 16, "blocks": 1},
     "flow_matching": {"width": 16, "blocks": 1, "ode_steps": 4},
@@ -54,8 +55,7 @@ def fit(prior, z, steps, batch_size=64, **optimizer):
     """Trains a prior in one dispatch; returns the arrays that `sample` takes."""
     args = {"learning_rate": 2e-3, "b1": 0.0, "b2": 0.99} | getattr(prior, "optimizer", {})
     game = prior.game(z.shape[1], make_optimizer(steps=steps, **args | optimizer), None)
-    if hasattr(prior, "init_from_embeddings"):
-        game = prior.init_from_embeddings(game, z, seed=0)
+    game = prior.init_from_embeddings(game, z, seed=0)
     step = functools.partial(train_step, game=game, ema_decay=0.99)
     mesh = make_mesh(1)
     run = compile_step(step, mode="jit", mesh=mesh, gather=True)
@@ -128,7 +128,7 @@ def test_latent_gan_samples_map_the_base_that_it_shows():
     args = {"base_prior": "gaussian", "base_dim": 5}
     prior = priors.make("latent_gan", SMALL["latent_gan"] | args)
     params = start(prior.game(3, make_optimizer(steps=1), None)).params
-    assert prior.base(params["g"], jax.random.key(4), 6).shape == (6, 5)
+    assert prior.sample_base(params["g"], jax.random.key(4), 6).shape == (6, 5)
     assert prior.sample(params["g"], jax.random.key(4), 6).shape == (6, 3)
 
 
@@ -142,7 +142,7 @@ def test_latent_gan_corrects_a_base_that_is_fitted(tmp_path):
     fitted = mixture.fit(z, seed=0)
     np.testing.assert_array_equal(arrays["base"]["means"], fitted["means"])
     base = draw(mixture, fitted, 4, 6)
-    shown = jax.jit(prior.base, static_argnums=2)(arrays, jax.random.key(4), 6)
+    shown = jax.jit(prior.sample_base, static_argnums=2)(arrays, jax.random.key(4), 6)
     np.testing.assert_allclose(shown, base, rtol=1e-5, atol=1e-6)
     g = LatentGenerator(2, 8, 1)
     params = {name: array for name, array in arrays.items() if name != "base"}
