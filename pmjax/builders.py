@@ -1,4 +1,4 @@
-"""From a config to what it names: data and games. Only these and the commands read configs."""
+"""Builds what a config names: data sets, methods and priors."""
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -27,12 +27,12 @@ def dataset(settings: ConfigDict, split: str) -> datasets.Dataset:
     )
 
 
-def stage1_game(settings: ConfigDict, shape: tuple[int, ...]) -> MethodSpec:
-    """Builds the game of stage 1 for examples of a shape; with joint schedule, of both stages."""
+def stage1_spec(settings: ConfigDict, shape: tuple[int, ...]) -> MethodSpec:
+    """Returns the spec of stage 1 for examples of a shape; of both stages if trained jointly."""
     axis = collectives.batch_axis(settings.parallel)
     optimizer = make_optimizer(steps=settings.steps, **settings.optimizer)
     method = plugins.load("methods", settings.method).Method
-    plan = NetBuilder(
+    build = NetBuilder(
         shape=tuple(shape),
         latent_dim=settings.latent_dim,
         family=settings.nets,
@@ -42,41 +42,49 @@ def stage1_game(settings: ConfigDict, shape: tuple[int, ...]) -> MethodSpec:
         precision=settings.precision,
         axis=axis,
     )
-    game = method(**settings.method_args).game(plan)
+    spec = method(**settings.method_args).game(build)
     if settings.schedule == "two_stage":
-        return game
+        return spec
     prior = priors.make(settings.prior, settings.prior_args.to_dict())
     if not isinstance(prior, priors.TrainedPrior):
         raise UserError(
-            f"config.schedule='joint' needs a prior that is trained, "
-            f"such as 'latent_gan'; '{settings.prior}' is fitted."
+            f"config.schedule='joint' needs a trained prior, such as 'latent_gan'; "
+            f"'{settings.prior}' is not trained."
         )
     if prior.needs_embeddings:
         raise UserError(
-            f"config.schedule='joint' trains the prior '{settings.prior}' beside the embeddings: "
-            f"its base cannot be fitted to them. Take --config.prior_args.base_prior=gaussian."
+            f"config.schedule='joint' trains the prior '{settings.prior}' together with the "
+            f"embeddings, so its base cannot be fitted to them. Set "
+            f"--config.prior_args.base_prior=gaussian."
         )
     second = prior.game(settings.latent_dim, optimizer, axis)
-    return combine(game, second, averaged=("G", *second.averaged))
+    return combine(spec, second, averaged=("G", *second.averaged))
 
 
-def stage2_game(
+def stage2_spec(
     settings: ConfigDict, name: str | None = None, *, z: np.ndarray | None = None
 ) -> MethodSpec:
-    """Builds the game of a prior that is trained on the embeddings (None: the config's own).
+    """Returns the spec of a prior that is trained on the embeddings (None: the config's own).
 
-    Nets that start from the embeddings do so from z [N, d], if it is given.
+    Nets that are initialized from the embeddings z [N, d] need them, unless only shapes matter.
     """
     chosen = prior(settings, name)
     wanted = settings.stage2.optimizer.to_dict() | getattr(chosen, "optimizer", {})
     optimizer = make_optimizer(steps=settings.stage2.steps, **wanted)
+<<<<<<< HEAD
     game = chosen.game(settings.latent_dim, optimizer, collectives.batch_axis(settings.parallel))
     if z is None:
         return game
     return chosen.init_from_embeddings(game, z, seed=settings.seed)
+=======
+    spec = chosen.game(settings.latent_dim, optimizer, collectives.batch_axis(settings.parallel))
+    if z is None or not hasattr(chosen, "init_from_embeddings"):
+        return spec
+    return chosen.init_from_embeddings(spec, z, seed=settings.seed)
+>>>>>>> 10e0742 (training: the loop takes its options in one dataclass; stages.py has the two stages; api.py)
 
 
 def prior(settings: ConfigDict, name: str | None = None):
-    """Returns a prior, not yet fitted: the config's own with its arguments, another by default."""
+    """Returns an unfitted prior: the config's own with its arguments, another with defaults."""
     own = name in (None, settings.prior)
     return priors.make(name or settings.prior, settings.prior_args.to_dict() if own else {})

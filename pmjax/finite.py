@@ -1,4 +1,4 @@
-"""Refuses numbers that are NaN or infinite, and says which they are."""
+"""Rejects data and states that hold NaN or infinite values, and names the first one."""
 
 from typing import Any
 
@@ -7,24 +7,24 @@ import numpy as np
 
 from pmjax.errors import UserError
 
-_ROWS = 1 << 16  # that are looked at together
+_CHUNK = 1 << 16  # examples that are checked at once, which bounds memory
 
 
 class NotFinite(UserError):
-    """Data, a step or a state are not finite."""
+    """Data, a step or a state is not finite."""
 
 
 def require_finite(data: np.ndarray, what: str, advice: str) -> None:
     """Raises `NotFinite` for the first example of data [N, …] that is not finite."""
     if data.dtype.kind != "f":
         return
-    for start in range(0, len(data), _ROWS):
-        part = np.asarray(data[start : start + _ROWS])
-        part = part.reshape(len(part), -1)
-        good = np.isfinite(part)
-        if not good.all():
-            row = int(np.argmin(good.all(1)))
-            value = part[row, np.argmin(good[row])]
+    for start in range(0, len(data), _CHUNK):
+        chunk = np.asarray(data[start : start + _CHUNK])
+        chunk = chunk.reshape(len(chunk), -1)
+        finite = np.isfinite(chunk)
+        if not finite.all():
+            row = int(np.argmin(finite.all(1)))
+            value = chunk[row, np.argmin(finite[row])]
             raise NotFinite(f"{what} {start + row} holds {value}. {advice}")
 
 

@@ -1,10 +1,13 @@
 """Trains and evaluates: python -m pmjax.main --config=configs/digits.py --workdir=runs/digits."""
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
 from pmjax import cli
+
+log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -15,8 +18,8 @@ def main() -> None:
         epilog="Single values: --config.name=value, such as --config.prior=gmm or "
         "--config.method_args.omega1=1.0.",
     )
-    parser.add_argument("--config", required=True, help="a Python file, and :variant or not")
-    parser.add_argument("--workdir", required=True, type=Path, help="where results are kept")
+    parser.add_argument("--config", required=True, help="Python file, optionally with :variant")
+    parser.add_argument("--workdir", required=True, type=Path, help="where results are written")
     flags, overrides = cli.parse(parser)
 
     from pmjax import config
@@ -29,32 +32,29 @@ def main() -> None:
     set_up_cpu(place.local_devices or settings.devices // place.count)
     cli.cache_compilations()
 
+    # Modules that start JAX's backend come after its devices are set up.
     from pmjax.distributed import maintenance
-    from pmjax.distributed.processes import Log
+    from pmjax.distributed.processes import Log, Stopped
     from pmjax.evals import runner
     from pmjax.reporting.report import Report
     from pmjax.storage import resource_errors
-    from pmjax.training import loop
+    from pmjax.training import stages
 
-    met = rendezvous.join(place, workdir.shared_config(settings))
-    with met as hosts, workdir.lock(flags.workdir, hosts):
-        hosts.run_on_primary("the workdir", lambda: workdir.claim(settings, flags.workdir))
-        workdir.check_shared(flags.workdir, hosts)
-        first = hosts.index == 0
-        report = Report(flags.workdir) if first else Log(flags.workdir, hosts.index)
-        hosts.note = (lambda line: None) if first else report.say
-        maintenance.watch(report.say)
+    joined = rendezvous.join(place, workdir.shared_config(settings))
+    with joined as group, workdir.lock(flags.workdir, group):
+        group.run_on_primary("the workdir", lambda: workdir.claim(settings, flags.workdir))
+        workdir.check_shared(flags.workdir, group)
+        report = Log(flags.workdir, group.index) if group.index else Report(flags.workdir)
+        maintenance.watch(log.warning)
         try:
-            with resource_errors.as_user_errors(flags.workdir), hosts.signals(steps=False):
-                loop.fit(settings, flags.workdir, report, hosts)
-                hosts.run_on_primary(
-                    "evaluation", lambda: runner.evaluate(flags.workdir, say=report.say)
+            with resource_errors.as_user_errors(flags.workdir), group.signals(steps=False):
+                stages.fit(settings, flags.workdir, report, group)
+                group.run_on_primary(
+                    "evaluation", lambda: runner.evaluate(flags.workdir, say=log.info)
                 )
-        except loop.Stopped as stopped:
-            report.say(
-                f"{stopped} To go on, run the same command:\n  python -m pmjax.main "
-                + " ".join(sys.argv[1:])
-            )
+        except Stopped as stopped:
+            command = " ".join(["python -m pmjax.main", *sys.argv[1:]])
+            log.warning("%s To resume, run the same command:\n  %s", stopped, command)
         finally:
             report.close()
 

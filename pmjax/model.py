@@ -1,4 +1,4 @@
-"""What a user loads: encode, decode, reconstruct, sample, interpolate."""
+"""A trained model: encodes, decodes, reconstructs, samples and interpolates."""
 
 import copy
 import os
@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from pmjax import builders, config
 from pmjax.datasets.batches import to_float
@@ -18,7 +19,8 @@ from pmjax.nets import base as nets
 from pmjax.priors import base as priors
 from pmjax.storage import checkpoint
 from pmjax.storage.workdir import AUTOENCODER, CONFIG, prior_path, read_embeddings
-from pmjax.training.step import TrainState
+
+Arrays = dict[str, Any]
 
 _BATCH = 256
 
@@ -26,13 +28,13 @@ _BATCH = 256
 class Model:
     """A trained autoencoder with priors over its embedding.
 
-    Examples are images [N, H, W, C], uint8 or float within [-1, 1], or points [N, D]. What comes
-    back is float32 NumPy, images within [-1, 1]; `pmjax.to_uint8` makes pictures of them.
+    Examples are images [N, H, W, C], uint8 or float in [-1, 1], or points [N, D]. Results are
+    float32 NumPy arrays, images in [-1, 1]; `pmjax.to_uint8` converts them to pixels.
 
     Attributes:
-      shape: of one example.
-      latent_dim: of its embedding.
-      prior: name of the prior that `sample` uses unless told otherwise.
+      shape: shape of one example.
+      latent_dim: size of its embedding.
+      prior: name of the run's own prior, the default of `sample`.
     """
 
     def __init__(
@@ -40,17 +42,26 @@ class Model:
         *,
         encoder: Any,
         decoder: Any,
-        arrays: dict[str, Any],
+        arrays: Arrays,
         shape: tuple[int, ...],
         latent_dim: int,
         prior: str,
-        workdir: Path | None = None,
         prior_args: dict[str, Any] | None = None,
-        fit_prior: Callable[[str], dict[str, Any]] | None = None,
+        workdir: Path | None = None,
+        fit_prior: Callable[[str], Arrays] | None = None,
     ):
-        """Takes the nets E and G, and arrays {'params': {'E', 'G'}, 'stats': {'E', 'G'}}.
+        """Binds the nets E and G to arrays {'params': {'E', 'G'}, 'stats': {'E', 'G'}}.
 
-        `fit_prior` gives the arrays of a prior that the workdir does not have yet.
+        Args:
+          encoder: E.
+          decoder: G.
+          arrays: their parameters and statistics.
+          shape: shape of one example.
+          latent_dim: size of its embedding.
+          prior: name of the run's own prior.
+          prior_args: its hyper-parameters.
+          workdir: where fitted priors are read and written (None: nowhere).
+          fit_prior: returns the arrays of a prior that the workdir does not have.
         """
         self.shape, self.latent_dim, self.prior = tuple(shape), latent_dim, prior
         self._workdir, self._fit_prior, self._arrays = workdir, fit_prior, arrays
@@ -61,23 +72,19 @@ class Model:
         self._decode = jax.jit(lambda a, z: self._call(decoder, "G", a, z))
 
     @staticmethod
-    def _call(net, name, arrays, x):
+    def _call(net: Any, name: str, arrays: Arrays, x: jax.Array) -> jax.Array:
         return nets.apply(net, arrays["params"][name], arrays["stats"].get(name, {}), x)
 
-    def renewed(
-        self,
-        fit_prior: Callable[[str], dict[str, Any]],
-        arrays: dict[str, Any] | None = None,
-    ) -> "Model":
-        """Returns the model of the same nets, not compiled again, with priors of its own.
+    def updated(self, fit_prior: Callable[[str], Arrays], arrays: Arrays) -> "Model":
+        """Returns a model of the same compiled nets with other arrays, and no workdir.
 
         Args:
-          fit_prior: gives all priors' arrays; no workdir has a part in it.
-          arrays: those of E and G (None: the same).
+          fit_prior: returns the arrays of each prior.
+          arrays: those of E and G.
         """
         other = copy.copy(self)
         other._workdir, other._fit_prior, other._priors = None, fit_prior, {}
-        other._arrays = arrays or self._arrays
+        other._arrays = arrays
         return other
 
     def encode(self, x: np.ndarray) -> np.ndarray:
@@ -106,7 +113,7 @@ class Model:
         return self.decode(self.encode(x))
 
     def interpolate(self, a: np.ndarray, b: np.ndarray, *, steps: int = 9) -> np.ndarray:
-        """Returns [N, steps, …]: from each example of `a` to its partner in `b`, ends included."""
+        """Returns paths [N, steps, …] from each example of `a` to that of `b`, ends included."""
         if len(a) != len(b):
             raise UserError(f"interpolate takes as many a as b, not {len(a)} and {len(b)}.")
         if steps < 2:
@@ -116,13 +123,13 @@ class Model:
         return self.decode(z.reshape(-1, self.latent_dim)).reshape(len(a), steps, *self.shape)
 
     def sample(self, num: int, *, seed: int = 0, prior: str | None = None) -> np.ndarray:
-        """Returns `num` new examples G(z); the same for the same seed.
+        """Returns `num` new examples G(z), the same for the same seed.
 
         Args:
-          num: how many.
+          num: number of samples.
           seed: of the draw.
-          prior: name of another prior than the run's own; it is fitted to the run's embeddings,
-            or trained on them, where the workdir does not have it yet.
+          prior: name of a prior (None: the run's own). A prior that the workdir does not have yet
+            is fitted to the run's embeddings, or trained on them.
         """
         return self.decode(self.sample_latent(num, seed=seed, prior=prior))
 
@@ -152,6 +159,8 @@ class Model:
             if path and path.is_file():
                 arrays = checkpoint.read_arrays(path)
             else:
+                if self._fit_prior is None:
+                    raise UserError(f"{self._workdir or 'This model'} has no prior '{name}'.")
                 arrays = self._fit_prior(name)
                 if path:
                     checkpoint.write_arrays(path, arrays)
@@ -159,27 +168,25 @@ class Model:
         return self._priors[name]
 
     def embeddings(self) -> np.ndarray:
-        """Returns the training set's embeddings [N, latent_dim], which the workdir keeps."""
+        """Returns the embeddings [N, latent_dim] of the training set, from the workdir."""
+        if self._workdir is None:
+            raise UserError("This model has no workdir with embeddings.")
         return read_embeddings(self._workdir)
 
 
-def arrays_of(state: TrainState, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Returns E, G and what priors take of a state, averaged where it has an average."""
-    params = state.params | state.ema
-    return {
-        "params": {
-            name: params[name] for name in ("E", "G", *priors.shared_nets()) if name in params
-        },
-        "stats": {name: state.stats[name] for name in ("E", "G")},
-        "shape": np.asarray(shape),
-    }
+def load(
+    workdir: str | os.PathLike,
+    *,
+    fit_prior: Callable[[ConfigDict, Path, str], Arrays] | None = None,
+) -> Model:
+    """Loads the model that `pmjax.main` has trained in a workdir.
 
-
-def load(workdir: str | os.PathLike) -> Model:
-    """Loads the model that `pmjax.main` trained in a workdir.
+    Args:
+      workdir: of a run.
+      fit_prior: (config, workdir, name) -> the arrays of a prior that the workdir does not have.
 
     Raises:
-      UserError: if there is none, or a file of it is damaged.
+      UserError: if there is no model, or if one of its files is damaged.
     """
     workdir = Path(workdir)
     if not (workdir / CONFIG).is_file():
@@ -188,34 +195,39 @@ def load(workdir: str | os.PathLike) -> Model:
     path = workdir / AUTOENCODER
     if not path.is_file():
         raise UserError(
-            f"{workdir} has no trained autoencoder yet. Go on with the training "
-            f"command: python -m pmjax.main --workdir={workdir} --config=…\n"
-            f"python -m pmjax.evaluate takes a checkpoint, too: --checkpoint=latest."
+            f"{workdir} has no trained autoencoder yet. Continue with the training command: "
+            f"python -m pmjax.main --workdir={workdir} --config=…\n"
+            f"Or evaluate a checkpoint: python -m pmjax.evaluate --checkpoint=latest."
         )
-    arrays = checkpoint.read_arrays(path)
+    fit = partial(fit_prior, settings, workdir) if fit_prior else None
+    return build(settings, checkpoint.read_arrays(path), workdir=workdir, fit_prior=fit)
+
+
+def build(
+    settings: ConfigDict,
+    arrays: Arrays,
+    *,
+    workdir: Path | None = None,
+    fit_prior: Callable[[str], Arrays] | None = None,
+) -> Model:
+    """Returns the model of a config, with arrays {'params', 'stats', 'shape'} of its nets."""
     shape = tuple(int(size) for size in arrays["shape"])
-    game = builders.stage1_game(settings, shape)
-
-    def fit_prior(name: str) -> dict[str, Any]:
-        from pmjax.training import loop  # which imports this module
-
-        return loop.fit_prior(settings, workdir, name, say=lambda line: None)
-
+    spec = builders.stage1_spec(settings, shape)
     return Model(
-        encoder=game.nets["E"][0],
-        decoder=game.nets["G"][0],
+        encoder=spec.nets["E"][0],
+        decoder=spec.nets["G"][0],
         arrays={"params": arrays["params"], "stats": arrays["stats"]},
         shape=shape,
         latent_dim=settings.latent_dim,
         prior=settings.prior,
-        workdir=workdir,
         prior_args=settings.prior_args.to_dict(),
+        workdir=workdir,
         fit_prior=fit_prior,
     )
 
 
-def _batched(fn, x: np.ndarray) -> np.ndarray:
-    """Applies `fn` to batches of one size, so that it is compiled once; the last is padded."""
+def _batched(fn: Callable[[np.ndarray], jax.Array], x: np.ndarray) -> np.ndarray:
+    """Applies a function to batches of one size, so that it compiles once; pads the last one."""
     size = min(_BATCH, 1 << max(0, len(x) - 1).bit_length())
     parts = []
     for start in range(0, len(x), size):

@@ -1,5 +1,6 @@
-"""A trace of some steps: --config.profile=STEP:COUNT."""
+"""Traces some training steps for TensorBoard and Perfetto: --config.profile=STEP:COUNT."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,11 @@ import jax
 
 from pmjax.errors import UserError
 
+log = logging.getLogger(__name__)
+
 
 def parse(text: str) -> tuple[int, int] | None:
-    """Returns the first step to trace and how many, from 'STEP:COUNT'; None for ''.
+    """Returns the first step to trace and the number of steps, from 'STEP:COUNT'; None for ''.
 
     Raises:
       UserError: for anything else.
@@ -23,26 +26,25 @@ def parse(text: str) -> tuple[int, int] | None:
 
 
 class Profiler:
-    """Traces the dispatches that hold the wanted steps, for TensorBoard and Perfetto."""
+    """Traces the dispatches that contain the requested steps."""
 
-    def __init__(self, wanted: tuple[int, int] | None, directory: Path):
-        """Takes what `parse` returned; the trace is written below the directory."""
-        self._wanted, self._directory, self._running = wanted, directory, False
+    def __init__(self, steps: tuple[int, int] | None, directory: Path):
+        """Traces the steps that `parse` returned, and writes below the directory."""
+        self._steps, self._directory, self._running = steps, directory, False
 
     def before(self, first: int, last: int) -> None:
-        """Starts at the dispatch of steps [first, last) that comes to the wanted ones."""
-        if self._wanted and not self._running and first <= self._wanted[0] < last:
+        """Starts the trace if the dispatch of steps [first, last) contains the first step."""
+        if self._steps and not self._running and first <= self._steps[0] < last:
             jax.profiler.start_trace(str(self._directory), create_perfetto_trace=True)
             self._running = True
 
-    def after(self, last: int, results: Any) -> bool:
-        """Stops behind the last wanted step, when its results are there; returns whether it did."""
-        if not self._running or last < sum(self._wanted):
-            return False
-        jax.block_until_ready(results)
-        self.close()
-        self._wanted = None
-        return True
+    def after(self, last: int, results: Any) -> None:
+        """Stops the trace after the last step, once the results are computed."""
+        if self._running and self._steps and last >= sum(self._steps):
+            jax.block_until_ready(results)
+            self.close()
+            self._steps = None
+            log.info("Traced up to step %d; see %s.", last, self._directory)
 
     def close(self) -> None:
         """Ends a trace that is still running."""

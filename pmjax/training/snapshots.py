@@ -1,13 +1,13 @@
-"""Models of a run that are kept beside its last one, each in a workdir of its own in the run's.
+"""Writes the model of a training state as a workdir of its own, inside the run's workdir.
 
-WORKDIR/best and WORKDIR/best-prior are the best while training (`periodic_eval`), WORKDIR/at-STEP and
-WORKDIR/at-stage2-STEP checkpoints that were evaluated. `pmjax.load` and the commands take them as
-any workdir, and train their prior when they need one.
+WORKDIR/best and WORKDIR/best-prior are the best models during training (`periodic_eval`);
+WORKDIR/at-STEP and WORKDIR/at-stage2-STEP are checkpoints that were evaluated.
 """
 
+import dataclasses
 import json
+import logging
 import shutil
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from pmjax import builders, config, model
 from pmjax.errors import UserError
 from pmjax.finite import require_finite
+from pmjax.priors.base import shared_nets
 from pmjax.storage import checkpoint
 from pmjax.storage.checkpoint import Checkpoints
 from pmjax.storage.workdir import (
@@ -32,126 +33,158 @@ from pmjax.storage.workdir import (
 )
 from pmjax.training.step import TrainState, init_state
 
+log = logging.getLogger(__name__)
+
+Arrays = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """The arrays of a run's model at one step, on the host.
+
+    Attributes:
+      autoencoder: those of E and G, as `model.build` takes them.
+      own_prior: those of the run's own prior (None: not trained yet).
+    """
+
+    autoencoder: Arrays
+    own_prior: Arrays | None
+
+
+def of_stage1(settings: ConfigDict, state: TrainState, shape: tuple[int, ...]) -> Snapshot:
+    """Returns the model of a state of stage 1, whose examples have the given shape."""
+    own = prior_arrays(settings, state) if settings.schedule == "joint" else None
+    return Snapshot(autoencoder_arrays(state, shape), own)
+
+
+def of_stage2(settings: ConfigDict, state: TrainState, workdir: Path) -> Snapshot:
+    """Returns the model of a state of stage 2, with the autoencoder of the finished stage 1."""
+    return Snapshot(checkpoint.read_arrays(workdir / AUTOENCODER), prior_arrays(settings, state))
+
+
+def autoencoder_arrays(state: TrainState, shape: tuple[int, ...]) -> Arrays:
+    """Returns E, G and the nets that priors share, averaged where the state has an average."""
+    params = state.params | state.ema
+    names = [name for name in ("E", "G", *shared_nets()) if name in params]
+    arrays = {
+        "params": {name: params[name] for name in names},
+        "stats": {name: state.stats[name] for name in ("E", "G")},
+    }
+    return jax.device_get(arrays) | {"shape": np.asarray(shape)}
+
+
+def prior_arrays(settings: ConfigDict, state: TrainState, name: str | None = None) -> Arrays:
+    """Returns the arrays of a prior that the state trains (None: the config's own)."""
+    state = jax.device_get(state.replace(key=jax.random.key_data(state.key)))
+    return builders.prior(settings, name).export(state)
+
 
 def write(
     folder: Path,
     settings: ConfigDict,
-    arrays: dict[str, Any],
-    embeddings: Callable[[Path], np.ndarray],
-    prior: dict[str, Any] | None,
+    snapshot: Snapshot,
+    embeddings: np.ndarray,
     about: dict[str, Any],
 ) -> None:
-    """Writes a workdir that has all that can be had of a model, in place of what is there.
+    """Replaces a folder by a workdir of a model.
 
     Args:
       folder: the new workdir.
-      settings: the run's config.
-      arrays: `model.arrays_of` its stage 1.
-      embeddings: (a workdir with the autoencoder) -> those of the training set.
-      prior: the arrays of the run's own prior, if they are there.
-      about: which model it is.
+      settings: the config of the run.
+      snapshot: the model.
+      embeddings: those of the training set, [N, d].
+      about: which model it is, for best.json.
     """
     fresh = folder.with_name(f".{folder.name}")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     config.save(settings, fresh / CONFIG)
-    checkpoint.write_arrays(fresh / AUTOENCODER, arrays)
-    write_embeddings(fresh, embeddings(fresh))
-    if prior:
-        checkpoint.write_arrays(prior_path(fresh, settings.prior), prior)
+    checkpoint.write_arrays(fresh / AUTOENCODER, snapshot.autoencoder)
+    write_embeddings(fresh, embeddings)
+    if snapshot.own_prior:
+        checkpoint.write_arrays(prior_path(fresh, settings.prior), snapshot.own_prior)
     (fresh / f"{BEST}.json").write_text(json.dumps(about, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
 
 
-def own_prior(settings: ConfigDict, state: TrainState) -> dict[str, Any] | None:
-    """Returns the arrays of the run's prior that a state of stage 1 has, if it trains that too."""
-    return builders.prior(settings).export(state) if settings.schedule == "joint" else None
-
-
-def from_checkpoint(workdir: Path, which: str, *, say: Callable[[str], None]) -> Path:
-    """Returns a workdir of the model that a checkpoint holds, and makes it if need be.
+def from_checkpoint(workdir: Path, which: str) -> Path:
+    """Returns a workdir of the model in a checkpoint, which it writes unless it is there.
 
     Args:
-      workdir: of a run, which may have come to any step.
+      workdir: of a run, finished or not.
       which: a step of stage 1 or 'latest', or 'stage2/STEP' or 'stage2/latest'.
-      say: is told which step it is.
 
     Raises:
-      UserError: if there is no such checkpoint, which it lists, or if it is damaged.
+      UserError: if there is no such checkpoint (lists those there are), or if it is damaged.
     """
     if not (workdir / CONFIG).is_file():
         raise UserError(f"{workdir} is not a workdir of pmjax: it has no {CONFIG}.")
     settings = config.read(workdir / CONFIG)
-    stage, _, step = f"stage1/{which}".removeprefix("stage1/").rpartition("/")
-    stage = stage or "stage1"
+    stage, step = _find(workdir, which)
+    if stage == "stage1":
+        data = builders.dataset(settings, "train")
+        shape, data_hash = data.data.shape[1:], data.fingerprint
+        spec, folder = builders.stage1_spec(settings, shape), workdir / f"at-{step}"
+    else:
+        z = read_embeddings(workdir)
+        data_hash = fingerprint(z)
+        spec, folder = builders.stage2_spec(settings, z=z), workdir / f"at-{stage}-{step}"
     directory = workdir / "checkpoints" / stage
-    steps = sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit())
-    if stage not in _PARTS or not steps or step not in ("latest", *map(str, steps)):
-        raise UserError(f"There is no checkpoint {which} in {workdir}. {_listed(workdir)}")
-    step = steps[-1] if step == "latest" else int(step)
-    folder = workdir / (f"at-{step}" if stage == "stage1" else f"at-{stage}-{step}")
-    game, data, parts = _PARTS[stage](settings, workdir)
-    like = jax.eval_shape(partial(init_state, game), jax.random.key(0))
     checkpoints = Checkpoints(directory, keep=settings.checkpoint.keep)
     try:
+        like = jax.eval_shape(partial(init_state, spec), jax.random.key(0))
         state, info = checkpoints.read(step, like)
     finally:
         checkpoints.close()
-    if info.get("data") != data:
+    if info.get("data") != data_hash:
         raise UserError(
             f"The checkpoint {directory / str(step)} belongs to other training data "
-            f"({info.get('data')}, now {data}). Bring the old data back."
+            f"({info.get('data')}, now {data_hash}). Restore the original data."
         )
     about = {"step": step, "by": "checkpoint", "digest": info["digest"]}
-    try:
-        same = json.loads((folder / f"{BEST}.json").read_text()) == about
-    except (OSError, ValueError):
-        same = False
-    if same:  # with the priors and the metrics that it has by now
+    if _describes(folder, about):  # with the priors and metrics that were added to it
         config.save(settings, folder / CONFIG)
+    elif stage == "stage1":
+        snapshot = of_stage1(settings, state, shape)
+        z = model.build(settings, snapshot.autoencoder).encode(data.data)
+        require_finite(z, "The embedding of training example", "Choose an earlier checkpoint.")
+        write(folder, settings, snapshot, z, about)
     else:
-        arrays, embeddings, prior = parts(state.replace(key=jax.random.key_data(state.key)))
-        write(folder, settings, arrays, embeddings, prior, about)
-    say(f"The model of step {step} of stage {stage[-1]} is in {folder}.")
+        write(folder, settings, of_stage2(settings, state, workdir), z, about)
+    log.info("The model of step %d of stage %s is in %s.", step, stage[-1], folder)
     return folder
 
 
-def _of_stage1(settings: ConfigDict, workdir: Path):
-    """Returns the stage's game, its data's fingerprint, and (state) -> three parts of `write`."""
-    data = builders.dataset(settings, "train")
-    shape = data.data.shape[1:]
-
-    def embeddings(fresh: Path) -> np.ndarray:
-        z = model.load(fresh).encode(data.data)
-        require_finite(z, "The embedding of training example", "Take an earlier checkpoint.")
-        return z
-
-    def parts(state: TrainState):
-        return model.arrays_of(state, shape), embeddings, own_prior(settings, state)
-
-    return builders.stage1_game(settings, shape), data.fingerprint, parts
-
-
-def _of_stage2(settings: ConfigDict, workdir: Path):
-    """Likewise, of the stage that trains the prior."""
-    z = read_embeddings(workdir)
-    arrays = checkpoint.read_arrays(workdir / AUTOENCODER)
-
-    def parts(state: TrainState):
-        return arrays, lambda fresh: z, builders.prior(settings).export(state)
-
-    return builders.stage2_game(settings, z=z), fingerprint(z), parts
-
-
-_PARTS = {"stage1": _of_stage1, "stage2": _of_stage2}
+def _find(workdir: Path, which: str) -> tuple[str, int]:
+    """Returns stage and step of a checkpoint; raises `UserError` if there is none."""
+    stages = ("stage1", "stage2")
+    steps = {
+        stage: sorted(
+            int(path.name)
+            for path in (workdir / "checkpoints" / stage).glob("*")
+            if path.name.isdigit()
+        )
+        for stage in stages
+    }
+    stage, _, step = f"stage1/{which}".removeprefix("stage1/").rpartition("/")
+    stage = stage or "stage1"
+    if stage in stages and steps[stage] and step in ("latest", *map(str, steps[stage])):
+        return stage, steps[stage][-1] if step == "latest" else int(step)
+    names = [
+        f"{prefix}{name}"
+        for stage, prefix in zip(stages, ("", "stage2/"), strict=True)
+        if steps[stage]
+        for name in ("latest", *steps[stage])
+    ]
+    raise UserError(
+        f"There is no checkpoint {which} in {workdir}. There are: {', '.join(names) or 'none'}."
+    )
 
 
-def _listed(workdir: Path) -> str:
-    """Tells which checkpoints a workdir has."""
-    there = []
-    for stage, prefix in (("stage1", ""), ("stage2", "stage2/")):
-        names = [p.name for p in (workdir / "checkpoints" / stage).glob("*") if p.name.isdigit()]
-        there += [f"{prefix}latest"] if names else []
-        there += [f"{prefix}{name}" for name in sorted(names, key=int)]
-    return f"There are: {', '.join(there) or 'none'}."
+def _describes(folder: Path, about: dict[str, Any]) -> bool:
+    """Returns whether a folder holds this very model."""
+    try:
+        return json.loads((folder / f"{BEST}.json").read_text()) == about
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,289 @@
+"""The two stages of a run: the autoencoder, then the prior over its embeddings."""
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from pmjax import builders, model
+from pmjax.datasets.base import Dataset
+from pmjax.distributed.mesh import check_batch, make_mesh, spans_processes
+from pmjax.distributed.processes import Log, ProcessGroup, Stopped, processes
+from pmjax.errors import UserError
+from pmjax.evals import runner
+from pmjax.finite import require_finite, require_finite_arrays
+from pmjax.priors.base import FittedPrior, SharedPrior, TrainedPrior
+from pmjax.reporting.report import Report
+from pmjax.storage import checkpoint, resource_errors
+from pmjax.storage.workdir import (
+    AUTOENCODER,
+    BEST,
+    fingerprint,
+    prior_path,
+    read_embeddings,
+    training_config,
+    write_embeddings,
+)
+from pmjax.training import periodic_eval, profiler, snapshots
+from pmjax.training.loop import LoopOptions, train
+from pmjax.training.periodic_eval import PeriodicEvaluator
+from pmjax.training.step import TrainState
+
+log = logging.getLogger(__name__)
+
+_EMBEDDING = "The embedding of training example"
+_DIVERGED = "Train again with a lower learning rate or clipped gradients, and a new --workdir."
+
+
+def fit(settings: ConfigDict, workdir: Path, report: Report | Log, group: ProcessGroup) -> None:
+    """Trains what is not trained yet, and writes the model to the workdir.
+
+    All processes train stage 1. The primary one alone embeds the training set and fits the prior,
+    unless `config.stage2.devices` spans processes.
+    """
+    group.run_on_primary("the checks of the evaluations", partial(validate, settings))
+    mesh1, mesh2 = make_mesh(settings.devices), make_mesh(settings.stage2.devices)
+    check_batch(settings.data.batch_size, mesh1, "config.data.batch_size")
+    check_batch(settings.stage2.batch_size, mesh2, "config.stage2.batch_size")
+    data = builders.dataset(settings, "train")
+    _require_same_data(group.all_gather_object("the training data", data.fingerprint, patient=True))
+    for name in data.skipped:
+        log.warning("Skipped, as it cannot be read: %s", name)
+    log.info(
+        f"{settings.data.name}: {len(data.data)} examples of shape {data.data.shape[1:]}, "
+        f"{mesh1.size} × {jax.devices()[0].device_kind}, {settings.parallel}."
+    )
+    state = _train_autoencoder(settings, workdir, data, mesh1, report, group)
+    write = partial(_write_autoencoder, settings, workdir, data, state)
+    group.run_on_primary("the embeddings of the training set", write)
+
+    train_own = partial(_train_own_prior, settings, workdir, data, mesh2, report, group)
+    trained = isinstance(builders.prior(settings), TrainedPrior)
+    in_stage2 = trained and settings.schedule == "two_stage"
+    together = spans_processes(mesh2)
+    if in_stage2 and together:
+        state = train_own()
+
+    def write_prior() -> None:
+        if in_stage2 and not together:
+            arrays = snapshots.prior_arrays(settings, train_own())
+        elif in_stage2 or settings.schedule == "joint":
+            arrays = snapshots.prior_arrays(settings, state)
+        else:
+            arrays = fit_prior(settings, workdir, settings.prior)
+        arrays = _require_finite_prior(settings.prior, arrays)
+        checkpoint.write_arrays(prior_path(workdir, settings.prior), arrays)
+
+    group.run_on_primary("the prior", write_prior)
+
+
+def fit_prior(settings: ConfigDict, workdir: Path, name: str) -> dict[str, Any]:
+    """Returns the arrays of a prior on the embeddings that a finished stage 1 has written.
+
+    A trained prior other than the run's own has default hyper-parameters, and is trained as
+    `config.stage2` says; its checkpoints are in a directory beside its arrays.
+
+    Raises:
+      UserError: for the run's own prior, if it is trained: the training command trains it.
+      Stopped: after SIGTERM or Ctrl-C, once the state is saved.
+    """
+    prior = builders.prior(settings, name)
+    if isinstance(prior, SharedPrior):
+        return prior.from_stage1(checkpoint.read_arrays(workdir / AUTOENCODER)["params"])
+    is_snapshot = (workdir / f"{BEST}.json").is_file()  # training never continues there
+    if isinstance(prior, TrainedPrior) and name == settings.prior and not is_snapshot:
+        raise UserError(
+            f"{workdir} has no trained prior '{name}': training has not reached stage 2. Continue "
+            f"with the training command: python -m pmjax.main --workdir={workdir} --config=…"
+        )
+    z = read_embeddings(workdir)
+    require_finite(z, _EMBEDDING, _DIVERGED)
+    if isinstance(prior, FittedPrior):
+        log.info("Fitting the prior '%s' to %d embeddings.", name, len(z))
+        arrays = prior.fit(z, seed=settings.seed)
+    else:
+        log.info("Training the prior '%s' on %d embeddings.", name, len(z))
+        arrays = _train_other_prior(settings, z, name, prior_path(workdir, name).with_suffix(""))
+    return _require_finite_prior(name, arrays)
+
+
+def validate(settings: ConfigDict) -> None:
+    """Raises `UserError` for evaluations, during training or after it, that must fail."""
+    periodic_eval.validate(settings)
+    runner.validate(settings)
+
+
+def stage1_options(settings: ConfigDict) -> LoopOptions:
+    """Returns how the config trains stage 1."""
+    traced = profiler.parse(settings.profile)
+    return _options(settings, "stage1", settings, settings.data.batch_size, profile=traced)
+
+
+def stage2_options(settings: ConfigDict, stage: str = "stage2") -> LoopOptions:
+    """Returns how the config trains a prior on embeddings."""
+    return _options(settings, stage, settings.stage2, settings.stage2.batch_size)
+
+
+def _options(
+    settings: ConfigDict, stage: str, part: ConfigDict, batch_size: int, **more: Any
+) -> LoopOptions:
+    return LoopOptions(
+        stage=stage,
+        steps=part.steps,
+        batch_size=batch_size,
+        steps_per_dispatch=part.steps_per_dispatch,
+        seed=settings.seed,
+        ema_decay=settings.ema_decay,
+        mode=settings.parallel,
+        device_budget=settings.data.device_budget_gb * 1e9,
+        checkpoint_every=settings.checkpoint.every,
+        keep=settings.checkpoint.keep,
+        log_every=settings.log_every,
+        skip_nonfinite=settings.skip_nonfinite,
+        **more,
+    )
+
+
+def _train_autoencoder(
+    settings: ConfigDict,
+    workdir: Path,
+    data: Dataset,
+    mesh: jax.sharding.Mesh,
+    report: Report | Log,
+    group: ProcessGroup,
+) -> TrainState:
+    """Trains stage 1 on the training set."""
+    evaluator = None
+    if settings.eval.every:
+        evaluator = periodic_eval.for_stage1(
+            settings, workdir, train=data, report=report, group=group
+        )
+    with resource_errors.device_memory(
+        "stage1",
+        batch_size=settings.data.batch_size,
+        accumulate=settings.optimizer.accumulate,
+        keys=("config.data.batch_size", "config.optimizer.accumulate"),
+    ):
+        return train(
+            builders.stage1_spec(settings, data.data.shape[1:]),
+            data.data,
+            stage1_options(settings),
+            mesh=mesh,
+            directory=workdir / "checkpoints",
+            info={"config": training_config(settings), "data": data.fingerprint},
+            report=report,
+            evaluator=evaluator,
+            group=group,
+        )
+
+
+def _write_autoencoder(
+    settings: ConfigDict, workdir: Path, data: Dataset, state: TrainState
+) -> None:
+    """Writes the trained autoencoder and the embeddings of the training set."""
+    arrays = snapshots.autoencoder_arrays(state, data.data.shape[1:])
+    checkpoint.write_arrays(workdir / AUTOENCODER, arrays)
+    z = model.build(settings, arrays).encode(data.data)
+    require_finite(z, _EMBEDDING, _DIVERGED)
+    write_embeddings(workdir, z)
+
+
+def _train_own_prior(
+    settings: ConfigDict,
+    workdir: Path,
+    data: Dataset,
+    mesh: jax.sharding.Mesh,
+    report: Report | Log,
+    group: ProcessGroup,
+) -> TrainState:
+    """Trains stage 2, the run's own prior, on the embeddings of stage 1."""
+    evaluator = None
+    if settings.eval.stage2_every:
+        evaluating = group if spans_processes(mesh) else ProcessGroup()
+        evaluator = periodic_eval.for_stage2(
+            settings, workdir, train=data, report=report, group=evaluating
+        )
+    return _train_prior(
+        settings,
+        read_embeddings(workdir),
+        mesh=mesh,
+        directory=workdir / "checkpoints",
+        report=report,
+        evaluator=evaluator,
+        group=group,
+    )
+
+
+def _train_prior(
+    settings: ConfigDict,
+    z: np.ndarray,
+    name: str | None = None,
+    *,
+    mesh: jax.sharding.Mesh,
+    directory: Path,
+    report: Report | Log,
+    evaluator: PeriodicEvaluator | None = None,
+    group: ProcessGroup | None = None,
+) -> TrainState:
+    """Trains a prior (None: the config's own) on embeddings z [N, d]."""
+    require_finite(z, _EMBEDDING, _DIVERGED)
+    stage = name or "stage2"
+    with resource_errors.device_memory(
+        stage,
+        batch_size=settings.stage2.batch_size,
+        accumulate=settings.stage2.optimizer.accumulate,
+        keys=("config.stage2.batch_size", "config.stage2.optimizer.accumulate"),
+    ):
+        return train(
+            builders.stage2_spec(settings, name, z=z),
+            z,
+            stage2_options(settings, stage),
+            mesh=mesh,
+            directory=directory,
+            info={"config": training_config(settings), "data": fingerprint(z)},
+            report=report,
+            evaluator=evaluator,
+            group=group,
+        )
+
+
+def _train_other_prior(
+    settings: ConfigDict, z: np.ndarray, name: str, directory: Path
+) -> dict[str, Any]:
+    """Trains a prior that is not the run's own, in a directory of its own; returns its arrays."""
+    report = Report(directory)
+    try:
+        state = _train_prior(
+            settings,
+            z,
+            name,
+            mesh=make_mesh(1),
+            directory=directory / "checkpoints",
+            report=report,
+        )
+    except Stopped as stopped:
+        log.warning("%s The same command resumes there.", stopped)
+        raise
+    finally:
+        report.close()
+    return snapshots.prior_arrays(settings, state, name)
+
+
+def _require_finite_prior(name: str, arrays: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arrays of a prior; raises `NotFinite` if one of them is not finite."""
+    require_finite_arrays(arrays, f"The prior '{name}'", _DIVERGED)
+    return arrays
+
+
+def _require_same_data(fingerprints: list[str]) -> None:
+    """Raises `UserError` unless all processes have the training data of the primary one."""
+    others = [i for i, found in enumerate(fingerprints) if found != fingerprints[0]]
+    if others:
+        raise UserError(
+            f"The training data of {processes(others)} differ from those of process 0. Give all "
+            f"hosts the same files (config.data.path, config.data.manual_dir)."
+        )
