@@ -71,17 +71,8 @@ def stage2_spec(
     chosen = prior(settings, name)
     wanted = settings.stage2.optimizer.to_dict() | getattr(chosen, "optimizer", {})
     optimizer = make_optimizer(steps=settings.stage2.steps, **wanted)
-<<<<<<< HEAD
-    game = chosen.game(settings.latent_dim, optimizer, collectives.batch_axis(settings.parallel))
-    if z is None:
-        return game
-    return chosen.init_from_embeddings(game, z, seed=settings.seed)
-=======
     spec = chosen.game(settings.latent_dim, optimizer, collectives.batch_axis(settings.parallel))
-    if z is None or not hasattr(chosen, "init_from_embeddings"):
-        return spec
-    return chosen.init_from_embeddings(spec, z, seed=settings.seed)
->>>>>>> 10e0742 (training: the loop takes its options in one dataclass; stages.py has the two stages; api.py)
+    return spec if z is None else chosen.init_from_embeddings(spec, z, seed=settings.seed)
 
 
 def prior(settings: ConfigDict, name: str | None = None):

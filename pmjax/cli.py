@@ -1,4 +1,4 @@
-"""What the commands share: arguments, set-up of the process, errors without a traceback."""
+"""Shared by the commands: arguments, process set-up, and errors without a traceback."""
 
 import argparse
 import contextlib
@@ -12,20 +12,16 @@ from pathlib import Path
 
 from pmjax import errors
 from pmjax.errors import UserError
+from pmjax.reporting import console
 from pmjax.storage import resource_errors
 
 
 def run(command: Callable[[], None]) -> None:
-    """Runs a command; a `UserError`, or too little disk or memory, ends it with status 2."""
+    """Runs a command; a `UserError`, a full disk or too little memory ends it with status 2."""
     warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs errors that it raises, too
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax also logs errors that it raises
     sys.unraisablehook = _unraisable
-    logging.getLogger().setLevel(logging.ERROR)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    package = logging.getLogger("pmjax")
-    package.handlers, package.propagate = [handler], False
-    package.setLevel(logging.INFO)
+    console.setup()
     try:
         with resource_errors.as_user_errors():
             command()
@@ -37,14 +33,14 @@ def run(command: Callable[[], None]) -> None:
         raise SystemExit(130) from None
 
 
-def _unraisable(found) -> None:
-    """Shows what nobody can catch, less what TensorStore's threads say of a failed save."""
-    if str(found.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(found)
+def _unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Shows errors that nobody can catch, except those of TensorStore after a failed save."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict[str, str]]:
-    """Parses arguments; --config.name=value and --config.name value come as {name: value}."""
+    """Returns parsed arguments, and --config.name=value or --config.name value as {name: value}."""
     known, rest = parser.parse_known_args()
     overrides, words = {}, iter(rest)
     options = [option for action in parser._actions for option in action.option_strings]
@@ -60,8 +56,8 @@ def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict[str
 
 
 def cache_compilations() -> None:
-    """Lets JAX keep compiled programs in a private directory, so that a second start is quick."""
-    import jax
+    """Lets JAX cache compiled programs in a private directory, so that the next start is fast."""
+    import jax  # takes half a second, which commands that reject their arguments save
 
     base = os.environ.get("PMJAX_CACHE") or os.path.expanduser("~/.cache/pmjax")
     path = os.path.join(base, "jax")
@@ -72,16 +68,16 @@ def cache_compilations() -> None:
 
 
 def _drop_torn(folder: Path) -> None:
-    """Deletes what a kill or a full disk has cut, which JAX would warn of at each start, and keep.
+    """Deletes entries that a kill or a full disk has truncated; JAX keeps them and warns each time.
 
-    It reads only what is new since the last start, and zlib's data only: JAX takes zstd if it is
-    installed.
+    Checks entries newer than the last start, and only those compressed by zlib: JAX uses zstd where
+    it is installed.
     """
     mark = folder / ".checked"
     try:
         since = mark.stat().st_mtime_ns if mark.exists() else 0
-        mark.touch()  # first: what another process is writing is read at the next start
-    except OSError:  # a directory that is only read
+        mark.touch()  # first, so that the next start checks what another process is writing now
+    except OSError:  # a read-only directory
         return
     for entry in folder.glob("*-cache"):
         with contextlib.suppress(OSError):  # another process has deleted it

@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, type=Path, help="where results are written")
     flags, overrides = cli.parse(parser)
 
+    # Imported once the flags are checked: JAX and its libraries take seconds.
     from pmjax import config
     from pmjax.distributed import rendezvous
     from pmjax.distributed.mesh import set_up_cpu
@@ -32,7 +33,6 @@ def main() -> None:
     set_up_cpu(place.local_devices or settings.devices // place.count)
     cli.cache_compilations()
 
-    # Modules that start JAX's backend come after its devices are set up.
     from pmjax.distributed import maintenance
     from pmjax.distributed.processes import Log, Stopped
     from pmjax.evals import runner

@@ -180,7 +180,7 @@ def measure(
 
 def lowered(settings: ConfigDict, mesh: Mesh, data: tuple[int, ...]) -> jax.stages.Lowered:
     """Lowers a dispatch of stage 1 for a mesh, with the data where `pmjax.train` keeps it."""
-    game = builders.stage1_game(settings, data[1:])
+    game = builders.stage1_spec(settings, data[1:])
     state = jax.eval_shape(partial(init_state, game), jax.random.key(settings.seed))
     # As `parallel.keep` decides.
     divided = mesh.size > 1 and math.prod(data) > settings.data.device_budget_gb * 1e8
@@ -209,7 +209,7 @@ def written_flops(settings: ConfigDict, batch_size: int, shape: tuple[int, ...])
     products of matrices: that adds nothing to the share of the peak.
     """
     chosen = _with_batch(settings, batch_size)
-    game = builders.stage1_game(chosen, shape)
+    game = builders.stage1_spec(chosen, shape)
     state = jax.eval_shape(partial(init_state, game), jax.random.key(chosen.seed))
     step = jax.jit(partial(train_step, game=game, ema_decay=chosen.ema_decay))
     images = jax.ShapeDtypeStruct((batch_size, *shape), jnp.uint8)

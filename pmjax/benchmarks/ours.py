@@ -56,11 +56,11 @@ class Side:
         where = "config.data.batch_size" if stage == 1 else "config.stage2.batch_size"
         check_batch(self._batch_size, mesh, where)
         data = builders.dataset(settings, "train").data
-        game = builders.stage1_game(settings, data.shape[1:])
+        game = builders.stage1_spec(settings, data.shape[1:])
         self.start = {}
         if stage == 2:
             data = self.start["table"] = _embeddings(game, data, settings.seed)
-            game = builders.stage2_game(settings, z=data)
+            game = builders.stage2_spec(settings, z=data)
         state = jax.jit(partial(init_state, game))(jax.random.key(settings.seed))
         drawn = draws(settings, stage, state, 0)
         params, stats, drawn = jax.device_get((state.params, state.stats, drawn))

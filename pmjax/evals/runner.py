@@ -96,15 +96,15 @@ def evaluate(
       UserError: if the workdir has no model, or a metric does not fit its data; for arguments and
         missing weights before anything is computed.
     """
-    from pmjax import builders, config, model
+    from pmjax import api, builders, config
     from pmjax.evals import figures, registry
     from pmjax.reporting import report
     from pmjax.storage import workdir as workdirs
     from pmjax.training import periodic_eval, snapshots
 
     if checkpoint:
-        workdir = snapshots.from_checkpoint(workdir, checkpoint, say=say)
-    trained = model.load(workdir)
+        workdir = snapshots.from_checkpoint(workdir, checkpoint)
+    trained = api.load(workdir)
     settings = config.read(workdir / workdirs.CONFIG)
     settings = config.override(settings, dict(overrides or {}), "eval.")
     metrics, args = settings.eval.metrics, metric_args(settings)
@@ -216,11 +216,9 @@ def validate(settings) -> None:
     What only the data or the model can tell is told later.
     """
     from pmjax.evals import registry
-    from pmjax.training import periodic_eval
 
-    periodic_eval.validate(settings)
     metrics = [*settings.eval.metrics]
-    for prefix in periodic_eval.STAGES.values():
+    for prefix in ("", "stage2_"):
         metrics += settings.eval[f"{prefix}during"] if settings.eval[f"{prefix}every"] else ()
     registry.validate(metrics, metric_args(settings), _extractors(settings))
 

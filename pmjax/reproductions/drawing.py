@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pmjax import builders, config, model
+from pmjax import api, builders, config
 from pmjax.datasets.batches import to_uint8
 from pmjax.evals.figures import Canvas, FigureCanvasAgg
 from pmjax.reporting.report import Figure, grid
@@ -20,7 +20,7 @@ class Trained(NamedTuple):
     """A run's model, and its test set."""
 
     label: str
-    model: model.Model
+    model: api.Model
     test: np.ndarray
     labels: np.ndarray | None
     seed: int
@@ -31,7 +31,7 @@ def trained(study: Study) -> Iterator[Trained]:
     for run, seed in study.iter_samples():
         where = study.workdir(run, seed)
         test = builders.dataset(config.read(where / CONFIG), "test")
-        yield Trained(run.label, model.load(where), test.data, test.labels, seed)
+        yield Trained(run.label, api.load(where), test.data, test.labels, seed)
 
 
 def image_strips(study: Study, *, num: int = 12) -> Iterator[Figure]:

@@ -94,7 +94,7 @@ class Pair:
             settings = settings.copy_and_resolve_references()
             settings.precision = "float64"
         game = (
-            builders.stage1_game(settings, shape) if stage == 1 else builders.stage2_game(settings)
+            builders.stage1_spec(settings, shape) if stage == 1 else builders.stage2_spec(settings)
         )
         if stage == 2:
             z = np.random.default_rng(1).normal(size=(STEPS * BATCH, *shape))
@@ -296,7 +296,7 @@ def test_both_sides_draw_a_fitted_base_from_its_mixture():
     arrays = {"weights": weights, "means": means, "roots": roots}
     arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
     settings = config.load(DIGITS, {"latent_dim": "3", "prior_args.width": "4"})
-    state = init_state(builders.stage2_game(settings), jax.random.key(0))
+    state = init_state(builders.stage2_spec(settings), jax.random.key(0))
     twin = Twin(
         settings,
         stage=2,

@@ -1,4 +1,4 @@
-"""What one process of a test of several does: python tests/distributed/host_process.py SCENARIO DIRECTORY.
+"""One process of several under test: python tests/distributed/host_process.py SCENARIO DIRECTORY.
 
 `PMJAX_*` say which process it is, as for the commands.
 """
@@ -20,7 +20,7 @@ from pmjax.distributed.compile import MODES
 from pmjax.distributed.mesh import make_mesh, set_up_cpu
 from pmjax.distributed.processes import ProcessGroup
 from pmjax.methods.base import NetBuilder
-from pmjax.training.loop import train
+from pmjax.training.loop import LoopOptions, train
 
 STEPS, BATCH, EXAMPLES, KEPT = 4, 8, 42, 2  # one epoch at most: no example comes twice
 BUDGETS = {"divided": 1000, "streamed": 10}  # bytes; IMAGES has 2688
@@ -34,9 +34,6 @@ class Metrics(dict):
         super().__init__()
         self.after = after
 
-    def say(self, message):
-        print(message, flush=True)
-
     def resume(self, stage, step):
         self.start = step
 
@@ -48,7 +45,7 @@ class Metrics(dict):
 
 
 def fit(
-    directory, *, mode="jit", mesh, data=IMAGES, budget=1e9, hosts=None, steps=STEPS, report=None
+    directory, *, mode="jit", mesh, data=IMAGES, budget=1e9, group=None, steps=STEPS, report=None
 ):
     """Trains pm on perceptrons with SGD; returns {name: value} of all metrics and leaves."""
     plan = NetBuilder(
@@ -61,25 +58,27 @@ def fit(
         axis=collectives.batch_axis(mode),
     )
     report = Metrics() if report is None else report
-    state = train(
+    options = LoopOptions(
         stage="stage",
-        game=plugins.load("methods", "pm").Method().game(plan),
-        data=data,
         steps=steps,
         batch_size=BATCH,
-        steps_per_dispatch=1,
         seed=0,
         ema_decay=0.9,
         mode=mode,
-        mesh=mesh,
         device_budget=budget,
-        directory=Path(directory),
         checkpoint_every=KEPT,
         keep=9,
         log_every=1,
+    )
+    state = train(
+        plugins.load("methods", "pm").Method().game(plan),
+        data,
+        options,
+        mesh=mesh,
+        directory=Path(directory),
         info={},
         report=report,
-        hosts=hosts,
+        group=group,
     )
     return flat(report, state)
 
@@ -91,50 +90,50 @@ def flat(metrics, state):
     return found | {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
-def own_rows(layout, hosts):
+def own_rows(layout, group):
     """The examples, but wrong ones wherever this process has nothing to read."""
     if layout == "divided":
         each = 2 * -(-EXAMPLES // 4)
-        mine = np.arange(EXAMPLES) // each == hosts.index
+        mine = np.arange(EXAMPLES) // each == group.index
     else:
         rows = [batch_indices(EXAMPLES, BATCH, step, seed=0) for step in range(STEPS)]
-        half = BATCH // hosts.count
-        read = np.concatenate([r[hosts.index * half : (hosts.index + 1) * half] for r in rows])
+        half = BATCH // group.count
+        read = np.concatenate([r[group.index * half : (group.index + 1) * half] for r in rows])
         mine = np.isin(np.arange(EXAMPLES), read)
     assert 0 < mine.sum() < EXAMPLES
     return np.where(mine[:, None, None, None], IMAGES, 255 - IMAGES).astype(np.uint8)
 
 
-def layouts(directory: Path, hosts: ProcessGroup) -> None:
+def layouts(directory: Path, group: ProcessGroup) -> None:
     """Trains in several ways from the start, and from what one process on one device has saved."""
     mesh = make_mesh()
     for mode in MODES:
         for layout in ("divided", "streamed"):
-            options = {"mode": mode, "data": own_rows(layout, hosts), "budget": BUDGETS[layout]}
-            values = fit(directory / f"{mode}_{layout}", mesh=mesh, hosts=hosts, **options)
-            np.savez(directory / f"{mode}_{layout}_{hosts.index}.npz", **values)
-    values = fit(directory / "from_one", mesh=mesh, hosts=hosts, steps=STEPS)
-    np.savez(directory / f"from_one_{hosts.index}.npz", **values)
+            options = {"mode": mode, "data": own_rows(layout, group), "budget": BUDGETS[layout]}
+            values = fit(directory / f"{mode}_{layout}", mesh=mesh, group=group, **options)
+            np.savez(directory / f"{mode}_{layout}_{group.index}.npz", **values)
+    values = fit(directory / "from_one", mesh=mesh, group=group, steps=STEPS)
+    np.savez(directory / f"from_one_{group.index}.npz", **values)
 
 
-def trouble(directory: Path, hosts: ProcessGroup) -> None:
+def trouble(directory: Path, group: ProcessGroup) -> None:
     """Trains without end; at step 3 a process gets a signal: TROUBLE (of TROUBLED, or 1)."""
 
     def after(step):
-        if step == 3 and hosts.index == int(os.environ.get("TROUBLED", 1)):
+        if step == 3 and group.index == int(os.environ.get("TROUBLED", 1)):
             while not (directory / "stage" / str(KEPT)).is_dir():  # which takes both processes
                 time.sleep(0.01)
             os.kill(os.getpid(), getattr(signal, os.environ["TROUBLE"]))
 
-    fit(directory, mesh=make_mesh(), hosts=hosts, steps=10**6, report=Metrics(after))
+    fit(directory, mesh=make_mesh(), group=group, steps=10**6, report=Metrics(after))
 
 
-def after_trouble(directory: Path, hosts: ProcessGroup) -> None:
+def after_trouble(directory: Path, group: ProcessGroup) -> None:
     """Trains on from the last checkpoint, to the end."""
     report = Metrics()
-    values = fit(directory, mesh=make_mesh(), hosts=hosts, report=report)
+    values = fit(directory, mesh=make_mesh(), group=group, report=report)
     assert report.start == KEPT, report.start
-    np.savez(directory / f"end_{hosts.index}.npz", **values)
+    np.savez(directory / f"end_{group.index}.npz", **values)
 
 
 def main() -> None:
@@ -143,8 +142,8 @@ def main() -> None:
     set_up_cpu(place.local_devices)
     jax.config.update("jax_compilation_cache_dir", str(directory / "cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    with rendezvous.join(place, {"scenario": sys.argv[1]}) as hosts:
-        scenario(directory, hosts)
+    with rendezvous.join(place, {"scenario": sys.argv[1]}) as group:
+        scenario(directory, group)
 
 
 if __name__ == "__main__":

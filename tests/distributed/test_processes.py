@@ -392,20 +392,20 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(interrupted):
     log = (folder / "run" / "logs" / "host-1.log").read_text()
     (stopped,) = [line for line in outputs[0].splitlines() if "stopped by" in line]
     assert "SIGTERM on process 1" in stopped
-    assert stopped.split(" To go on")[0] in log
+    assert stopped.split(" To resume")[0] in log
     assert "checkpoints" in left and "autoencoder.msgpack" not in left
 
 
 def test_when_one_process_is_killed_the_other_names_it_and_ends(interrupted):
     outputs = interrupted[3]
-    assert "going on from step" in outputs[0]
+    assert "resuming at step" in outputs[0]
     assert "process 1 has gone without a word" in outputs[0]
     assert "Traceback" not in outputs[0]
 
 
 def test_two_processes_after_a_stop_and_a_kill_end_with_the_same_bits(interrupted):
     folder, *_, outputs = interrupted
-    assert "going on from step" in outputs[0]
+    assert "resuming at step" in outputs[0]
     assert "Report:" in outputs[0] and "Report:" not in outputs[1]
     assert soak.results(folder / "run") == soak.results(folder / "whole")
     evaluations = [(row["stage"], row["step"]) for row in periodic_eval.history(folder / "run")]

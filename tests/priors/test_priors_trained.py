@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pmjax import builders, config, model, plugins
+from pmjax import api, builders, config, plugins
 from pmjax.datasets.batches import batch_indices
 from pmjax.distributed.compile import compile_step
 from pmjax.distributed.mesh import make_mesh, replicate
@@ -21,7 +21,7 @@ from pmjax.priors.base import TrainedPrior
 from pmjax.priors.latent_gan import BASES
 from pmjax.storage import checkpoint
 from pmjax.storage import workdir as workdirs
-from pmjax.training import loop as training
+from pmjax.training import snapshots, stages
 from pmjax.training.optimizers import make_optimizer
 from pmjax.training.step import init_state, train_step
 from tests.small_run import ROOT
@@ -247,8 +247,8 @@ def finished(tmp_path):
         },
     )
     workdirs.claim(settings, tmp_path)
-    state = start(builders.stage1_game(settings, (28, 28, 1)))
-    arrays = model.arrays_of(state, (28, 28, 1))
+    state = start(builders.stage1_spec(settings, (28, 28, 1)))
+    arrays = snapshots.autoencoder_arrays(state, (28, 28, 1))
     checkpoint.write_arrays(tmp_path / workdirs.AUTOENCODER, arrays)
     z = np.random.default_rng(0).normal(size=(100, 4)).astype("float32")
     workdirs.write_embeddings(tmp_path, z)
@@ -256,17 +256,17 @@ def finished(tmp_path):
 
 
 def test_a_trained_prior_is_trained_when_it_is_asked_for_and_kept(finished, monkeypatch, capsys):
-    first = model.load(finished).sample_latent(5, prior="two_stage_vae")
+    first = api.load(finished).sample_latent(5, prior="two_stage_vae")
     assert "two_stage_vae  10/20" in capsys.readouterr().err
     again = finished / "again"
     shutil.copytree(finished, again, ignore=shutil.ignore_patterns("priors", "again"))
-    model.load(again).fitted_prior("two_stage_vae")
+    api.load(again).fitted_prior("two_stage_vae")
     written = [
         workdirs.prior_path(path, "two_stage_vae").read_bytes() for path in (finished, again)
     ]
     assert written[0] == written[1]
-    monkeypatch.setattr(training, "train", None)
-    kept = model.load(finished).sample_latent(5, prior="two_stage_vae")
+    monkeypatch.setattr(stages, "train", None)
+    kept = api.load(finished).sample_latent(5, prior="two_stage_vae")
     np.testing.assert_array_equal(kept, first)
 
 
@@ -276,7 +276,7 @@ def test_a_prior_that_needs_another_optimizer_gets_it_and_the_user_can_say_so():
             f"{ROOT}/configs/digits.py",
             {"prior": prior, **{f"prior_args.{name}": str(v) for name, v in args.items()}},
         )
-        (objective,) = builders.stage2_game(settings).objectives[-1:]
+        (objective,) = builders.stage2_spec(settings).objectives[-1:]
         gradient = {"w": jnp.ones(1)}
         _, state = objective.optimizer(1).update(gradient, objective.optimizer(1).init(gradient))
         return 1 - float(state[0].mu["w"][0])
@@ -291,10 +291,10 @@ def test_the_runs_own_prior_is_left_to_the_training_command(finished):
     with settings.unlocked():
         settings.prior, settings.prior_args = "flow_matching", {}
     config.save(settings, finished / workdirs.CONFIG)
-    with pytest.raises(UserError, match="no trained prior 'flow_matching'; training has not come"):
-        model.load(finished).sample(1)
+    with pytest.raises(UserError, match="no trained prior 'flow_matching': training has not reached"):
+        api.load(finished).sample(1)
 
 
 def test_a_method_without_a_mapping_says_so(finished):
     with pytest.raises(UserError, match="'mapping' is the net F of methods that train one"):
-        model.load(finished).sample(1, prior="mapping")
+        api.load(finished).sample(1, prior="mapping")

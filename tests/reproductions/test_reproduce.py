@@ -257,7 +257,7 @@ def test_every_run_of_every_reproduction_has_a_valid_config_and_nets(name, tmp_p
         for job in runs.plan(study):
             settings = study.settings(job.run, 3)
             assert settings.seed == 3 and settings.method == job.run.method
-            game = builders.stage1_game(settings, SHAPES[settings.data.name])
+            game = builders.stage1_spec(settings, SHAPES[settings.data.name])
             jax.eval_shape(functools.partial(init_state, game), jax.random.key(0))
     if reproduction.runs:
         table = next(iter(reproduction.results(study)))

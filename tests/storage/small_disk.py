@@ -1,4 +1,4 @@
-"""What tests of full disks run on a file system of their own: python tests/storage/small_disk.py SCENARIO.
+"""Runs on a full disk of its own: python tests/storage/small_disk.py SCENARIO.
 
 It runs in a private mount namespace, where it mounts a small tmpfs, and prints what happened as
 JSON. A file fills the disk at the moment that a fault names; removing it makes space.
@@ -81,7 +81,7 @@ def run():
     from pmjax.distributed import mesh
     from pmjax.reporting import report
     from pmjax.storage import checkpoint, metrics_file, resource_errors
-    from pmjax.training import loop
+    from pmjax.training import stages
 
     mesh.set_up_cpu = lambda count: None  # JAX runs already at the second command
     disk = Disk(64 * MB)
@@ -111,7 +111,7 @@ def run():
             report.Report, "scalars", disk, at=lambda self, stage, step, values: step == 35
         ),
         "autoencoder": lambda: before(checkpoint, "write_arrays", disk),
-        "embeddings": lambda: before(loop, "write_embeddings", disk),
+        "embeddings": lambda: before(stages, "write_embeddings", disk),
         "metrics": lambda: before(metrics_file, "record", disk),
         "report": lambda: before(report, "write_html", disk),
     }
@@ -119,8 +119,8 @@ def run():
     for name, prepare in faults.items():
         prepare()
         status, said = command(workdir)
-        stages = sorted(workdir.glob("checkpoints/*"))
-        kept = [int(p.name) for p in stages[0].iterdir() if p.name.isdigit()] if stages else []
+        folders = sorted(workdir.glob("checkpoints/*"))
+        kept = [int(p.name) for p in folders[0].iterdir() if p.name.isdigit()] if folders else []
         torn = [str(p) for p in workdir.rglob("*orbax-checkpoint-tmp*")]
         found[name] = {"status": status, "said": said, "newest": max(kept, default=0), "torn": torn}
         disk.make_space()

@@ -14,11 +14,12 @@ import optax
 import pytest
 
 import pmjax
-from pmjax import builders, config, model
+from pmjax import builders, config
 from pmjax.errors import UserError
 from pmjax.priors import base as priors
 from pmjax.reporting.report import history
 from pmjax.storage import checkpoint, metrics_file, workdir
+from pmjax.training import snapshots
 from pmjax.training.step import init_state
 
 
@@ -218,8 +219,8 @@ def run(tmp_path):
     settings = config.load("configs/digits.py:runlocal", small)
     found, shape = tmp_path / "run", (28, 28, 1)
     workdir.claim(settings, found)
-    state = init_state(builders.stage1_game(settings, shape), jax.random.key(0))
-    checkpoint.write_arrays(found / workdir.AUTOENCODER, model.arrays_of(state, shape))
+    state = init_state(builders.stage1_spec(settings, shape), jax.random.key(0))
+    checkpoint.write_arrays(found / workdir.AUTOENCODER, snapshots.autoencoder_arrays(state, shape))
     z = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
     workdir.write_embeddings(found, z)
     arrays = builders.prior(settings).fit(z, seed=0)

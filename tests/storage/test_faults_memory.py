@@ -1,6 +1,7 @@
 """Memory that does not suffice: of the devices, and of the machine."""
 
 import dataclasses
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,12 @@ import pytest
 from pmjax import config
 from pmjax.distributed import host_memory
 from pmjax.distributed.host_memory import free_memory
+from pmjax.distributed.processes import ProcessGroup
 from pmjax.errors import UserError
 from pmjax.storage import resource_errors
-from pmjax.training import loop
-from tests.training.test_faults_numbers import Said, duel, fit
+from pmjax.training import loop, stages
+from tests.distributed.host_process import Metrics
+from tests.training.test_faults_numbers import duel, fit
 
 TERABYTES = 40_000  # examples, the cube of whose number is more than a process can address
 
@@ -40,9 +43,9 @@ def test_a_device_out_of_memory_names_the_batch_size_and_suggests_accumulation(
         nets = {"D": (game.nets["D"][0], shape)}
         return dataclasses.replace(game, nets=nets, objectives=(objective,))
 
-    monkeypatch.setattr(loop.builders, "stage1_game", hungry)
+    monkeypatch.setattr(stages.builders, "stage1_spec", hungry)
     with pytest.raises(UserError) as error:
-        loop.fit(settings, tmp_path, Said(), loop.ProcessGroup())
+        stages.fit(settings, tmp_path, Metrics(), ProcessGroup())
     message = str(error.value)
     assert (
         f"stage1: the devices are out of memory with config.data.batch_size={TERABYTES}" in message
@@ -52,15 +55,15 @@ def test_a_device_out_of_memory_names_the_batch_size_and_suggests_accumulation(
 
 
 def test_data_beyond_the_machine_s_free_memory_are_streamed_to_the_same_result(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, caplog
 ):
+    caplog.set_level(logging.INFO, logger="pmjax")
     data = np.random.default_rng(0).uniform(0.9, 1.1, (64, 1)).astype(np.float32)
     options = {"data": data, "steps": 20}
     kept = fit(tmp_path / "kept", duel("hinge", apart=True), **options)
     monkeypatch.setattr(loop, "free_memory", lambda: 2 * data.nbytes - 2)
-    report = Said()
-    streamed = fit(tmp_path / "streamed", duel("hinge", apart=True), report, **options)
-    assert report.about("(half of this machine's free memory) on each of 1 devices; streaming.")
+    streamed = fit(tmp_path / "streamed", duel("hinge", apart=True), **options)
+    assert "(half of this machine's free memory) on each of 1 devices; streaming." in caplog.text
     jax.tree.map(np.testing.assert_array_equal, streamed, kept)
 
 

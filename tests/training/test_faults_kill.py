@@ -83,10 +83,10 @@ def test_who_is_asked_to_stop_says_what_is_kept_and_how_to_go_on(chain, key, tol
 
 def test_each_start_goes_on_where_the_one_before_was(chain):
     said = {key: done.stderr for key, done in chain[1].items()}
-    assert "stage1: going on from step" in said["SIGKILL", "checkpoint"]
-    assert "stage1: going on from step" in said["SIGTERM", "evaluation"]
-    assert "stage1: finished before" in said["SIGKILL", "metrics"]
-    assert "stage2: finished before" in said["SIGKILL", "metrics"]
+    assert "stage1: resuming at step" in said["SIGKILL", "checkpoint"]
+    assert "stage1: resuming at step" in said["SIGTERM", "evaluation"]
+    assert "stage1: already finished" in said["SIGKILL", "metrics"]
+    assert "stage2: already finished" in said["SIGKILL", "metrics"]
 
 
 def test_nothing_unfinished_is_left(chain):

@@ -1,4 +1,4 @@
-"""Numbers that are not finite, and objectives at rest: found at their step, named, nothing spoilt."""
+"""Non-finite numbers and saturated objectives: found at their step, named, nothing spoiled."""
 
 import dataclasses
 import logging
@@ -14,10 +14,11 @@ import pytest
 from flax import linen as nn
 
 from pmjax import config, plugins
+from pmjax.datasets.base import Dataset
 from pmjax.datasets.batches import batch_indices
 from pmjax.distributed import collectives
 from pmjax.distributed.mesh import make_mesh
-from pmjax.datasets.base import Dataset
+from pmjax.distributed.processes import ProcessGroup
 from pmjax.errors import UserError
 from pmjax.evals.context import Context
 from pmjax.evals.features import inception_2015
@@ -25,8 +26,8 @@ from pmjax.evals.metrics import fid
 from pmjax.finite import NotFinite
 from pmjax.methods.base import MethodSpec, NetBuilder, Objective
 from pmjax.storage import checkpoint
-from pmjax.training import loop
-from pmjax.training.monitor import REST, MetricsMonitor
+from pmjax.training import loop, stages
+from pmjax.training.monitor import WINDOW, MetricsMonitor
 from pmjax.training.step import init_state
 from tests.distributed.host_process import Metrics
 
@@ -41,18 +42,11 @@ def images():
     return x
 
 
-class Said(Metrics):
-    """A report that keeps what is said, too."""
-
-    def __init__(self):
-        super().__init__()
-        self.lines = []
-
-    def say(self, message):
-        self.lines.append(message)
-
-    def about(self, word):
-        return [line for line in self.lines if word in line]
+@pytest.fixture
+def lines(caplog):
+    """Returns (words) -> the log lines that contain them."""
+    caplog.set_level(logging.INFO, logger="pmjax")
+    return lambda words: [line for line in caplog.messages if words in line]
 
 
 def game(fault=None, *, axis=None, optimizer=lambda repeats: optax.sgd(0.05, momentum=0.5)):
@@ -87,25 +81,16 @@ def game(fault=None, *, axis=None, optimizer=lambda repeats: optax.sgd(0.05, mom
     return dataclasses.replace(whole, objectives=objectives)
 
 
-def fit(directory, playing, report=None, *, mode="jit", devices=1, data=None, **options):
-    values = dict(steps=8, steps_per_dispatch=1, checkpoint_every=2, skip_nonfinite=0)
-    report = Said() if report is None else report
+def fit(directory, spec, report=None, *, mode="jit", devices=1, data=None, **options):
+    values = dict(steps=8, checkpoint_every=2, keep=9, log_every=1, seed=0, ema_decay=0.9)
     state = loop.train(
-        stage="stage1",
-        game=playing,
-        data=images() if data is None else data,
-        batch_size=BATCH,
-        seed=0,
-        ema_decay=0.9,
-        mode=mode,
+        spec,
+        images() if data is None else data,
+        loop.LoopOptions(stage="stage1", batch_size=BATCH, mode=mode, **values | options),
         mesh=make_mesh(devices),
-        device_budget=1e9,
         directory=directory,
-        keep=9,
-        log_every=1,
         info={"data": "it"},
-        report=report,
-        **values | options,
+        report=Metrics() if report is None else report,
     )
     return plain(state)
 
@@ -165,14 +150,14 @@ def test_a_fault_is_named_at_its_step_and_the_last_good_state_goes_on(
 
 @pytest.mark.parametrize("mode, devices", [("jit", 1), ("pmap", 4)])
 def test_a_step_that_is_not_finite_can_be_left_out_whole_and_is_counted(
-    mode, devices, undisturbed, tmp_path
+    mode, devices, undisturbed, tmp_path, lines
 ):
     faulty = game(("critic", "gradient", None), axis=collectives.batch_axis(mode))
     options = {"mode": mode, "devices": devices, "skip_nonfinite": 1, "checkpoint_every": 1}
-    report = Said()
+    report = Metrics()
     fit(tmp_path, faulty, report, steps=6, **options)
-    (line,) = report.about("left out")
-    assert f"step {BAD_STEP} is left out, as the gradient of objective 'critic'" in line
+    (line,) = lines("is skipped")
+    assert f"step {BAD_STEP} is skipped: the gradient of objective 'critic'" in line
     assert [report[step]["skipped"] for step in (4, 5, 6)] == [0, 1, 1]
     (after, info), (before, _) = saved(tmp_path, BAD_STEP), saved(tmp_path, BAD_STEP - 1)
     assert info["skipped"] == 1
@@ -186,14 +171,14 @@ def test_a_step_that_is_not_finite_can_be_left_out_whole_and_is_counted(
 
 
 def test_the_count_goes_on_after_a_restart_and_one_more_is_the_end(tmp_path):
-    faulty, report = game(("critic", "loss", np.nan)), Said()
+    faulty = game(("critic", "loss", np.nan))
     options = {"skip_nonfinite": 1, "steps_per_dispatch": 2}
-    fit(tmp_path, faulty, report, steps=6, **options)
+    fit(tmp_path, faulty, steps=6, **options)
     again = 1 + next(
         step for step in range(6, 20) if MARKED in batch_indices(EXAMPLES, BATCH, step, seed=0)
     )
     with pytest.raises(NotFinite, match=f"at step {again}.*--config.skip_nonfinite=10"):
-        fit(tmp_path, faulty, report, steps=20, **options)
+        fit(tmp_path, faulty, steps=20, **options)
 
 
 def test_a_checkpoint_never_holds_a_state_that_is_not_finite(tmp_path):
@@ -231,14 +216,14 @@ def test_an_embedding_that_is_not_finite_is_named(tmp_path, monkeypatch):
             z[11, 2] = np.nan
             return z
 
-    monkeypatch.setattr(loop.model, "load", lambda workdir: Diverged())
+    monkeypatch.setattr(stages.model, "build", lambda settings, arrays: Diverged())
     with pytest.raises(NotFinite, match="The embedding of training example 11 holds nan"):
-        loop.fit(settings, tmp_path, Said(), loop.ProcessGroup())
+        stages.fit(settings, tmp_path, Metrics(), ProcessGroup())
     assert not (tmp_path / "embeddings.npy").exists()
     np.save(tmp_path / "embeddings.npy", Diverged().encode(range(20)))
     for name in ("gaussian", "realnvp"):
         with pytest.raises(NotFinite, match="The embedding of training example 11 holds nan"):
-            loop.fit_prior(settings, tmp_path, name, say=print)
+            stages.fit_prior(settings, tmp_path, name)
 
 
 def test_features_that_are_not_finite_are_named(tmp_path, monkeypatch):
@@ -295,29 +280,31 @@ def duel(loss, *, apart):
 
 
 @pytest.mark.parametrize("loss", CRITICS)
-def test_a_saturated_critic_is_warned_of_once(loss, tmp_path):
+def test_a_saturated_critic_is_warned_of_once(loss, tmp_path, caplog, lines):
     data = np.ones((64, 1), np.float32)
     options = {"data": data, "steps": 1000, "steps_per_dispatch": 100, "checkpoint_every": 1000}
-    report = Said()
-    fit(tmp_path / "apart", duel(loss, apart=True), report, **options)
-    (line,) = report.about("Warning")
+    fit(tmp_path / "apart", duel(loss, apart=True), **options)
+    (line,) = warnings(caplog)
     assert "stage1: objective 'critic' is saturated: in steps " in line
     if loss == "dead":
-        assert f"steps 1 to {REST}" in line
+        assert f"steps 1 to {WINDOW}" in line
         return
-    report = Said()
-    fit(tmp_path / "noise", duel(loss, apart=False), report, **options)
-    assert not report.about("Warning")
+    caplog.clear()
+    fit(tmp_path / "noise", duel(loss, apart=False), **options)
+    assert not warnings(caplog)
 
 
-def test_a_second_stretch_is_warned_of_again():
-    report = Said()
-    monitor = MetricsMonitor("stage1", ["critic"], steps=10**6, log_every=10**6, report=report)
+def warnings(caplog):
+    return [record.message for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_a_second_stretch_is_warned_of_again(lines):
+    monitor = MetricsMonitor("stage1", ["critic"], steps=10**6, log_every=10**6, report=Metrics())
     norms = [1.0, 0.0, 1e-4, 0.5, 0.0]  # of so many stretches
     for index, norm in enumerate(norms):
-        metrics = {"loss/critic": np.zeros(REST), "grad_norm/critic": np.full(REST, norm)}
-        monitor.update(index * REST, metrics)
-    first, second = report.about("is saturated")
+        metrics = {"loss/critic": np.zeros(WINDOW), "grad_norm/critic": np.full(WINDOW, norm)}
+        monitor.update(index * WINDOW, metrics)
+    first, second = lines("is saturated")
     assert "steps 101 to 200 " in first and "steps 401 to 500 " in second
 
 

@@ -14,7 +14,7 @@ from pmjax.distributed.processes import ProcessGroup
 from pmjax.errors import UserError
 from pmjax.evals import runner
 from pmjax.reporting.report import Report
-from pmjax.training import loop, periodic_eval
+from pmjax.training import periodic_eval, stages
 from pmjax.training.step import init_state
 from tests.small_run import ROOT, SMALL, run_command
 
@@ -44,7 +44,7 @@ class Run:
         self.data = types.SimpleNamespace(data=POINTS, labels=None, fingerprint="", skipped=())
         monkeypatch.setattr(builders, "dataset", lambda settings, split: self.data)
         monkeypatch.setattr(runner, "run", lambda *args, **kwargs: self.values)
-        game = builders.stage1_game(self.settings, (3,))
+        game = builders.stage1_spec(self.settings, (3,))
         self.state = jax.jit(lambda key: init_state(game, key))(jax.random.key(0))
         self.start()
 
@@ -52,8 +52,8 @@ class Run:
         """Begins, or goes on from a checkpoint."""
         self.report = Report(self.workdir, stream=io.StringIO())
         self.report.resume("stage1", step)
-        self.evaluator = periodic_eval.AutoencoderEvaluator(
-            self.settings, self.workdir, train=self.data, report=self.report, hosts=ProcessGroup()
+        self.evaluator = periodic_eval.for_stage1(
+            self.settings, self.workdir, train=self.data, report=self.report, group=ProcessGroup()
         )
 
     def evaluate(self, step, value, key="recon/mse"):
@@ -243,7 +243,7 @@ def test_evaluations_that_cannot_be_are_refused_before_training(
     monkeypatch.setattr(builders, "dataset", lambda *_: pytest.fail("data are read"))
     settings = load_settings(**overrides)
     with pytest.raises(UserError, match=message):
-        loop.fit(settings, tmp_path, Report(tmp_path, stream=io.StringIO()), ProcessGroup())
+        stages.fit(settings, tmp_path, Report(tmp_path, stream=io.StringIO()), ProcessGroup())
 
 
 @pytest.mark.parametrize(
@@ -259,4 +259,4 @@ def test_evaluations_that_cannot_be_are_refused_before_training(
     ],
 )
 def test_evaluations_that_can_be_are_not_refused(overrides):
-    runner.validate(load_settings(**{"eval.metrics": "latent"} | overrides))
+    stages.validate(load_settings(**{"eval.metrics": "latent"} | overrides))

@@ -95,7 +95,7 @@ def test_sigterm_saves_exits_cleanly_and_goes_on_to_the_same_bits(small_run, tmp
     assert "Traceback" not in output
     assert not (tmp_path / "run" / "metrics.json").exists()
     done = run_command("main", *SMALL, f"--workdir={tmp_path / 'run'}")
-    assert "going on from step" in done.stderr
+    assert "resuming at step" in done.stderr
     assert results(tmp_path / "run") == results(small_run)
 
 
@@ -104,7 +104,7 @@ def test_a_finished_run_says_so_and_evaluates_again(own_run):
     (own_run / "metrics.json").unlink()
     done = run_command("main", *SMALL, f"--workdir={own_run}")
     assert done.returncode == 0, done.stderr
-    assert "stage1: finished before" in done.stderr and "stage2: finished before" in done.stderr
+    assert "stage1: already finished" in done.stderr and "stage2: already finished" in done.stderr
     assert (own_run / "metrics.json").is_file()
     assert results(own_run) == before
 

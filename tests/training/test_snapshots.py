@@ -57,7 +57,7 @@ def make(folder, **overrides):
     """Makes a workdir whose stage 1 has come to step 20 of 40: two checkpoints and no model."""
     settings = config.load("configs/swiss_roll.py", SMALL | overrides)
     workdir.claim(settings, folder)
-    game = builders.stage1_game(settings, (3,))
+    game = builders.stage1_spec(settings, (3,))
     checkpoints, states = Checkpoints(folder / "checkpoints" / "stage1"), {}
     for step in STEPS:
         state = jax.jit(partial(init_state, game))(jax.random.key(step))
@@ -86,33 +86,33 @@ def test_a_checkpoint_of_an_unfinished_run_is_evaluated(run):
 
 def test_a_joint_run_s_checkpoint_has_its_prior(tmp_path):
     _, settings, states = make(tmp_path, schedule="joint")
-    folder = snapshots.from_checkpoint(tmp_path, "10", say=print)
-    arrays = builders.prior(settings).trained(states[10])
+    folder = snapshots.from_checkpoint(tmp_path, "10")
+    arrays = builders.prior(settings).export(states[10])
     _, found = pmjax.load(folder).fitted_prior("latent_gan")
     jax.tree.map(np.testing.assert_array_equal, found, arrays)
 
 
 def test_a_checkpoint_of_stage_2_is_the_prior_of_that_step(run):
     settings = config.read(run / "config.json")
-    stage1 = snapshots.from_checkpoint(run, "20", say=print)
+    stage1 = snapshots.from_checkpoint(run, "20")
     for name in (workdir.AUTOENCODER, workdir.EMBEDDINGS):
         shutil.copy(stage1 / name, run / name)
     z = workdir.read_embeddings(run)
-    state = jax.jit(partial(init_state, builders.stage2_game(settings, z=z)))(jax.random.key(5))
+    state = jax.jit(partial(init_state, builders.stage2_spec(settings, z=z)))(jax.random.key(5))
     checkpoints = Checkpoints(run / "checkpoints" / "stage2")
     checkpoints.save(state.replace(step=np.int32(7)), {"data": workdir.fingerprint(z)})
     checkpoints.close()
-    folder = snapshots.from_checkpoint(run, "stage2/latest", say=print)
+    folder = snapshots.from_checkpoint(run, "stage2/latest")
     assert folder.name == "at-stage2-7"
     _, found = pmjax.load(folder).fitted_prior("latent_gan")
     jax.tree.map(np.testing.assert_array_equal, found, builders.prior(settings).export(state))
     assert (folder / workdir.AUTOENCODER).read_bytes() == (run / workdir.AUTOENCODER).read_bytes()
     with pytest.raises(UserError, match="latest, 10, 20, stage2/latest, stage2/7"):
-        snapshots.from_checkpoint(run, "stage2/8", say=print)
+        snapshots.from_checkpoint(run, "stage2/8")
 
 
 def test_a_checkpoint_s_workdir_is_not_trained(run):
-    folder = snapshots.from_checkpoint(run, "10", say=print)
+    folder = snapshots.from_checkpoint(run, "10")
     with pytest.raises(UserError, match=f"a model kept of the run in {run},"):
         workdir.claim(config.read(run / "config.json"), folder)
 
@@ -123,26 +123,26 @@ def test_a_checkpoint_that_is_not_there_is_told_with_those_that_are(tmp_path, st
         (tmp_path / "checkpoints" / "stage1" / str(found)).mkdir(parents=True)
     workdir.claim(config.load("configs/swiss_roll.py", SMALL), tmp_path)
     with pytest.raises(UserError, match=f"no checkpoint {step} in .* There are: latest, 10, 20"):
-        snapshots.from_checkpoint(tmp_path, step, say=print)
+        snapshots.from_checkpoint(tmp_path, step)
 
 
 def test_where_there_is_no_checkpoint_at_all_it_is_told(tmp_path):
     with pytest.raises(UserError, match="is not a workdir"):
-        snapshots.from_checkpoint(tmp_path, "latest", say=print)
+        snapshots.from_checkpoint(tmp_path, "latest")
     workdir.claim(config.load("configs/swiss_roll.py", SMALL), tmp_path)
     with pytest.raises(UserError, match="There are: none"):
-        snapshots.from_checkpoint(tmp_path, "latest", say=print)
+        snapshots.from_checkpoint(tmp_path, "latest")
 
 
 def test_a_damaged_checkpoint_is_told_and_left_as_it_is(run):
     folder = run / "checkpoints" / "stage1" / "20"
     (folder / "SHA256SUMS").write_text("")
     with pytest.raises(UserError, match="20 is damaged .* Take another one"):
-        snapshots.from_checkpoint(run, "latest", say=print)
+        snapshots.from_checkpoint(run, "latest")
     assert folder.is_dir() and not (run / "at-20").exists()
 
 
 def test_a_checkpoint_of_other_data_is_refused(run, data):
     data.fingerprint = "others"
     with pytest.raises(UserError, match=r"belongs to other training data \(points, now others\)"):
-        snapshots.from_checkpoint(run, "10", say=print)
+        snapshots.from_checkpoint(run, "10")
