@@ -4,7 +4,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pmjax import plugins
-from pmjax.datasets import base as datasets
+from pmjax.datasets import loader
+from pmjax.datasets.base import Dataset
 from pmjax.distributed import collectives
 from pmjax.errors import UserError
 from pmjax.methods.base import MethodSpec, NetBuilder, combine
@@ -12,10 +13,10 @@ from pmjax.priors import base as priors
 from pmjax.training.optimizers import make_optimizer
 
 
-def dataset(settings: ConfigDict, split: str) -> datasets.Dataset:
+def dataset(settings: ConfigDict, split: str) -> Dataset:
     """Loads a split of the config's data set."""
     data = settings.data
-    return datasets.load(
+    return loader.load(
         data.name,
         split,
         path=data.path or None,

@@ -1,1 +1,1 @@
-"""Data sets, one file each, and the pipeline that decodes and caches them."""
+"""Data sets, one file each, and the pipeline that decodes, caches and batches them."""

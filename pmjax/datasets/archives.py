@@ -1,4 +1,4 @@
-"""Official archives that a user has: finding and checking them."""
+"""Verifies official archives that the user provides."""
 
 import hashlib
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from pmjax.errors import UserError
 from pmjax.reporting.progress import progress
 
-BLOCK = 1 << 22  # bytes that are read at a time
+BLOCK = 1 << 22  # bytes per read
 
 
 def check(file: Path, *, size: int, sha256: str, source: str) -> None:
@@ -16,7 +16,7 @@ def check(file: Path, *, size: int, sha256: str, source: str) -> None:
         file: the archive.
         size: in bytes.
         sha256: in hexadecimal digits.
-        source: where to get it, for the message.
+        source: where to get the archive, for the message.
     """
     found = file.stat().st_size
     if found != size:
@@ -34,15 +34,20 @@ def check(file: Path, *, size: int, sha256: str, source: str) -> None:
 
 
 def missing(folder: Path, names: tuple[str, ...], source: str) -> UserError:
-    """Returns the error for a directory with none of several files or directories."""
+    """Returns the error for a directory that lacks all of several alternative files."""
     return UserError(
         f"{folder} (--config.data.manual_dir) has no {' and no '.join(names)}. Get it from {source}"
-        ", and put it there under this name."
+        " and put it there under this name."
     )
+
+
+def unreadable(file: Path, reason: object, kind: str, source: str) -> UserError:
+    """Returns the error for an archive that cannot be read."""
+    return UserError(f"{file} cannot be read ({reason}): it is {kind}. Get it again from {source}.")
 
 
 def _wrong(file: Path, what: str, source: str) -> UserError:
     return UserError(
-        f"{file} {what}. Get it again from {source}, or use it as it is with verify=False "
+        f"{file} {what}. Get it again from {source}, or accept it as it is with verify=False "
         "(--config.data.verify=false)."
     )

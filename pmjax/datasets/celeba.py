@@ -1,10 +1,10 @@
-"""CelebA (Liu et al. 2015), aligned and cropped, by TFDS or from the official files.
+"""CelebA (Liu et al. 2015), aligned and cropped, from TFDS or the official files.
 
-Of each face of 218 x 178 pixels the centre of 178 x 178 is kept. The splits are the standard ones:
-162770 images to train, 19867 to validate, 19962 to test.
+Each image of 218 x 178 pixels is cropped to the central 178 x 178. The standard splits have
+162770 training, 19867 validation and 19962 test images.
 
-`manual_dir` holds list_eval_partition.txt and either img_align_celeba.zip or the directory
-img_align_celeba that it unpacks to.
+`manual_dir` contains list_eval_partition.txt and either img_align_celeba.zip or the unpacked
+directory img_align_celeba.
 """
 
 import functools
@@ -12,9 +12,9 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from pmjax.datasets.archives import check, missing
+from pmjax.datasets.archives import check, missing, unreadable
 from pmjax.datasets.base import Source
-from pmjax.datasets.records import Files, Zipped
+from pmjax.datasets.records import ImageFiles, ZipMembers
 from pmjax.errors import UserError
 
 STOCK = "celeb_a"  # in TFDS
@@ -22,20 +22,19 @@ PARTITION, IMAGES = "list_eval_partition.txt", "img_align_celeba"
 SPLITS = ("train", "validation", "test")  # 0, 1 and 2 in the list
 ORIGIN = (
     "the Drive folders Img and Eval of https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html "
-    "(when their quota is used up, try again a day later)"
+    "(if their quota is exhausted, try again a day later)"
 )
 
 
 def source(*, manual_dir: Path | None, verify: bool) -> Source:
-    """RGB, 64 x 64 unless another size is asked for, without labels."""
-    settled = Source(version="2.1.0", size=64, stock=STOCK, splits=SPLITS)
+    """RGB 64 x 64 by default, without labels."""
     if manual_dir is None:
-        return settled
+        return Source(version="2.1.0", size=64, stock=STOCK, splits=SPLITS)
     partition, folder = manual_dir / PARTITION, manual_dir / IMAGES
     archive = folder.with_suffix(".zip")
     unpacked = folder.is_dir() and not archive.exists()
-    # The content of verified archives is known, so that their arrays are found again wherever the
-    # files lie, and without them. A directory's time changes with what it lists.
+    # A verified archive has known content: its arrays are found in the cache without the archive,
+    # wherever it was. The modification time of a directory changes with its list of files.
     known = verify and not unpacked
     files = () if known else (partition, folder if unpacked else archive)
     for file in files:
@@ -52,8 +51,9 @@ def source(*, manual_dir: Path | None, verify: bool) -> Source:
 
 
 def read_partition(file: Path) -> dict[str, list[str]]:
-    """Reads which images belong to which split, in the order of the list: lines 'NAME 0|1|2'."""
-    splits, seen = {split: [] for split in SPLITS}, set()
+    """Returns the images of each split in the order of the list, from its lines 'NAME 0|1|2'."""
+    splits: dict[str, list[str]] = {split: [] for split in SPLITS}
+    seen = set()
     for number, line in enumerate(file.read_text(errors="replace").splitlines(), 1):
         match line.split():
             case [name, ("0" | "1" | "2") as which] if name not in seen:
@@ -68,7 +68,7 @@ def read_partition(file: Path) -> dict[str, list[str]]:
                 )
     for split, names in splits.items():
         if not names:
-            raise UserError(f"{file} puts no image into the {split} split.")
+            raise UserError(f"{file} lists no image of the {split} split.")
     return splits
 
 
@@ -80,36 +80,34 @@ def _records(manual_dir: Path, *, verify: bool, unpacked: bool) -> dict[str, Seq
         if not file.exists():
             raise _missing(file, manual_dir)
     if verify:
-        from pmjax.datasets.tfds_builder import registered  # the only import of TFDS
+        from pmjax.datasets.tfds_builder import registered  # takes a second to import
 
         for file in given:
             size, sha256 = registered(STOCK)[file.name]
             check(file, size=size, sha256=sha256, source=ORIGIN)
     splits = read_partition(partition)
     if unpacked:
-        there = {file.name for file in folder.iterdir() if file.suffix == ".jpg"}
-        _same(splits, there, partition, folder)
+        found = {file.name for file in folder.iterdir() if file.suffix == ".jpg"}
+        _check_same(splits, found, partition, folder)
         return {
-            split: Files(folder, [name.encode() for name in names])
+            split: ImageFiles(folder, [name.encode() for name in names])
             for split, names in splits.items()
         }
     members = _members(archive)
-    _same(splits, set(members), partition, archive)
+    _check_same(splits, set(members), partition, archive)
     return {
-        split: Zipped(archive, [members[name] for name in names]) for split, names in splits.items()
+        split: ZipMembers(archive, [members[name] for name in names])
+        for split, names in splits.items()
     }
 
 
 def _members(archive: Path) -> dict[str, zipfile.ZipInfo]:
-    """Returns what an archive holds by the names of the images."""
+    """Returns the images of an archive by name."""
     try:
         with zipfile.ZipFile(archive) as content:
             infos = content.infolist()
     except Exception as e:  # damaged tables raise nearly anything
-        raise UserError(
-            f"{archive} cannot be read ({e}): it is truncated or no zip archive. Get it again from "
-            f"{ORIGIN}."
-        ) from e
+        raise unreadable(archive, e, "truncated or no zip archive", ORIGIN) from e
     return {
         info.filename.rpartition("/")[-1]: info
         for info in infos
@@ -117,12 +115,14 @@ def _members(archive: Path) -> dict[str, zipfile.ZipInfo]:
     }
 
 
-def _same(splits: dict[str, list[str]], there: set[str], partition: Path, place: Path) -> None:
-    """Checks that a list and an archive or directory name the same images."""
+def _check_same(
+    splits: dict[str, list[str]], found: set[str], partition: Path, place: Path
+) -> None:
+    """Checks that the list and the archive or directory contain the same images."""
     listed = {name for names in splits.values() for name in names}
     for lacking, what in (
-        (listed - there, f"{place} lacks {{}} that {partition.name} lists"),
-        (there - listed, f"{partition} does not list {{}} that {place.name} holds"),
+        (listed - found, f"{place} lacks {{}} that {partition.name} lists"),
+        (found - listed, f"{partition} does not list {{}} that {place.name} contains"),
     ):
         if lacking:
             images = f"{len(lacking)} images, such as {min(lacking)},"

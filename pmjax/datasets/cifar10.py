@@ -1,6 +1,6 @@
-"""CIFAR-10 (Krizhevsky 2009): 50000 + 10000 photographs, by TFDS or from the official archive.
+"""CIFAR-10 (Krizhevsky 2009): 50000 + 10000 photographs, from TFDS or the official archive.
 
-`manual_dir` holds cifar-10-python.tar.gz or the directory cifar-10-batches-py that it unpacks to.
+`manual_dir` contains cifar-10-python.tar.gz or the unpacked directory cifar-10-batches-py.
 """
 
 import functools
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pmjax.datasets.archives import check, missing
+from pmjax.datasets.archives import check, missing, unreadable
 from pmjax.datasets.base import Source
-from pmjax.datasets.records import Arrays
+from pmjax.datasets.records import DecodedImages
 from pmjax.errors import UserError
 
 ARCHIVE, FOLDER = "cifar-10-python.tar.gz", "cifar-10-batches-py"
@@ -31,7 +31,7 @@ def source(*, manual_dir: Path | None, verify: bool) -> Source:
         return Source(stock="cifar10", version="3.0.2", size=32)
     archive, folder = manual_dir / ARCHIVE, manual_dir / FOLDER
     unpacked = folder.is_dir() and not archive.exists()
-    known = verify and not unpacked  # then arrays are found again without the archive
+    known = verify and not unpacked  # then the cache is found without the archive
     files = [folder / b for batches in BATCHES.values() for b in batches] if unpacked else [archive]
     for file in () if known else files:
         if not file.exists():
@@ -45,7 +45,7 @@ def source(*, manual_dir: Path | None, verify: bool) -> Source:
     )
 
 
-def _records(files: list[Path], *, verify: bool) -> dict[str, Arrays]:
+def _records(files: list[Path], *, verify: bool) -> dict[str, DecodedImages]:
     if files[0].name == ARCHIVE:
         (archive,) = files
         if not archive.exists():
@@ -54,12 +54,12 @@ def _records(files: list[Path], *, verify: bool) -> dict[str, Arrays]:
             check(archive, size=SIZE, sha256=SHA256, source=ORIGIN)
         batches = _unpack(archive)
     else:
-        batches = {file.name: (file, file.read_bytes()) for file in files}
+        batches = {file.name: (str(file), file.read_bytes()) for file in files}
     splits = {}
     for split, names in BATCHES.items():
-        parts = [read_batch(content, str(place), each=EACH if verify else None)
+        parts = [read_batch(content, place, each=EACH if verify else None)
                  for place, content in (batches[name] for name in names)]  # fmt: skip
-        splits[split] = Arrays(*map(np.concatenate, zip(*parts, strict=True)))
+        splits[split] = DecodedImages(*map(np.concatenate, zip(*parts, strict=True)))
     return splits
 
 
@@ -70,22 +70,20 @@ def _missing(file: Path) -> UserError:
 
 
 def _unpack(archive: Path) -> dict[str, tuple[str, bytes]]:
-    """Returns place and content of the batches in an archive, of which nothing goes to disk."""
+    """Returns the path (for messages) and content of the batches in an archive, read in memory."""
     wanted = {f"{FOLDER}/{name}": name for names in BATCHES.values() for name in names}
     found = {}
     try:
-        # To the end, where gzip checks its checksum: tarfile's own "r|gz" never does.
+        # Reads to the end, where gzip verifies its checksum; tarfile's own "r|gz" does not.
         with gzip.open(archive) as content, tarfile.open(fileobj=content, mode="r|") as tar:
             for member in tar:
-                if member.isfile() and (name := wanted.get(member.name)):
-                    found[name] = (f"{archive}: {name}", tar.extractfile(member).read())
+                file = tar.extractfile(member) if member.isfile() else None
+                if file and (name := wanted.get(member.name)):
+                    found[name] = (f"{archive}: {name}", file.read())
             while content.read(1 << 20):
                 continue
     except Exception as e:  # damaged archives raise nearly anything
-        raise UserError(
-            f"{archive} cannot be read ({e}): it is truncated or damaged. Get it again from "
-            f"{ORIGIN}."
-        ) from e
+        raise unreadable(archive, e, "truncated or damaged", ORIGIN) from e
     if lacking := sorted(set(wanted.values()) - set(found)):
         raise UserError(f"{archive} lacks {FOLDER}/{lacking[0]}. Get it again from {ORIGIN}.")
     return found
@@ -98,8 +96,8 @@ def read_batch(
 
     Args:
         content: of the file.
-        place: what to call it in messages.
-        each: N, if it is known.
+        place: its name in messages.
+        each: N, if known.
 
     Returns:
         Images uint8 [N, 32, 32, 3] and labels int64 [N].
@@ -121,16 +119,16 @@ def read_batch(
 
 
 class _Array:
-    """Stands for a NumPy array in a pickle: what it would be made of."""
+    """Stand-in for a NumPy array in a pickle, built from its state without NumPy's own code."""
 
-    def __init__(self, *args):
-        self._state = None
+    def __init__(self, *args: object):
+        self._state: tuple = ()
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: tuple) -> None:
         self._state = state
 
     def array(self) -> np.ndarray:
-        """Returns the array, if it is of bytes."""
+        """Returns the array if its elements are bytes."""
         _, shape, dtype, fortran, content = self._state
         if dtype.name not in (b"u1", "u1") or fortran:
             raise ValueError(f"an array of type {dtype.name!r}")
@@ -138,17 +136,17 @@ class _Array:
 
 
 class _Type:
-    """Stands for a NumPy type in a pickle."""
+    """Stand-in for a NumPy dtype in a pickle."""
 
-    def __init__(self, name, *args):
+    def __init__(self, name: str | bytes, *args: object):
         self.name = name
 
-    def __setstate__(self, state):
-        """Needs no more than the name: single bytes have no order."""
+    def __setstate__(self, state: tuple) -> None:
+        """Ignores the state: single bytes have no byte order."""
 
 
 class _Unpickler(pickle.Unpickler):
-    """Unpickles plain values and arrays, and calls nothing but the two classes above."""
+    """Unpickles plain values and arrays; the only callables are the two classes above."""
 
     allowed = {
         ("numpy.core.multiarray", "_reconstruct"): _Array,
@@ -156,8 +154,8 @@ class _Unpickler(pickle.Unpickler):
         ("numpy", "dtype"): _Type,
     }
 
-    def find_class(self, module: str, name: str):
-        """Returns what stands for a global name."""
+    def find_class(self, module: str, name: str) -> type:
+        """Returns the stand-in for a global name."""
         if (module, name) not in self.allowed:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return self.allowed[module, name]

@@ -1,9 +1,9 @@
-"""Decodes chunks of a data set; `python -m pmjax.datasets._worker` does so in a process of its own.
+"""Decodes one chunk of a data set; `python -m pmjax.datasets.decode_worker` does it as a process.
 
-Such a process is started afresh, because a fork of a process in which JAX runs may hang, and
-because multiprocessing's 'spawn' would run the user's main module once more. It reads pickles from
-stdin: first the data set, then (split, start, stop) for each chunk; it answers on stdout, and ends
-when stdin does, so that it does not outlive a killed parent.
+The process is a new interpreter, because forking a process that runs JAX may hang and
+multiprocessing's 'spawn' would run the user's main module again. It reads pickles from stdin (the
+data set, then (split, start, stop) for each chunk) and writes its results to stdout. It ends when
+stdin ends, so that it never outlives a killed parent.
 """
 
 import os
@@ -19,22 +19,22 @@ import numpy as np
 from numpy.lib import format as npy
 from PIL import Image
 
-from pmjax.datasets.images import decode
+from pmjax.datasets.image_codec import decode
 
 
 def decode_chunk(records: Sequence[dict], file: Path, size: int, start: int, stop: int) -> dict:
     """Decodes records[start:stop] into their rows of an .npy file uint8 [N, size, size, 3].
 
-    They are written rather than memory-mapped: a full disk is then an error, not a signal.
+    The rows are written, not memory-mapped, so that a full disk is an error and not a signal.
 
     Returns:
-        What is to be known about the chunk: start, stop, labels, whether any image is in colour,
-        those that cannot be read {i: (file, reason)} (their rows are zero), and the rows' CRC-32.
+        A description of the chunk: start, stop, labels, whether any image has colors, the
+        unreadable images {i: (file, reason)} (their rows are zero), and the CRC-32 of the rows.
     """
     images = np.zeros((stop - start, size, size, 3), np.uint8)
-    labels, broken, colour = [], {}, False
+    labels, broken, color = [], {}, False
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the error is enough
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the error suffices
         for i in range(start, stop):
             record = records[i]
             label = record.get("label")
@@ -46,30 +46,33 @@ def decode_chunk(records: Sequence[dict], file: Path, size: int, start: int, sto
                 broken[i] = (os.fsdecode(name), str(e))
                 continue
             images[i - start] = image if image.ndim == 3 else image[..., None]
-            colour = colour or bool(image.ndim == 3 and (image != image[..., :1]).any())
+            color = color or bool(image.ndim == 3 and (image != image[..., :1]).any())
     with file.open("r+b") as rows:
         npy.read_magic(rows)
         npy.read_array_header_1_0(rows)
         rows.seek(start * images[0].nbytes, os.SEEK_CUR)
         rows.write(images)
-    return {"start": start, "stop": stop, "labels": labels, "colour": colour, "broken": broken,
+    return {"start": start, "stop": stop, "labels": labels, "color": color, "broken": broken,
             "crc": zlib.crc32(images)}  # fmt: skip
 
 
 def main() -> None:
-    """Answers until stdin ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this
+    """Decodes the requested chunks until stdin ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends this process
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
+    os.dup2(
+        sys.stderr.fileno(), sys.stdout.fileno()
+    )  # output of libraries must not mix with results
     splits, files, size = pickle.load(sys.stdin.buffer)
     while True:
         try:
             split, start, stop = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
+        answer: dict | Exception
         try:
             answer = decode_chunk(splits[split], files[split], size, start, stop)
-        except Exception as e:  # is raised again by the parent
+        except Exception as e:  # the parent raises it
             answer = e
         pickle.dump(answer, answers)
         answers.flush()

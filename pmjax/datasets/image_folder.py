@@ -1,8 +1,8 @@
-"""A directory of a user's own images, of any size, mode and format.
+"""A directory of the user's own images, of any size, mode and format.
 
-With subdirectories 'train' and 'test' these are the splits; otherwise a tenth of the images, chosen
-by a hash of the seed and the name, is for testing. Where every image lies in one of at least two
-subdirectories (of the splits), these are the classes.
+Subdirectories 'train' and 'test' are the splits. Without them, a tenth of the images, chosen by a
+hash of the seed and the name, is the test split. If every image is in one of at least two
+subdirectories (of the splits), the subdirectories are the classes.
 """
 
 import functools
@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from pmjax.datasets.base import SPLITS, Source
-from pmjax.datasets.records import Files
+from pmjax.datasets.records import ImageFiles
 from pmjax.errors import UserError
 
 EXTENSIONS = (
@@ -22,7 +22,7 @@ TEST_SHARE = 0.1
 
 
 def source(*, path: Path | None, seed: int) -> Source:
-    """RGB images, or greyscale if every single one is grey."""
+    """RGB images, or grayscale if all of them are gray."""
     if path is None:
         raise UserError(
             "Data set 'image_folder' needs the directory of the images: path (--config.data.path)."
@@ -48,17 +48,19 @@ def source(*, path: Path | None, seed: int) -> Source:
 
 
 def images(path: Path) -> list[Path]:
-    """Lists the images below a directory in order, following links but never in circles."""
+    """Returns the images below a directory in order, following links without cycles."""
     files, _ = listed(path)
     if not files:
-        raise UserError(f"No images in {path}. Files with these endings are read: "
+        raise UserError(f"No images in {path}. Supported file name extensions: "
                         f"{' '.join(EXTENSIONS)}.")  # fmt: skip
     return files
 
 
 def listed(path: Path) -> tuple[list[Path], list[Path]]:
-    """Returns the images below a directory, and what else is there, less what is hidden."""
-    files, others, seen = [], [], set()
+    """Returns the images and the other files below a directory, without hidden files."""
+    files: list[Path] = []
+    others: list[Path] = []
+    seen: set[str] = set()
     for folder, subfolders, names in os.walk(path, followlinks=True, onerror=_unreadable):
         real = os.path.realpath(folder)
         subfolders[:] = [] if real in seen else [s for s in subfolders if not s.startswith(".")]
@@ -76,9 +78,9 @@ def _unreadable(error: OSError) -> None:
 
 
 def _split(path: Path, files: list[Path], seed: int) -> dict[str, list[Path]]:
-    """Puts the images with the smallest hashes aside for testing, so that additions move few."""
+    """Assigns the images with the smallest hashes to testing: adding images moves few others."""
     if len(files) < len(SPLITS):
-        raise UserError(f"{path} holds a single image: training and testing need one each.")
+        raise UserError(f"{path} contains a single image: training and testing need one each.")
 
     def rank(file: Path) -> bytes:
         name = os.fsencode(file.relative_to(path))
@@ -89,18 +91,23 @@ def _split(path: Path, files: list[Path], seed: int) -> dict[str, list[Path]]:
 
 
 def _labels(splits: dict[str, list[Path]]) -> dict[str, list[int]] | None:
-    """Numbers the top directories of relative paths, if they are classes."""
-    tops = {file.parts[0] if len(file.parts) > 1 else None for f in splits.values() for file in f}
-    if None in tops or len(tops) < 2:
+    """Numbers the top-level directories of relative paths if they are classes."""
+    files = [file for split in splits.values() for file in split]
+    tops = {file.parts[0] for file in files}
+    if any(len(file.parts) == 1 for file in files) or len(tops) < 2:
         return None
     number = {name: i for i, name in enumerate(sorted(tops))}
     return {split: [number[f.parts[0]] for f in files] for split, files in splits.items()}
 
 
-def _records(path: Path, splits, labels) -> dict[str, Files]:
+def _records(
+    path: Path, splits: dict[str, list[Path]], labels: dict[str, list[int]] | None
+) -> dict[str, ImageFiles]:
     return {
-        split: Files(
-            path, [os.fsencode(f.relative_to(path)) for f in files], labels and labels[split]
+        split: ImageFiles(
+            path,
+            [os.fsencode(f.relative_to(path)) for f in files],
+            labels[split] if labels else None,
         )
         for split, files in splits.items()
     }

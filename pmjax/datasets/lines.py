@@ -1,4 +1,4 @@
-"""Lines from the centre at a random angle, 32 x 32: the task of ACAI (Berthelot et al., 2019)."""
+"""Lines from the center at a random angle, 32 x 32: ACAI's task (Berthelot et al. 2019)."""
 
 import functools
 from collections.abc import Iterator
@@ -6,15 +6,15 @@ from collections.abc import Iterator
 import numpy as np
 
 from pmjax.datasets.base import Source
-from pmjax.datasets.images import png
+from pmjax.datasets.image_codec import png
 
 NUM_TRAIN, NUM_TEST = 5000, 1000
 SIZE, LENGTH, WIDTH = 32, 16, 2  # pixels: the lines end at the border
-TRAIN, TEST = range(2)  # streams of random numbers that never meet
+TRAIN, TEST = range(2)  # independent streams of random numbers
 
 
 def source(*, seed: int) -> Source:
-    """White on black, labelled with the angle; both splits newly drawn."""
+    """White on black, labeled with the angle; the two splits are independent draws."""
     return Source(
         version="1.0.0", size=SIZE, records=functools.partial(_records, seed), identity=(seed,)
     )
@@ -23,10 +23,10 @@ def source(*, seed: int) -> Source:
 def render(angles: np.ndarray) -> np.ndarray:
     """Draws antialiased lines.
 
-    A pixel is as white as a square of side 1 along the line, at the pixel's centre, is covered.
+    The value of a pixel is the covered share of a unit square at its center, aligned with the line.
 
     Args:
-        angles: [N] in radians, from 0 to the right, anticlockwise.
+        angles: [N] in radians, counterclockwise from the right.
 
     Returns:
         uint8 [N, 32, 32].

@@ -1,4 +1,4 @@
-"""MNIST: 60000 + 10000 handwritten digits (LeCun et al. 1998), by TFDS or from the IDX files."""
+"""MNIST: 60000 + 10000 handwritten digits (LeCun et al. 1998), from TFDS or the IDX files."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from pmjax.datasets.base import Source
 
 
 def source(*, manual_dir: Path | None) -> Source:
-    """Greyscale 28 x 28 in 10 classes."""
+    """Grayscale 28 x 28 in 10 classes."""
     if manual_dir:
-        return idx_files.source(manual_dir)
+        return idx_files.from_directory(manual_dir)
     return Source(stock="mnist", version="3.0.1", size=28)

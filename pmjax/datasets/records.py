@@ -1,4 +1,4 @@
-"""Records of images that processes can take from: they are pickled as places, not as contents."""
+"""Sequences of image records that pickle as paths and offsets, so that processes can share them."""
 
 import os
 import zipfile
@@ -11,21 +11,21 @@ import numpy as np
 from pmjax.errors import UserError
 
 
-class Arrays(Sequence):
-    """Images that are decoded already."""
+class DecodedImages(Sequence):
+    """Images that are arrays already."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray):
-        """Takes uint8 [N, H, W] or [N, H, W, 3], and integers [N]."""
+        """Stores uint8 [N, H, W] or [N, H, W, 3] and integers [N]."""
         self._images, self._labels = images, labels
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, i: int) -> dict:
+    def __getitem__(self, i: int) -> dict:  # type: ignore[override]
         return {"image": self._images[i], "label": int(self._labels[i])}
 
 
-class Files(Sequence):
+class ImageFiles(Sequence):
     """Image files below a directory."""
 
     def __init__(self, folder: Path, names: Sequence[bytes], labels: Sequence[int] | None = None):
@@ -34,67 +34,58 @@ class Files(Sequence):
     def __len__(self) -> int:
         return len(self._names)
 
-    def __getitem__(self, i: int) -> dict:
+    def __getitem__(self, i: int) -> dict:  # type: ignore[override]
         try:
-            place = self._folder / os.fsdecode(self._names[i])
-            image = place.read_bytes() if place.is_file() else b""  # a pipe would never end
+            file = self._folder / os.fsdecode(self._names[i])
+            image = file.read_bytes() if file.is_file() else b""  # a pipe would never end
         except OSError:
-            image = b""  # reported with the other broken files
+            image = b""  # reported with the other unreadable files
         record = {"image": image, "file": self._names[i]}
         return record if self._labels is None else {**record, "label": self._labels[i]}
 
 
-# Bytes that one image file of an archive can unpack to; one of more reads as damaged.
-_LARGEST = 1 << 30
+MAX_BYTES = 1 << 30  # per image of an archive, decompressed; a larger one counts as damaged
 
 
-class Zipped(Sequence):
-    """Images in a zip archive, read at their places: its table of contents takes seconds to read.
+class ZipMembers(Sequence):
+    """Images in a zip archive, read at their offsets: reading its directory takes seconds.
 
-    A damaged image reads as empty bytes, which are reported with the other broken files.
+    A damaged image reads as empty bytes, which are reported with the other unreadable files.
     """
 
     def __init__(self, file: Path, infos: Sequence[zipfile.ZipInfo]):
-        """Takes an archive and what its table says of the images."""
+        """Stores the offsets of the images, from the entries of the archive's directory."""
         for info in infos:
             stored = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
             if not stored or info.flag_bits & 1:
                 raise UserError(
-                    f"{file}: {info.filename} is encrypted or of an unusual compression. Pack the "
-                    "archive again with zip's defaults."
+                    f"{file}: {info.filename} is encrypted or of an unusual compression. Create "
+                    "the archive again with zip's defaults."
                 )
         self._file = file
         self._names = [os.fsencode(info.filename) for info in infos]
-        self._places = np.array(
-            [
-                (
-                    i.header_offset,
-                    i.compress_size,
-                    min(i.file_size, _LARGEST),
-                    i.compress_type,
-                    i.CRC,
-                )
-                for i in infos
-            ],
-            np.int64,
-        ).reshape(-1, 5)
+        entries = [
+            (i.header_offset, i.compress_size, min(i.file_size, MAX_BYTES), i.compress_type, i.CRC)
+            for i in infos
+        ]
+        self._entries = np.array(entries, np.int64).reshape(-1, 5)
 
     def __len__(self) -> int:
         return len(self._names)
 
-    def __getitem__(self, i: int) -> dict:
-        start, length, unpacked, kind, crc = self._places[i].tolist()
-        if start < 0:  # in a damaged table
+    def __getitem__(self, i: int) -> dict:  # type: ignore[override]
+        start, length, size, compression, crc = self._entries[i].tolist()
+        if start < 0:  # the directory is damaged
             return {"image": b"", "file": self._names[i]}
         with self._file.open("rb") as file:
             file.seek(start)
             header = file.read(30)
-            name, extra = header[26:28], header[28:30]  # their lengths; the table may have others
+            name, extra = header[26:28], header[28:30]  # lengths; the directory may state others
             file.seek(sum(int.from_bytes(n, "little") for n in (name, extra)), os.SEEK_CUR)
             image = file.read(length)
         try:
-            if kind == zipfile.ZIP_DEFLATED:  # no farther than the table says
-                image = zlib.decompressobj(-15).decompress(image, max(1, unpacked))
+            if compression == zipfile.ZIP_DEFLATED:  # no more than the directory states
+                image = zlib.decompressobj(-15).decompress(image, max(1, size))
         except zlib.error:
             image = b""
         return {"image": image if zlib.crc32(image) == crc else b"", "file": self._names[i]}

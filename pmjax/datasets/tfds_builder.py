@@ -1,4 +1,4 @@
-"""The only import of TensorFlow Datasets: a `Source` becomes a TFDS builder and is read back."""
+"""Stores and reads data sets with TensorFlow Datasets, without TensorFlow."""
 
 import contextlib
 import functools
@@ -9,6 +9,7 @@ import struct
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -18,16 +19,16 @@ from pmjax.errors import UserError
 from pmjax.reporting.progress import progress
 
 
-class Generated(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A builder over the records of a `Source`, which needs no TensorFlow.
+class Generated(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """A TFDS builder over the records of a `Source`, which does not need TensorFlow.
 
-    The metadata that TFDS wants as files beside a builder are given to `DatasetInfo` directly, so
-    that a data set stays one file. The records are written in their order by TFDS's
-    `SequentialWriter`: its default writer needs TensorFlow beyond 1 GB.
+    Its metadata are passed to `DatasetInfo` instead of files beside the builder, so that a data set
+    is one file. TFDS's `SequentialWriter` writes the records in order: the default writer needs
+    TensorFlow beyond 1 GB.
     """
 
     def __init__(self, *, name: str, version: str, splits: Mapping[str, Iterable], data_dir: Path):
-        """Takes the features from the first training record."""
+        """Infers the features from the first training record."""
         self.name = name
         self.VERSION = tfds.core.Version(version)
         train = iter(splits["train"])
@@ -44,19 +45,19 @@ class Generated(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             disable_shuffling=True,
         )
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(self, dl_manager: object) -> dict[str, Iterator[dict]]:
         del dl_manager  # nothing is downloaded
         return {split: self._generate_examples(rows) for split, rows in self._splits.items()}
 
-    def _generate_examples(self, records: Iterable[dict]):
+    def _generate_examples(self, records: Iterable[dict]) -> Iterator[dict]:
         with progress(f"{self.name}: reading", unit="") as bar:
             for record in records:
                 yield record
                 bar.update()
 
-    def _download_and_prepare(self, dl_manager, download_config):
+    def _download_and_prepare(self, dl_manager: object, download_config: object) -> None:
         del download_config
-        info = self._info()  # knows the temporary directory, which the caller renames
+        info = self._info()  # of the temporary directory, which the caller renames
         writer = tfds.core.SequentialWriter(
             info, max_examples_per_shard=1 << 14, file_format="array_record"
         )
@@ -67,8 +68,8 @@ class Generated(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self.info.set_splits(info.splits)
 
 
-def _feature(key: str, value):
-    """Returns the TFDS feature of an entry of a record."""
+def _feature(key: str, value: Any) -> tfds.features.FeatureConnector:
+    """Returns the TFDS feature of a field of a record."""
     if key == "image":
         return tfds.features.Image(shape=(None, None, None))
     if key == "point":
@@ -81,13 +82,13 @@ def _feature(key: str, value):
 def prepare(
     name: str, source: Source, splits: Mapping[str, Iterable[dict]] | None, data_dir: Path
 ) -> dict[str, Sequence[dict]]:
-    """Prepares a data set with TFDS and returns its splits, images still encoded.
+    """Prepares a data set with TFDS and returns its splits, with encoded images.
 
     Args:
         name: of the data set.
-        source: what it is made of.
-        splits: the records of each split, or None for a stock set.
-        data_dir: for the files of TFDS; a stock set lies in TFDS's own directory instead.
+        source: its definition.
+        splits: the records of each split, or None for a stock data set.
+        data_dir: for the files of TFDS; stock data sets are in TFDS's own directory instead.
     """
     if splits is None:
         builder = _stock(name, source)
@@ -106,18 +107,18 @@ def prepare(
 
 
 def registered(stock: str) -> dict[str, tuple[int, str]]:
-    """Returns the size in bytes and the sha256 of each official file of a stock set, by name."""
+    """Returns {name: (bytes, sha256)} of the official files of a stock data set."""
     infos = tfds.builder_cls(stock).url_infos.values()
     return {info.filename: (int(info.size), info.checksum) for info in infos}
 
 
 def stock_dir() -> Path:
-    """Returns the directory in which TFDS keeps its own sets."""
+    """Returns the directory of TFDS's own data sets."""
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def _stock(name: str, source: Source) -> tfds.core.DatasetBuilder:
-    """Returns the prepared builder of a set that TFDS has."""
+    """Returns the prepared builder of a stock data set."""
     builder = tfds.builder(f"{source.stock}:{source.version}", data_dir=stock_dir())
     if (Path(builder.data_dir) / "dataset_info.json").exists():
         return builder
@@ -133,7 +134,7 @@ def _stock(name: str, source: Source) -> tfds.core.DatasetBuilder:
                 file_format="array_record",
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False),
             )
-    except Exception as e:  # of the network, of checksums, of TensorFlow
+    except Exception as e:  # from the network, checksums or TensorFlow
         raise UserError(
             f"TFDS could not prepare data set '{name}' in {stock_dir()}: {e}. If you have its "
             "files, set manual_dir (--config.data.manual_dir) to their directory."
@@ -142,7 +143,7 @@ def _stock(name: str, source: Source) -> tfds.core.DatasetBuilder:
 
 
 class _Prepared(Sequence):
-    """The records of a prepared split, in whichever format; pickled, it is only a path."""
+    """The records of a prepared split in any supported format; it pickles as a path."""
 
     def __init__(self, data_dir: str, split: str):
         self._data_dir, self._split = data_dir, split
@@ -156,10 +157,10 @@ class _Prepared(Sequence):
 
     @functools.cached_property
     def _features(self) -> tfds.features.FeaturesDict:
-        """What is used of each record: CelebA's have fifty entries more."""
-        all_of_them = self._builder.info.features
-        used = [key for key in ("image", "point", "label", "file") if key in all_of_them]
-        return tfds.features.FeaturesDict({key: all_of_them[key] for key in used})
+        """The fields in use: CelebA's records have fifty more."""
+        features = self._builder.info.features
+        used = [key for key in ("image", "point", "label", "file") if key in features]
+        return tfds.features.FeaturesDict({key: features[key] for key in used})
 
     @functools.cached_property
     def _raw(self) -> Sequence[bytes]:
@@ -171,26 +172,26 @@ class _Prepared(Sequence):
         if "tfrecord" in formats:
             return _TFRecords([Path(p) for p in info.splits[self._split].filepaths])
         raise UserError(
-            f"{self._data_dir} was prepared as {', '.join(sorted(formats))}; array_record and "
-            "tfrecord are read. Delete it and prepare it again."
+            f"{self._data_dir} was prepared as {', '.join(sorted(formats))}; only array_record and "
+            "tfrecord are supported. Delete it and prepare it again."
         )
 
     def __len__(self) -> int:
         return len(self._raw)
 
-    def __getitem__(self, i: int) -> dict:
+    def __getitem__(self, i: int) -> dict:  # type: ignore[override]
         images = {"image": tfds.decode.SkipDecoding()} if "image" in self._features else None
         return self._features.deserialize_example_np(self._raw[i], decoders=images)
 
 
 class _TFRecords(Sequence):
-    """The records of TFRecord files, TFDS's default format, without TensorFlow.
+    """Reads TFRecord files, TFDS's default format, without TensorFlow.
 
-    Each is its length as uint64, a checksum of that, the bytes, and a checksum of those.
+    A record is its length as uint64, a checksum of the length, the bytes and a checksum of them.
     """
 
     def __init__(self, files: Sequence[Path]):
-        self._places = [place for file in files for place in self._scan(file)]
+        self._spans = [span for file in files for span in self._scan(file)]
 
     @staticmethod
     def _scan(path: Path) -> Iterator[tuple[Path, int, int]]:
@@ -206,10 +207,10 @@ class _TFRecords(Sequence):
                 start = file.seek(next_start)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._spans)
 
-    def __getitem__(self, i: int) -> bytes:
-        path, start, length = self._places[i]
+    def __getitem__(self, i: int) -> bytes:  # type: ignore[override]
+        path, start, length = self._spans[i]
         with path.open("rb") as file:
             file.seek(start)
             return file.read(length)

@@ -16,8 +16,8 @@ from PIL import Image
 
 from pmjax.datasets.base import Dataset
 from pmjax.datasets.cache import fingerprint
+from pmjax.datasets.image_codec import to_eight_bit
 from pmjax.datasets.image_folder import EXTENSIONS, listed
-from pmjax.datasets.images import _eight_bit
 from pmjax.errors import UserError
 from pmjax.evals.context import derived_seed
 from pmjax.evals.features import statistics
@@ -350,6 +350,6 @@ def _decode(file: Path) -> np.ndarray | str:
     """Returns the pixels, or what is wrong."""
     try:
         with Image.open(file) as image:
-            return np.asarray(_eight_bit(image))
+            return np.asarray(to_eight_bit(image))
     except Exception as error:
         return str(error) or type(error).__name__

@@ -25,8 +25,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pmjax import config, plugins
-from pmjax.datasets import base as datasets
-from pmjax.datasets import celeba, cifar10, digits, idx_files, images, records
+from pmjax.datasets import celeba, cifar10, digits, idx_files, image_codec, loader, records
 from pmjax.errors import UserError
 
 CASES = int(os.environ.get("PMJAX_FUZZ", "150"))
@@ -240,7 +239,7 @@ def files(draw):
 @given(files())
 def test_an_image_of_any_mode_is_what_was_drawn(file):
     data, expected, rounding = file
-    result = images.decode(data, 8)
+    result = image_codec.decode(data, 8)
     assert result.shape[:2] == (8, 8)
     assert np.abs(result.astype(int) - expected).max() <= rounding
 
@@ -250,7 +249,7 @@ PHOTO = Image.fromarray(np.random.default_rng(0).integers(40, 216, (48, 48, 3), 
 KINDS = {"JPEG": {"quality": 95}, "PNG": {}, "GIF": {}, "BMP": {}, "TIFF": {}, "PPM": {},
          "WEBP": {"lossless": True}, "TGA": {}}  # fmt: skip
 WHOLE = {kind: encoded(PHOTO, kind, **options) for kind, options in KINDS.items()}
-WANTED = {kind: images.decode(data, 48).astype(int) for kind, data in WHOLE.items()}
+WANTED = {kind: image_codec.decode(data, 48).astype(int) for kind, data in WHOLE.items()}
 
 
 @fuzz
@@ -258,7 +257,7 @@ WANTED = {kind: images.decode(data, 48).astype(int) for kind, data in WHOLE.item
 def test_a_truncated_image_is_refused_or_whole(kind, share):
     whole = WHOLE[kind]
     try:
-        result = images.decode(whole[: int(share * len(whole))], 48)
+        result = image_codec.decode(whole[: int(share * len(whole))], 48)
     except ValueError:
         return
     np.testing.assert_array_equal(result, WANTED[kind])
@@ -275,14 +274,14 @@ def test_a_damaged_image_raises_nothing_but_a_reason(kind, changes):
         data[int(place * len(data))] = value
     with contextlib.suppress(ValueError), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert images.decode(bytes(data), 16).shape[:2] == (16, 16)
+        assert image_codec.decode(bytes(data), 16).shape[:2] == (16, 16)
 
 
 @fuzz
 @given(st.binary(max_size=200))
 def test_a_renamed_file_of_anything_raises_nothing_but_a_reason(data):
     with contextlib.suppress(ValueError):
-        assert images.decode(data, 4).dtype == np.uint8
+        assert image_codec.decode(data, 4).dtype == np.uint8
 
 
 def test_a_small_file_that_unpacks_to_much_is_refused():
@@ -290,7 +289,7 @@ def test_a_small_file_that_unpacks_to_much_is_refused():
     bomb[16:24] = struct.pack(">II", 30000, 30000)
     bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
     with pytest.raises(ValueError, match="million pixels"):
-        images.decode(bytes(bomb), 8)
+        image_codec.decode(bytes(bomb), 8)
 
 
 # Folders.
@@ -326,11 +325,11 @@ def folder(tmp_path, monkeypatch):
 
 def load(folder, split, **options):
     """Loads a split at 6 x 6."""
-    return datasets.load("image_folder", split, path=folder, size=6, **options)
+    return loader.load("image_folder", split, path=folder, size=6, **options)
 
 
 def test_odd_names_loops_and_directories_give_every_image_once(folder):
-    splits = [load(folder, split) for split in datasets.SPLITS]
+    splits = [load(folder, split) for split in loader.SPLITS]
     assert sum(len(s.data) for s in splits) == 6
     assert all((s.data == 200).all() for s in splits)
 
@@ -346,7 +345,7 @@ def test_what_is_no_image_is_named(folder):
 
 def test_what_is_no_image_is_skipped_and_counted_on_demand(folder):
     broken_things(folder)
-    splits = [load(folder, split, skip_broken=True) for split in datasets.SPLITS]
+    splits = [load(folder, split, skip_broken=True) for split in loader.SPLITS]
     assert sum(len(s.data) for s in splits) == 6
     assert sum(len(s.skipped) for s in splits) == 8
     assert all((s.data == 200).all() for s in splits)
@@ -379,8 +378,7 @@ def test_a_folder_of_anything_gives_all_its_images_and_says_what_is_none(files):
         options = {"path": place, "size": 6, "cache_dir": place + "/.cache"}
         try:
             splits = [
-                datasets.load("image_folder", s, skip_broken=True, **options)
-                for s in datasets.SPLITS
+                loader.load("image_folder", s, skip_broken=True, **options) for s in loader.SPLITS
             ]
         except UserError as error:  # a split without an image
             assert len(good) < len(files)
@@ -390,7 +388,7 @@ def test_a_folder_of_anything_gives_all_its_images_and_says_what_is_none(files):
         assert sum(len(split.skipped) for split in splits) == len(files) - len(good)
         if len(good) < len(files):
             with pytest.raises(UserError, match="image"):
-                datasets.load("image_folder", "train", **options)
+                loader.load("image_folder", "train", **options)
 
 
 # Archives.
@@ -425,7 +423,7 @@ def zipped(names):
 def read_zip(file):
     """Reads what CelebA reads of an archive."""
     members = celeba._members(file)
-    return [record["image"] for record in records.Zipped(file, list(members.values()))]
+    return [record["image"] for record in records.ZipMembers(file, list(members.values()))]
 
 
 IMAGES = np.arange(3 * 28 * 28, dtype=np.uint8).reshape(3, 28, 28)
@@ -502,5 +500,5 @@ def test_a_small_image_of_a_zip_is_unpacked_no_farther_than_its_table_says(tmp_p
     for info in members.values():
         info.file_size = 100
     with little_memory():
-        (record,) = records.Zipped(file, list(members.values()))
+        (record,) = records.ZipMembers(file, list(members.values()))
     assert record["image"] == b""

@@ -17,8 +17,7 @@ import pytest
 
 import pmjax
 from pmjax import config
-from pmjax.datasets import base as datasets
-from pmjax.datasets import celeba, cifar10, records
+from pmjax.datasets import celeba, cifar10, loader, records
 from pmjax.errors import UserError
 from pmjax.evals.features import inception_weights, torch_file
 from pmjax.storage import metrics_file, workdir
@@ -114,7 +113,7 @@ def test_archives_write_nothing_wherever_their_names_lead(tmp_path):
     with pytest.raises(UserError, match="lacks"):  # a link is no batch
         cifar10._unpack(folder / cifar10.ARCHIVE)
     members = celeba._members(folder / "celeba.zip")
-    assert {r["image"] for r in records.Zipped(folder / "celeba.zip", [*members.values()])} == {
+    assert {r["image"] for r in records.ZipMembers(folder / "celeba.zip", [*members.values()])} == {
         b"x"
     }
     assert everything_below(tmp_path) == before
@@ -194,7 +193,7 @@ def test_the_revision_of_an_installed_copy_is_what_pip_took(tmp_path, monkeypatc
 def test_metrics_say_what_made_them(small_run):
     made = json.loads((small_run / "metrics.json").read_text())
     settings = config.read(small_run / "config.json")
-    data = {s: datasets.load("digits", s).fingerprint for s in ("train", "test")}
+    data = {s: loader.load("digits", s).fingerprint for s in ("train", "test")}
     assert (made["seed"], made["devices"], made["data"]) == (0, ["cpu"], data)
     assert made["config"] == workdir.digest(settings)
     assert made["config"] != workdir.digest(config.load(DIGITS))

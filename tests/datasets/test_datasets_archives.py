@@ -14,8 +14,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from pmjax.datasets import base as datasets
-from pmjax.datasets import celeba, cifar10, tfds_builder
+from pmjax.datasets import celeba, cifar10, loader, tfds_builder
 from pmjax.errors import UserError
 
 NUMBERS = (6, 3, 4)  # of images in each split of the small CelebA
@@ -71,7 +70,7 @@ def faces(tmp_path):
 
 def load(folder, split="train", **kwargs):
     """Loads a split of the small CelebA, whose sums are not the registered ones."""
-    return datasets.load("celeba", split, manual_dir=folder, **{"verify": False, **kwargs})
+    return loader.load("celeba", split, manual_dir=folder, **{"verify": False, **kwargs})
 
 
 def register(monkeypatch, folder):
@@ -232,7 +231,7 @@ def test_a_wrong_line_of_the_list_is_shown(faces, line):
 
 def test_a_split_without_images_is_told(faces):
     (faces / PARTITION).write_bytes(partition((9, 0, 4)))
-    with pytest.raises(UserError, match="puts no image into the validation split"):
+    with pytest.raises(UserError, match="lists no image of the validation split"):
         load(faces)
 
 
@@ -279,11 +278,11 @@ def test_a_prepared_copy_of_tfds_is_read_without_its_other_features(faces, tmp_p
         split: [{"image": photograph(i), **rest} for i in range(start, start + number)]
         for split, start, number in zip(celeba.SPLITS, starts, NUMBERS, strict=False)
     }
-    version = datasets._source("celeba", path=None, manual_dir=None, seed=0).version
+    version = loader._source("celeba", path=None, manual_dir=None, seed=0).version
     builder = Stock(name="celeb_a", version=version, splits=splits, data_dir=tmp_path / "tfds")
     builder.download_and_prepare(file_format="array_record")
     for split in celeba.SPLITS:
-        prepared = datasets.load("celeba", split)
+        prepared = loader.load("celeba", split)
         assert prepared.fingerprint == load(faces, split).fingerprint
 
 
@@ -354,7 +353,7 @@ def cifar(tmp_path):
 
 def load_cifar(folder, split="train", **kwargs):
     """Loads a split of the small CIFAR-10."""
-    return datasets.load("cifar10", split, manual_dir=folder, **{"verify": False, **kwargs})
+    return loader.load("cifar10", split, manual_dir=folder, **{"verify": False, **kwargs})
 
 
 def test_the_pickles_of_these_tests_are_what_numpy_reads():

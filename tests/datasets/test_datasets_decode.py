@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pmjax.datasets import base as datasets
-from pmjax.datasets import cache, decode, decode_worker
+from pmjax.datasets import cache, decode_pool, decode_worker, loader
 from pmjax.errors import UserError
 from pmjax.storage import lock
 
@@ -26,7 +25,7 @@ NUMBER = 60  # of images: 54 to train and 6 to test, in chunks of four
 def places(tmp_path, monkeypatch):
     """Keeps the cache of the user out of it, and chunks small."""
     monkeypatch.setenv("PMJAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(decode, "CHUNK", 4)
+    monkeypatch.setattr(decode_pool, "CHUNK", 4)
 
 
 @pytest.fixture
@@ -42,22 +41,22 @@ def folder(tmp_path):
 
 def load(folder, split="train", **kwargs):
     """Loads the images of a directory."""
-    return datasets.load("image_folder", split, path=folder, **{"size": 16, **kwargs})
+    return loader.load("image_folder", split, path=folder, **{"size": 16, **kwargs})
 
 
 @pytest.fixture
 def processes(monkeypatch):
     """Has two processes decode, whatever the machine and the time; returns those started."""
-    monkeypatch.setattr(decode, "cores", lambda: 2)
-    monkeypatch.setattr(decode, "WORTHWHILE", -1.0)
+    monkeypatch.setattr(decode_pool, "cores", lambda: 2)
+    monkeypatch.setattr(decode_pool, "WORTHWHILE", -1.0)
     started = []
-    original = decode._Process.__init__
+    original = decode_pool._Process.__init__
 
     def start(self, job):
         original(self, job)
         started.append(self)
 
-    monkeypatch.setattr(decode._Process, "__init__", start)
+    monkeypatch.setattr(decode_pool._Process, "__init__", start)
     return started
 
 
@@ -83,9 +82,9 @@ ALL = [("train", start) for start in range(0, 54, 4)] + [("test", 0), ("test", 4
 
 def test_processes_give_the_bytes_that_one_process_gives(folder, tmp_path, processes, monkeypatch):
     (folder / "a" / "broken.png").write_bytes(b"no image")
-    many = [load(folder, split, skip_broken=True) for split in datasets.SPLITS]
+    many = [load(folder, split, skip_broken=True) for split in loader.SPLITS]
     assert len(processes) == 2 and all(p._process.poll() is not None for p in processes)
-    monkeypatch.setattr(decode, "cores", lambda: 1)
+    monkeypatch.setattr(decode_pool, "cores", lambda: 1)
     for part in many:
         split = "train" if len(part.data) > 20 else "test"
         alone = load(folder, split, skip_broken=True, cache_dir=tmp_path / "alone")
@@ -94,13 +93,13 @@ def test_processes_give_the_bytes_that_one_process_gives(folder, tmp_path, proce
 
 
 def test_little_work_starts_no_process(folder, processes, monkeypatch):
-    monkeypatch.setattr(decode, "WORTHWHILE", 1e9)
+    monkeypatch.setattr(decode_pool, "WORTHWHILE", 1e9)
     load(folder)
     assert not processes
 
 
 def test_a_process_that_decodes_loads_neither_jax_nor_tensorflow():
-    script = "import sys, pmjax.datasets._worker; print(*sys.modules, sep='\\n')"
+    script = "import sys, pmjax.datasets.decode_worker; print(*sys.modules, sep='\\n')"
     loaded = subprocess.check_output([sys.executable, "-c", script], text=True).split()
     assert not {"jax", "tensorflow", "tensorflow_datasets", "grain"} & set(loaded)
 
@@ -108,7 +107,7 @@ def test_a_process_that_decodes_loads_neither_jax_nor_tensorflow():
 def test_a_process_that_dies_is_told_and_the_next_start_goes_on(
     folder, processes, chunks, monkeypatch
 ):
-    original = decode._Process.ask
+    original = decode_pool._Process.ask
 
     def ask(self, task):
         if task == ("train", 24, 28):
@@ -116,10 +115,10 @@ def test_a_process_that_dies_is_told_and_the_next_start_goes_on(
         return original(self, task)
 
     with monkeypatch.context() as patch:
-        patch.setattr(decode._Process, "ask", ask)
+        patch.setattr(decode_pool._Process, "ask", ask)
         with pytest.raises(UserError, match="status -9.*memory.*24 to 28 of the train split.*on"):
             load(folder)
-    monkeypatch.setattr(decode, "cores", lambda: 1)
+    monkeypatch.setattr(decode_pool, "cores", lambda: 1)
     chunks.clear()
     assert len(load(folder).data) == 54
     assert ("train", 24) in chunks and ("train", 0) not in chunks
@@ -127,9 +126,9 @@ def test_a_process_that_dies_is_told_and_the_next_start_goes_on(
 
 def test_an_error_in_a_process_reaches_the_caller(folder, processes, monkeypatch):
     tasks = [("train", 0, 4), ("train", 4, 8)]
-    splits = datasets._source("image_folder", path=folder, manual_dir=None, seed=0).records()
+    splits = loader._source("image_folder", path=folder, manual_dir=None, seed=0).records()
     with pytest.raises(FileNotFoundError):
-        list(decode._in_processes(tasks, (splits, {"train": folder / "gone.npy"}, 16), 2))
+        list(decode_pool._in_processes(tasks, (splits, {"train": folder / "gone.npy"}, 16), 2))
     assert all(p._process.poll() is not None for p in processes)
 
 
@@ -163,16 +162,16 @@ def test_an_interrupted_preparation_goes_on_where_it_stopped(
 
 SCRIPT = """
 import os, sys, time
-from pmjax import datasets
-from pmjax.datasets import _decode
+from pmjax.datasets import loader
+from pmjax.datasets import decode_pool
 
-_decode.CHUNK, _decode.WORTHWHILE, _decode.cores = 4, -1.0, lambda: 2
-original = _decode._Process.__init__
+decode_pool.CHUNK, decode_pool.WORTHWHILE, decode_pool.cores = 4, -1.0, lambda: 2
+original = decode_pool._Process.__init__
 def start(self, job):
     original(self, job)
     print(self._process.pid, flush=True)
-_decode._Process.__init__ = start
-inner = _decode._decode
+decode_pool._Process.__init__ = start
+inner = decode_pool._decode
 def wait():
     time.sleep({delay})
     while {until!r} and not os.path.exists({until!r}):
@@ -181,8 +180,8 @@ def slow(*args):
     for chunk in inner(*args):
         wait()
         yield chunk
-_decode._decode = slow
-print(datasets.load("image_folder", "train", path={folder!r}, size=16).fingerprint)
+decode_pool._decode = slow
+print(loader.load("image_folder", "train", path={folder!r}, size=16).fingerprint)
 """
 
 
@@ -239,7 +238,7 @@ def test_a_preparation_killed_in_the_middle_goes_on_and_ends_with_the_same_bytes
 @pytest.mark.parametrize("harm", ["rows", "line", "shape"])
 def test_what_a_kill_left_half_written_is_made_again(folder, tmp_path, chunks, monkeypatch, harm):
     with monkeypatch.context() as patch:
-        patch.setattr(decode, "_gather", None)
+        patch.setattr(decode_pool, "_gather", None)
         with pytest.raises(TypeError):
             load(folder)
     (work,) = tmp_path.glob("cache/image_folder/.*.work")
@@ -359,7 +358,7 @@ def test_too_little_disk_is_told_with_numbers_before_anything_is_decoded(
     folder, tmp_path, chunks, monkeypatch
 ):
     Usage = namedtuple("Usage", "free")
-    monkeypatch.setattr(decode.shutil, "disk_usage", lambda path: Usage(11_000_000))
+    monkeypatch.setattr(decode_pool.shutil, "disk_usage", lambda path: Usage(11_000_000))
     with pytest.raises(UserError) as e:
         load(folder, size=256)  # 60 * 256 * 256 * 3 = 11.8 million bytes
     for text in ("needs 0.012 GB", "0.011 GB are free", "--config.data.cache_dir", "PMJAX_CACHE"):
@@ -371,7 +370,7 @@ def test_a_disk_that_fills_up_meanwhile_is_told(folder, tmp_path, processes, mon
     def ask(self, task):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(decode._Process, "ask", ask)
+    monkeypatch.setattr(decode_pool._Process, "ask", ask)
     with pytest.raises(UserError, match="No space left for data set 'image_folder'"):
         load(folder)
     assert not list(tmp_path.glob("cache/image_folder/.*.work"))

@@ -7,9 +7,8 @@ import pytest
 from PIL import Image
 from tqdm import tqdm
 
-from pmjax.datasets import base as datasets
-from pmjax.datasets import image_folder, images
-from pmjax.datasets.images import png
+from pmjax.datasets import image_codec, image_folder, loader
+from pmjax.datasets.image_codec import png
 from pmjax.errors import UserError
 from pmjax.reporting import progress
 
@@ -47,7 +46,7 @@ def fill(folder, names, mode="RGB"):
 
 def load(folder, split="train", size=4, **kwargs):
     """Loads the images of a directory."""
-    return datasets.load("image_folder", split, path=folder, size=size, **kwargs)
+    return loader.load("image_folder", split, path=folder, size=size, **kwargs)
 
 
 # One image.
@@ -95,7 +94,7 @@ def palette(**kwargs):
     ],
 )
 def test_every_mode_comes_out_in_its_own_colour(image, kind, expected):
-    result = images.decode(encode(image, kind), 4)
+    result = image_codec.decode(encode(image, kind), 4)
     assert result.dtype == np.uint8
     assert result.shape == ((4, 4, 3) if isinstance(expected, tuple) else (4, 4))
     assert np.abs(result.astype(int) - expected).max() <= 1
@@ -104,7 +103,7 @@ def test_every_mode_comes_out_in_its_own_colour(image, kind, expected):
 @pytest.mark.parametrize("image", [deep(70000, np.int32), deep(7, np.float32), deep(np.nan, "f4")])
 def test_values_of_unknown_range_are_refused(image):
     with pytest.raises(ValueError, match="outside 0"):
-        images.decode(encode(image, "TIFF"), 4)
+        image_codec.decode(encode(image, "TIFF"), 4)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -118,7 +117,7 @@ def test_photographs_are_turned_upright(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(Image.fromarray(np.ascontiguousarray(turn(upright))), "JPEG", exif=exif)
-    assert np.abs(images.decode(data, 16).astype(int) - upright).max() <= 3
+    assert np.abs(image_codec.decode(data, 16).astype(int) - upright).max() <= 3
 
 
 @pytest.mark.parametrize("shape", [(10, 20), (20, 10), (11, 20)])
@@ -127,14 +126,14 @@ def test_the_centre_is_cropped(shape):
     top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
     image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     expected = image[top : top + side, left : left + side]
-    np.testing.assert_array_equal(images.decode(png(image), side), expected)
+    np.testing.assert_array_equal(image_codec.decode(png(image), side), expected)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 @pytest.mark.parametrize("cell", [1, 2])
 def test_resizing_averages_what_is_finer_than_a_pixel(kind, cell):
     board = 255 * ((np.indices((256, 256)) // cell).sum(0) % 2).astype(np.uint8)
-    result = images.decode(encode(Image.fromarray(board), kind), 16)
+    result = image_codec.decode(encode(Image.fromarray(board), kind), 16)
     assert np.abs(result.astype(int) - 127).max() <= 3
 
 
@@ -143,19 +142,19 @@ def test_skipping_detail_of_large_photographs_hardly_shows():
     smooth = np.rint(127 + 60 * np.sin(9 * grid[0]) + 60 * np.cos(7 * grid[1])).astype(np.uint8)
     image = Image.fromarray(smooth)
     whole = np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC)).astype(int)
-    assert np.abs(images.decode(encode(image, "JPEG", quality=95), 32) - whole).max() <= 2
+    assert np.abs(image_codec.decode(encode(image, "JPEG", quality=95), 32) - whole).max() <= 2
 
 
 def test_an_image_of_the_right_size_is_kept_exactly_and_a_small_one_enlarged():
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
-    np.testing.assert_array_equal(images.decode(png(image), 8), image)
-    assert images.decode(png(image), 64).shape == (64, 64, 3)
+    np.testing.assert_array_equal(image_codec.decode(png(image), 8), image)
+    assert image_codec.decode(png(image), 64).shape == (64, 64, 3)
 
 
 def test_the_first_frame_of_an_animation_is_taken():
     frames = [Image.new("RGB", (8, 8), c) for c in (COLOUR, (0, 0, 0))]
     data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert (images.decode(data, 4) == COLOUR).all()
+    assert (image_codec.decode(data, 4) == COLOUR).all()
 
 
 # A directory.
@@ -165,9 +164,9 @@ def test_images_are_rgb_unless_every_one_of_both_splits_is_grey(folder):
     fill(folder, [f"{i}.png" for i in range(20)], mode="L")
     fill(folder, ["20.png"], mode="RGB")
     Image.new("RGB", (5, 5), (7, 7, 7)).save(folder / "20.png")
-    assert {load(folder, split).data.shape[-1] for split in datasets.SPLITS} == {1}
+    assert {load(folder, split).data.shape[-1] for split in loader.SPLITS} == {1}
     Image.new("RGB", (5, 5), (7, 8, 7)).save(folder / "20.png")
-    assert {load(folder, split).data.shape[-1] for split in datasets.SPLITS} == {3}
+    assert {load(folder, split).data.shape[-1] for split in loader.SPLITS} == {3}
 
 
 def test_files_of_all_sizes_modes_and_formats_lie_in_one_array(folder):
@@ -184,7 +183,7 @@ def test_files_of_all_sizes_modes_and_formats_lie_in_one_array(folder):
         Image.new("RGB", (30 + i, 20), COLOUR).convert(mode).save(folder / f"{i}.{kind}")
     (folder / "notes.txt").write_text("not an image, and not called one")
     (folder / "._0.png").write_text("what a Mac leaves behind")
-    parts = [load(folder, split, size=16).data for split in datasets.SPLITS]
+    parts = [load(folder, split, size=16).data for split in loader.SPLITS]
     assert np.concatenate(parts).shape == (6, 16, 16, 3)
 
 
@@ -222,7 +221,7 @@ def test_class_subfolders_give_labels_that_agree_between_the_splits(folder):
 
 def test_class_subfolders_give_labels_without_given_splits(folder):
     fill(folder, [f"{'ab'[i % 2]}/{i}.png" for i in range(40)])
-    for split in datasets.SPLITS:
+    for split in loader.SPLITS:
         part = load(folder, split)
         assert part.labels.tolist() == (part.data[:, 0, 0, 0] % 2).tolist()
 
@@ -306,16 +305,16 @@ def test_broken_files_are_all_named_with_the_reason(broken):
         assert text in str(e.value)
 
 
-def test_broken_files_are_left_out_counted_and_listed_on_demand(broken, capsys):
+def test_broken_files_are_left_out_counted_and_listed_on_demand(broken, caplog):
     with pytest.raises(UserError, match="No file of the test split"):
         (broken / "test" / "3.png").rename(broken / "3.png")
         load(broken, skip_broken=True)
     (broken / "3.png").rename(broken / "test" / "3.png")
-    train, test = (load(broken, split, skip_broken=True) for split in datasets.SPLITS)
+    train, test = (load(broken, split, skip_broken=True) for split in loader.SPLITS)
     assert train.data[:, 0, 0, 0].tolist() == [0, 1, 2] and len(test.data) == 1
     assert train.skipped == ("train/cut.jpg", "train/cut.png", "train/empty.png")
     assert test.skipped == ("test/text.png",)
-    assert "cannot read 4 of its files" in capsys.readouterr().err
+    assert "cannot read 4 of its files" in caplog.text
 
 
 def test_left_out_files_are_an_error_again_without_skip_broken(broken):
@@ -325,7 +324,7 @@ def test_left_out_files_are_an_error_again_without_skip_broken(broken):
 
 
 def test_labels_stay_with_their_images_when_files_are_left_out(folder):
-    fill(folder, [f"{split}/{'ab'[i]}/{i}.png" for split in datasets.SPLITS for i in range(2)])
+    fill(folder, [f"{split}/{'ab'[i]}/{i}.png" for split in loader.SPLITS for i in range(2)])
     (folder / "train" / "a" / "!.png").touch()
     data = load(folder, skip_broken=True)
     assert data.data[:, 0, 0, 0].tolist() == data.labels.tolist() == [0, 1]

@@ -7,8 +7,7 @@ import pytest
 import scipy.spatial
 
 from pmjax import to_uint8
-from pmjax.datasets import base as datasets
-from pmjax.datasets import lines
+from pmjax.datasets import lines, loader
 from pmjax.datasets.batches import to_float
 from pmjax.errors import UserError
 from pmjax.evals import runner
@@ -74,7 +73,7 @@ def test_lines_turn_with_their_angle_and_are_antialiased():
 
 
 def test_the_data_set_is_labelled_with_the_angle_it_is_drawn_at(tmp_path):
-    loaded = [datasets.load("lines", split, cache_dir=tmp_path) for split in ("train", "test")]
+    loaded = [loader.load("lines", split, cache_dir=tmp_path) for split in ("train", "test")]
     assert [split.data.shape for split in loaded] == [(5000, 32, 32, 1), (1000, 32, 32, 1)]
     for split in loaded:
         assert split.labels.dtype == np.float32

@@ -131,8 +131,7 @@ def run():
 
 def cache():
     """Prepares data sets on a disk that is full from the start, or becomes so."""
-    from pmjax.datasets import base as datasets
-    from pmjax.datasets import cache
+    from pmjax.datasets import cache, loader
 
     found = {}
     for name, module, function in (
@@ -146,13 +145,13 @@ def cache():
         else:
             disk.fill(leave=2_500_000)
         try:
-            datasets.load(name, "train", cache_dir=disk.path)
+            loader.load(name, "train", cache_dir=disk.path)
             said = ""
         except Exception as error:
             said = f"{type(error).__name__}: {error}"
         left = [p.name for p in (disk.path / name).iterdir() if p.is_dir()]
         disk.make_space()
-        after = datasets.load(name, "train", cache_dir=disk.path)
+        after = loader.load(name, "train", cache_dir=disk.path)
         found[f"{name} {function}"] = {"said": said, "left": left, "after": after.fingerprint}
     return found
 

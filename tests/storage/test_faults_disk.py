@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pmjax import cli
-from pmjax.datasets import base as datasets
+from pmjax.datasets import loader
 from pmjax.distributed.processes import Log
 from tests.small_run import ROOT
 
@@ -83,7 +83,7 @@ def test_a_cache_on_a_full_disk_is_told_and_made_when_there_is_space(case):
     assert "--config.data.cache_dir" in found["said"]
     assert ("are free" in found["said"]) == (case == "digits None")  # told before anything is done
     assert not found["left"]
-    assert found["after"] == datasets.load(case.split()[0], "train").fingerprint
+    assert found["after"] == loader.load(case.split()[0], "train").fingerprint
 
 
 def test_another_host_s_log_on_a_full_disk_is_told_once(tmp_path, capfd):

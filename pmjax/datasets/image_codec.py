@@ -1,4 +1,4 @@
-"""From the bytes of an image file of any kind to a square uint8 array, and back to PNG."""
+"""Decodes image files (PNG, JPEG, …) to square uint8 arrays, and encodes arrays as PNG."""
 
 import io
 
@@ -7,20 +7,20 @@ from PIL import Image, ImageOps
 
 
 def decode(data: bytes | np.ndarray, size: int) -> np.ndarray:
-    """Decodes an image, crops its centre to a square and resizes that with antialiasing.
+    """Decodes an image, crops its central square and resizes it with antialiasing.
 
-    Upright according to EXIF, over white where transparent, the first frame of several, deeper
-    than 8 bits scaled (not clipped) to 0..255.
+    The image is rotated according to EXIF, composited over white where transparent, and scaled
+    (not clipped) to 0..255 where deeper than 8 bits; of several frames, the first is used.
 
     Args:
-        data: the bytes of a file in any format that Pillow reads, or uint8 [H, W] or [H, W, 3].
+        data: a file in any format that Pillow reads, or uint8 [H, W] or [H, W, 3].
         size: side of the result in pixels.
 
     Returns:
-        uint8 [size, size] for greyscale modes, else [size, size, 3].
+        uint8 [size, size] for grayscale modes, else [size, size, 3].
 
     Raises:
-        ValueError: when the bytes cannot be decoded, with the reason in a few words.
+        ValueError: if the image cannot be decoded, with a short reason.
     """
     if isinstance(data, np.ndarray):
         return np.asarray(_square(Image.fromarray(data), size))
@@ -28,27 +28,27 @@ def decode(data: bytes | np.ndarray, size: int) -> np.ndarray:
         raise ValueError("empty or not readable")
     try:
         with Image.open(io.BytesIO(data)) as image:
-            image.draft(None, (3 * size, 3 * size))  # JPEG: skips detail that is lost anyhow
+            image.draft(None, (3 * size, 3 * size))  # JPEG: skips detail below the final resolution
             ImageOps.exif_transpose(image, in_place=True)
-            return np.asarray(_square(_eight_bit(image), size))
+            return np.asarray(_square(to_eight_bit(image), size))
     except Image.UnidentifiedImageError:
         raise ValueError("not an image") from None
     except Image.DecompressionBombError:
-        limit = 2 * Image.MAX_IMAGE_PIXELS // 10**6
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise ValueError(f"more than {limit} million pixels, scale it down first") from None
-    except Exception as e:  # decoders of broken files raise nearly anything
+    except Exception as e:  # decoders raise nearly anything on a broken file
         raise ValueError(str(e) or type(e).__name__) from e
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:
-    """Crops the centre and resizes it."""
+    """Crops the central square and resizes it."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side))
     return image if side == size else image.resize((size, size), Image.Resampling.BICUBIC)
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
+def to_eight_bit(image: Image.Image) -> Image.Image:
     """Converts any mode to 'L' or 'RGB'."""
     if image.mode.startswith("I"):  # 16 bits, in one of five modes
         values = np.asarray(image.convert("I"))

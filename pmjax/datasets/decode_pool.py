@@ -1,8 +1,8 @@
-"""Decodes all images of a data set, in parallel processes where that pays, and resumably.
+"""Decodes all images of a data set, in parallel processes where that is faster, and resumably.
 
-Chunks of images go straight to their rows of the final .npy files; a journal has a line for each
-chunk that is done, with a checksum of its rows. A preparation that was killed checks those rows,
-goes on with the other chunks, and ends with the same bytes.
+Chunks of images are written to their rows of the final .npy files. A journal has one line per
+finished chunk, with a checksum of its rows. After a kill, chunks with matching checksums are not
+decoded again, and the result has the same bytes.
 """
 
 import contextlib
@@ -28,14 +28,14 @@ from pmjax.datasets import decode_worker
 from pmjax.errors import UserError
 from pmjax.reporting.progress import progress
 
-CHUNK = 512  # images that a process decodes at a time, and that a kill may cost it
-WORTHWHILE = 5.0  # seconds of work left from which on it pays to start processes
+CHUNK = 512  # images per task of a process; a kill loses at most one chunk per process
+WORTHWHILE = 5.0  # seconds of remaining work above which starting processes is faster
 
 Task = tuple[str, int, int]  # split, start, stop
 
 
 class WorkerDied(UserError):
-    """A process that decodes ended by itself; what is done is kept."""
+    """A decoding process ended unexpectedly; finished chunks are not lost."""
 
 
 @dataclasses.dataclass
@@ -44,7 +44,7 @@ class Decoded:
 
     data: np.ndarray  # uint8 [N, size, size, 3], read-only
     labels: list  # [N] of int or None
-    colour: bool  # whether any image is
+    color: bool  # whether any image has colors
     broken: dict[int, tuple[str, str]]  # file and reason; their rows are zero
 
 
@@ -58,16 +58,16 @@ def cores() -> int:
 def decode_all(
     splits: Mapping[str, Sequence[dict]], work: Path, *, name: str, size: int
 ) -> dict[str, Decoded]:
-    """Decodes all splits into files SPLIT.npy of a directory, or what is still missing there.
+    """Decodes all splits into files SPLIT.npy of a directory, skipping finished chunks.
 
     Args:
-        splits: records of images; they are pickled if processes are started.
-        work: the directory, also of the journal.
+        splits: the records of the images, pickled for the processes.
+        work: the directory, which also contains the journal.
         name: of the data set, for messages.
         size: side of the images.
 
     Raises:
-        UserError: if the disk has too little room, before anything is decoded.
+        UserError: before decoding, if the disk has too little space.
     """
     shapes = {split: (len(records), size, size, 3) for split, records in splits.items()}
     files = {split: work / f"{split}.npy" for split in splits}
@@ -97,14 +97,14 @@ def decode_all(
 
 
 def require_space(folder: Path, files: Mapping[Path, int], name: str) -> None:
-    """Raises a `UserError` if a disk has no room for what of files of given bytes is not there."""
+    """Raises a `UserError` if the disk lacks space for the rest of files {path: bytes}."""
     needed = sum(files.values()) - sum(f.stat().st_blocks * 512 for f in files if f.exists())
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
             f"No space left for data set '{name}': it needs {needed / 1e9:.3f} GB in "
-            f"{folder.parent}, where {free / 1e9:.3f} GB are free. Make room, or set cache_dir "
-            "(--config.data.cache_dir) or the variable PMJAX_CACHE to another disk."
+            f"{folder.parent}, where {free / 1e9:.3f} GB are free. Free some space, or set "
+            "cache_dir (--config.data.cache_dir) or the variable PMJAX_CACHE to another disk."
         )
 
 
@@ -115,13 +115,14 @@ def _is_array(file: Path, shape: tuple[int, ...]) -> bool:
 
 
 def _read_journal(file: Path, data: dict[str, np.ndarray], tasks: set[Task]) -> dict[Task, dict]:
-    """Returns the chunks whose rows have the checksum of the journal, and forgets the others."""
-    done = {}
+    """Returns the chunks whose rows match the journal, and deletes the others from it."""
+    done: dict[Task, dict] = {}
     for line in file.read_text().splitlines() if file.exists() else ():
-        with contextlib.suppress(ValueError, TypeError, KeyError):  # a line that a kill cut off
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # a line truncated by a kill
             task, chunk = json.loads(line)
             task = tuple(task)
-            if task in tasks and zlib.crc32(data[task[0]][task[1] : task[2]]) == chunk["crc"]:
+            rows = data[task[0]][task[1] : task[2]]
+            if task in tasks and "color" in chunk and zlib.crc32(rows) == chunk["crc"]:
                 done[task] = chunk
     whole = "".join(f"{json.dumps([task, chunk])}\n" for task, chunk in done.items())
     file.with_suffix(".new").write_text(whole)
@@ -133,7 +134,7 @@ def _gather(data: np.ndarray, chunks: list[dict]) -> Decoded:
     return Decoded(
         data,
         [label for chunk in chunks for label in chunk["labels"]],
-        any(chunk["colour"] for chunk in chunks),
+        any(chunk["color"] for chunk in chunks),
         {int(i): why for chunk in chunks for i, why in chunk["broken"].items()},
     )
 
@@ -156,7 +157,7 @@ def _decode(tasks: list[Task], job: tuple) -> Iterator[tuple[Task, dict]]:
 def _in_processes(tasks: list[Task], job: tuple, number: int) -> Iterator[tuple[Task, dict]]:
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(number))
-        idle = queue.SimpleQueue()
+        idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
         for _ in range(number):
             worker = _Process(job)
             stack.callback(worker.end)
@@ -176,7 +177,7 @@ def _in_processes(tasks: list[Task], job: tuple, number: int) -> Iterator[tuple[
 
 
 class _Process:
-    """A process of `pmjax.datasets._worker`."""
+    """A process of `decode_worker`."""
 
     def __init__(self, job: tuple):
         path = os.pathsep.join(os.path.abspath(p) for p in sys.path)
@@ -185,29 +186,31 @@ class _Process:
             [sys.executable, "-P", "-m", decode_worker.__name__],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
         )  # fmt: skip
+        assert self._process.stdin and self._process.stdout  # for type checkers
+        self._requests, self._results = self._process.stdin, self._process.stdout
         self._job = pickle.dumps(job)
 
     def ask(self, task: Task) -> dict:
-        """Returns the decoded chunk of a task."""
+        """Decodes the chunk of a task."""
         try:
-            self._process.stdin.write(self._job + pickle.dumps(task))
-            self._process.stdin.flush()
-            self._job = b""  # which it has now
-            answer = pickle.load(self._process.stdout)
+            self._requests.write(self._job + pickle.dumps(task))
+            self._requests.flush()
+            self._job = b""  # sent only once
+            answer = pickle.load(self._results)
         except (OSError, EOFError, pickle.UnpicklingError) as e:
             raise WorkerDied(
-                f"A process that decodes images ended with status {self._process.wait()} (was it "
-                f"out of memory?) at images {task[1]} to {task[2]} of the {task[0]} split. The "
-                "same command goes on from there."
+                f"A decoding process ended with status {self._process.wait()} (out of memory?) at "
+                f"images {task[1]} to {task[2]} of the {task[0]} split. Run the same command again "
+                "to continue from there."
             ) from e
         if isinstance(answer, Exception):
             raise answer
         return answer
 
     def end(self) -> None:
-        """Stops the process, in the middle of a chunk too."""
+        """Kills the process, even within a chunk."""
         self._process.kill()
         self._process.wait()
-        self._process.stdout.close()
-        with contextlib.suppress(BrokenPipeError):  # of what it did not take any more
-            self._process.stdin.close()
+        self._results.close()
+        with contextlib.suppress(BrokenPipeError):  # unread input
+            self._requests.close()
