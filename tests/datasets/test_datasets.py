@@ -19,6 +19,7 @@ from pmjax.datasets import cache, decode_pool, idx_files, loader, swiss_roll, tf
 from pmjax.datasets.batches import batch_indices, fits, stream, to_float, to_uint8
 from pmjax.datasets.image_codec import png
 from pmjax.errors import UserError
+from tests.readme_example import import_example
 
 GREY = np.random.default_rng(0).integers(0, 256, (9, 12, 12), np.uint8)
 ORDER = [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]  # of the first epoch of ten examples under seed 0
@@ -97,6 +98,15 @@ def test_every_data_set_gives_read_only_arrays_and_the_same_ones_again(name, tmp
         again = loader.load(name, split, **kwargs, cache_dir=tmp_path / "other")
         assert again.fingerprint == data.fingerprint
         np.testing.assert_array_equal(again.data, data.data)
+
+
+def test_readme_example(tmp_path, monkeypatch):
+    import_example("pmjax.datasets", tmp_path, monkeypatch)
+    assert "squares" in loader.names()
+    train = loader.load("squares", "train", seed=1, cache_dir=tmp_path)
+    assert train.data.shape == (1000, 32, 32, 1)
+    areas = (train.data == 255).sum((1, 2, 3))
+    assert (areas == 4 * train.labels**2).all()
 
 
 def test_an_unknown_data_set_is_refused_with_the_nearest_name():
