@@ -1,6 +1,5 @@
 """The training loop: one function that trains any `MethodSpec` on an array of examples."""
 
-import dataclasses
 import logging
 from collections.abc import Iterator
 from functools import partial
@@ -22,46 +21,12 @@ from pmjax.reporting.report import Report
 from pmjax.storage.checkpoint import Checkpoints
 from pmjax.storage.workdir import require_same
 from pmjax.training.monitor import MetricsMonitor
+from pmjax.training.options import LoopOptions
 from pmjax.training.periodic_eval import PeriodicEvaluator
 from pmjax.training.profiler import Profiler
 from pmjax.training.step import TrainState, init_state, train_step
 
 log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LoopOptions:
-    """How to train a stage, whatever its nets and data are.
-
-    Attributes:
-      stage: the name of the stage, in logs and paths.
-      steps: total number of steps.
-      batch_size: size of the global batch.
-      seed: of the initial weights, the noise and the order of the data.
-      ema_decay: decay of the parameter averages.
-      steps_per_dispatch: steps that the devices run without the host.
-      mode: 'jit' or 'pmap'.
-      device_budget: bytes of data that each device may hold; a larger data set is streamed.
-      checkpoint_every: steps between checkpoints.
-      keep: number of checkpoints to keep.
-      log_every: steps between log rows.
-      skip_nonfinite: number of non-finite steps that may be skipped.
-      profile: the first step to trace, and the number of steps.
-    """
-
-    stage: str
-    steps: int
-    batch_size: int
-    seed: int
-    ema_decay: float
-    steps_per_dispatch: int = 1
-    mode: str = "jit"
-    device_budget: float = 1e9
-    checkpoint_every: int = 1000
-    keep: int = 2
-    log_every: int = 100
-    skip_nonfinite: int = 0
-    profile: tuple[int, int] | None = None
 
 
 def train(
@@ -104,11 +69,7 @@ def train(
     require_finite(data, f"{stage}: example", "Fix or remove it.")
 
     checkpoints = Checkpoints(directory / stage, keep=options.keep, hosts=training_group)
-    init, key = partial(init_state, spec), jax.random.key(options.seed)
-    restored = checkpoints.restore(jax.eval_shape(init, key), say=log.warning)
-    state, saved_info = restored or (jax.jit(init)(key), {})
-    if restored:
-        require_same(saved_info, info, stage)
+    state, saved_info = _restore_or_init(checkpoints, spec, options, info)
     start = int(state.step)
     report.resume(stage, start)
     if evaluator and start:
@@ -136,16 +97,8 @@ def train(
     )
 
     profiler = Profiler(options.profile, directory.parent / "profile")
-    monitor = MetricsMonitor(
-        stage,
-        [objective.name for objective in spec.objectives],
-        steps=steps,
-        log_every=options.log_every,
-        report=report,
-        max_skipped=options.skip_nonfinite,
-        skipped=saved_info.get("skipped", 0),
-        saved=start,
-    )
+    names, skipped = [objective.name for objective in spec.objectives], saved_info.get("skipped", 0)
+    monitor = MetricsMonitor(options, names, report, skipped=skipped, saved=start)
     pending = None  # the metrics of the previous dispatch, which are read while this one runs
     try:
         with group.signals(), jax.transfer_guard("disallow"):
@@ -157,14 +110,14 @@ def train(
                     monitor.update(*pending)
                 pending = first, metrics
                 stop = group.should_stop(together=together)
-                evaluate = evaluator is not None and evaluator.due(first, last)
+                due = evaluator is not None and evaluator.due(first, last)
                 save = last == steps or _crosses(first, last, options.checkpoint_every)
-                if save or evaluate or stop:
+                if save or due or stop:
                     monitor.update(*pending)
                     pending = None
                     checkpoints.save(state, info | monitor.counts())
                     monitor.saved = last
-                if evaluate and not stop:
+                if evaluator and due and not stop:
                     evaluator(state, last)
                 if stop and last < steps:
                     raise Stopped(f"{stage}: stopped by {stop} after step {last}, which is saved.")
@@ -174,6 +127,18 @@ def train(
     profiler.close()
     checkpoints.close()
     return state
+
+
+def _restore_or_init(
+    checkpoints: Checkpoints, spec: MethodSpec, options: LoopOptions, info: dict[str, Any]
+) -> tuple[TrainState, dict[str, Any]]:
+    """Returns the state and the info of the newest checkpoint, or the initial state and no info."""
+    init, key = partial(init_state, spec), jax.random.key(options.seed)
+    restored = checkpoints.restore(jax.eval_shape(init, key), say=log.warning)
+    if restored is None:
+        return jax.jit(init)(key), {}
+    require_same(restored[1], info, options.stage)
+    return restored
 
 
 def _place(

@@ -10,6 +10,7 @@ import numpy as np
 from pmjax.distributed.processes import Log
 from pmjax.finite import NotFinite
 from pmjax.reporting.report import Report
+from pmjax.training.options import LoopOptions
 
 log = logging.getLogger(__name__)
 
@@ -33,27 +34,23 @@ class MetricsMonitor:
 
     def __init__(
         self,
-        stage: str,
+        options: LoopOptions,
         objectives: Sequence[str],
-        *,
-        steps: int,
-        log_every: int,
         report: Report | Log,
-        max_skipped: int = 0,
+        *,
         skipped: int = 0,
         saved: int = 0,
     ):
-        """Monitors objectives by name; `max_skipped` steps may be skipped, `skipped` have been."""
-        self._stage, self._objectives, self._steps = stage, objectives, steps
-        self._group = "config" if stage == "stage1" else "config.stage2"
-        self._log_every, self._report, self._max_skipped = log_every, report, max_skipped
+        """Monitors objectives by name; values are recorded and shown by the report."""
+        self._options, self._objectives, self._report = options, objectives, report
+        self._keys = "config" if options.stage == "stage1" else "config.stage2"
         self.skipped, self.saved = skipped, saved
         self._rows = {name: np.empty((0, 3)) for name in objectives}
         self._largest = dict.fromkeys(objectives, 0.0)
         self._saturated = dict.fromkeys(objectives, False)
 
     def counts(self) -> dict[str, int]:
-        """Returns the number of skipped steps by name, as checkpoints record it, if there are any."""
+        """Returns what checkpoints record: the number of skipped steps, if there are any."""
         return {"skipped": self.skipped} if self.skipped else {}
 
     def update(self, first: int, metrics: Mapping[str, jax.Array]) -> None:
@@ -68,40 +65,40 @@ class MetricsMonitor:
         bad = ~np.all([np.isfinite(values) for values in arrays.values()], axis=0)
         bad = bad if skipped is None else bad | (skipped > 0)
         steps = np.arange(first + 1, first + len(bad) + 1)
-        logged = (steps % self._log_every == 0) | (steps == self._steps)
+        stage, last = self._options.stage, self._options.steps
+        logged = (steps % self._options.log_every == 0) | (steps == last)
         for index in np.flatnonzero(bad | logged):
             step = int(steps[index])
             values = {name: float(array[index]) for name, array in arrays.items()}
             if bad[index]:
                 self._count_skipped(step, values)
             if logged[index]:
-                count = {"skipped": self.skipped} if self._max_skipped else {}
-                self._report.scalars(self._stage, step, values | count)
+                count = {"skipped": self.skipped} if self._options.skip_nonfinite else {}
+                self._report.scalars(stage, step, values | count)
         for name in self._objectives:
             columns = steps, arrays[f"grad_norm/{name}"], arrays[f"loss/{name}"]
             self._check_saturation(name, np.stack(columns, axis=1)[~bad])
         latest: dict[str, Any] = {
             name: float(values[-1]) for name, values in arrays.items() if name.startswith("loss/")
         }
-        self._report.status(self._stage, first + len(bad), self._steps, latest | self.counts())
+        self._report.status(stage, first + len(bad), last, latest | self.counts())
 
     def _count_skipped(self, step: int, values: Mapping[str, float]) -> None:
         """Counts a skipped step, or raises `NotFinite` if it is one too many."""
-        cause = self._cause(values)
-        if self.skipped < self._max_skipped:
+        stage, cause, limit = self._options.stage, self._cause(values), self._options.skip_nonfinite
+        if self.skipped < limit:
             self.skipped += 1
             log.warning(
-                f"{self._stage}: step {step} is skipped: {cause} "
-                f"({self.skipped} of {self._max_skipped} such steps)."
+                f"{stage}: step {step} is skipped: {cause} ({self.skipped} of {limit} such steps)."
             )
             return
         saved = "No checkpoint is saved yet"
         if self.saved:
             saved = f"The checkpoint of step {self.saved} is valid"
         raise NotFinite(
-            f"{self._stage}: {cause} at step {step}. {saved}. Lower the learning rate or clip "
-            f"gradients (--{self._group}.optimizer.clip=1.0), with a new --workdir. Or repeat the "
-            f"same command with --config.skip_nonfinite={max(10, 2 * self._max_skipped)}, which "
+            f"{stage}: {cause} at step {step}. {saved}. Lower the learning rate or clip "
+            f"gradients (--{self._keys}.optimizer.clip=1.0), with a new --workdir. Or repeat the "
+            f"same command with --config.skip_nonfinite={max(10, 2 * limit)}, which "
             f"skips up to that many such steps."
         )
 
@@ -135,11 +132,11 @@ class MetricsMonitor:
             saturated = norm <= SMALL * largest
             if saturated and not self._saturated[name]:
                 log.warning(
-                    f"{self._stage}: objective '{name}' is saturated: in steps {window[0, 0]:.0f} "
-                    f"to {window[-1, 0]:.0f} its gradient almost vanished (median norm {norm:.3g}, "
+                    f"{self._options.stage}: objective '{name}' is saturated: in steps "
+                    f"{window[0, 0]:.0f} to {window[-1, 0]:.0f} its gradient almost vanished (median norm {norm:.3g}, "
                     f"largest before {largest:.3g}; its loss is now {window[-1, 2]:.4g}). It no "
                     f"longer learns, and the other objectives learn little from it. Lower the "
-                    f"learning rate, warm it up (--{self._group}.optimizer.warmup=200), or update "
+                    f"learning rate, warm it up (--{self._keys}.optimizer.warmup=200), or update "
                     f"this objective less often."
                 )
             self._saturated[name] = saturated

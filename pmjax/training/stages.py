@@ -29,7 +29,8 @@ from pmjax.storage.workdir import (
     write_embeddings,
 )
 from pmjax.training import periodic_eval, profiler, snapshots
-from pmjax.training.loop import LoopOptions, train
+from pmjax.training.loop import train
+from pmjax.training.options import LoopOptions
 from pmjax.training.periodic_eval import PeriodicEvaluator
 from pmjax.training.step import TrainState
 

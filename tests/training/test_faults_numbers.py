@@ -299,7 +299,10 @@ def warnings(caplog):
 
 
 def test_a_second_stretch_is_warned_of_again(lines):
-    monitor = MetricsMonitor("stage1", ["critic"], steps=10**6, log_every=10**6, report=Metrics())
+    options = loop.LoopOptions(
+        stage="stage1", steps=10**6, batch_size=1, seed=0, ema_decay=0.9, log_every=10**6
+    )
+    monitor = MetricsMonitor(options, ["critic"], Metrics())
     norms = [1.0, 0.0, 1e-4, 0.5, 0.0]  # of so many stretches
     for index, norm in enumerate(norms):
         metrics = {"loss/critic": np.zeros(WINDOW), "grad_norm/critic": np.full(WINDOW, norm)}
