@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from pmjax import plugins
 from pmjax.errors import UserError, unknown
+from pmjax.evals import meanings
+from pmjax.schema import METRIC_ARGS
 
 WORDS = Sequence[str]
 
@@ -39,6 +42,48 @@ def checked(metric: str, given: Mapping[str, Any], *, where: str = "") -> dict[s
         for protocol in protocols or ("",):
             parse(protocol)
     return found
+
+
+def checked_args(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns {metric: its arguments} of a config's group eval.args, as `checked` does for each."""
+    found = {}
+    for metric, args in given.items():
+        if not isinstance(args, Mapping):
+            raise UserError(
+                f"config.{METRIC_ARGS}{metric} is a group: --config.{METRIC_ARGS}{metric}.NAME="
+                f"VALUE is an argument of metric '{metric}'."
+            )
+        found[metric] = checked(metric, args, where=f"config.{METRIC_ARGS}{metric}.")
+    return found
+
+
+def check_settings(settings: ConfigDict) -> dict[str, dict[str, Any]]:
+    """Checks the names in a config's group eval, and returns the arguments of its metrics.
+
+    Raises:
+      UserError: for unknown metrics and arguments, and for an eval.best that cannot be.
+    """
+    for name in (*settings.metrics, *settings.during, *settings.stage2_during):
+        plugins.load("metrics", name)
+    for prefix in ("", "stage2_"):
+        if settings[f"{prefix}best"]:
+            check_best(settings, prefix)
+    return checked_args(settings.args.to_dict())
+
+
+def check_best(settings: ConfigDict, prefix: str) -> None:
+    """Raises `UserError` unless evaluations during training compute the value of PREFIXbest."""
+    keys, best = f"config.eval.{prefix}", settings[f"{prefix}best"]
+    meanings.direction(best)
+    metric = meanings.metric_of(best)
+    if metric not in settings[f"{prefix}during"]:
+        raise UserError(
+            f"{keys}best={best!r} is a value of the metric '{metric}': name it in {keys}during."
+        )
+    if not settings[f"{prefix}every"]:
+        raise UserError(
+            f"{keys}best needs evaluations during training: set {keys}every to a number of steps."
+        )
 
 
 def option(metric: str, argument: str = "") -> str:

@@ -106,7 +106,7 @@ def evaluate(
         workdir = snapshots.from_checkpoint(workdir, checkpoint)
     trained = api.load(workdir)
     settings = config.read(workdir / workdirs.CONFIG)
-    settings = config.override(settings, dict(overrides or {}), "eval.")
+    settings = config.override(settings, overrides or {}, "eval.")
     metrics, args = settings.eval.metrics, metric_args(settings)
     if protocols:
         takers = [name for name in metrics if registry.takes(name, "protocols")]
@@ -186,7 +186,7 @@ def compare(
 
     image_sets.validate(reference, floor)
     metrics = metrics or (image_sets.metric_for(reference, say=say),)
-    args = config.metric_args(dict(overrides or {}))
+    args = registry.checked_args(config.metric_args(overrides or {}))
     _refuse_idle(metrics, args, extractors or {}, overrides or {}, ())
     registry.validate(metrics, args, extractors or {})
     metrics_file.require_writable(out)

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from ml_collections import ConfigDict
 
-from pmjax import config
+from pmjax import config, schema
 from pmjax.errors import UserError
 from pmjax.reporting import report
 from pmjax.reproductions.base import Run, Study
@@ -85,7 +85,7 @@ def digest(settings: ConfigDict) -> str:
     runs stay finished when a key is new.
     """
     values = workdirs.training_config(settings) | config.flat(settings.eval, "eval.")
-    later = config.flat(config.LATER)
+    later = config.flat(schema.ADDED)
     values = {name: v for name, v in values.items() if name not in later or later[name] != v}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -26,6 +26,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pmjax import config as configs
+from pmjax import schema
 from pmjax.distributed.processes import ProcessGroup, processes
 from pmjax.errors import UserError
 from pmjax.storage import resource_errors
@@ -36,24 +37,6 @@ AUTOENCODER = "autoencoder.msgpack"
 EMBEDDINGS = "embeddings.npy"
 BEST = "best"
 BEST_PRIOR = "best-prior"
-
-# Keys that may differ between hosts: each can have its files elsewhere.
-_PATHS = ("data.path", "data.manual_dir", "data.cache_dir")
-
-# Keys that may change between two runs of one workdir: they do not change what is trained.
-_FREE = (
-    "eval.",
-    "log_every",
-    "profile",
-    "checkpoint.",
-    "parallel",
-    "devices",
-    "stage2.devices",
-    "data.device_budget_gb",
-    "data.verify",
-    "skip_nonfinite",
-    *_PATHS,
-)
 
 
 def prior_path(workdir: Path, name: str) -> Path:
@@ -96,26 +79,33 @@ def write_embeddings(workdir: Path, z: np.ndarray) -> None:
         part.replace(workdir / EMBEDDINGS)
 
 
+def training_config(settings: ConfigDict) -> dict[str, Any]:
+    """Returns {dotted name: value} of the keys that decide what is trained."""
+    return {n: v for n, v in configs.flat(settings).items() if not schema.is_free(n)}
+
+
 def digest(settings: ConfigDict) -> str:
     """Returns a hash of the values that decide what is trained."""
     return _hash(training_config(settings))
 
 
 def diff(old: dict[str, Any] | str, new: dict[str, Any]) -> str:
-    """Returns the keys by which two `binding`s differ, a line each; '' if they agree.
+    """Returns the keys in which two training configs differ, one per line; '' if they agree.
 
-    What the old one lacks is what versions did that did not have that key. Of versions that kept
-    its `digest` only, that is compared.
+    Args:
+      old: of a workdir or a checkpoint. Where it lacks a key, its version did what `schema.ADDED`
+        says. Early versions stored its `digest` only.
+      new: of this run.
     """
     if isinstance(old, str):
-        later = [name for name, value in configs.LATER.items() if new.get(name) == value]
-        for count in range(len(later) + 1):
-            for without in itertools.combinations(later, count):
+        added = [name for name, value in schema.ADDED.items() if new.get(name) == value]
+        for count in range(len(added) + 1):
+            for without in itertools.combinations(added, count):
                 if _hash({n: v for n, v in new.items() if n not in without}) == old:
                     return ""
         return f"  the config's hash: {old} there, {_hash(new)} now"
-    old = {n: v for n, v in configs.LATER.items() if n in new} | old
-    names = [n for n in sorted(old | new) if old.get(n) != new.get(n) and n not in configs.GONE]
+    old = {n: v for n, v in schema.ADDED.items() if n in new} | old
+    names = [n for n in sorted(old | new) if old.get(n) != new.get(n) and n not in schema.GONE]
     return "\n".join(f"  config.{n}: {old.get(n)!r} there, {new.get(n)!r} now" for n in names)
 
 
@@ -135,15 +125,20 @@ def require_same(found: dict[str, Any], expected: dict[str, Any], stage: str) ->
             )
 
 
-def _hash(binding: dict[str, Any]) -> str:
-    return hashlib.sha256(repr(sorted(binding.items())).encode()).hexdigest()[:16]
+def _hash(values: dict[str, Any]) -> str:
+    return hashlib.sha256(repr(sorted(values.items())).encode()).hexdigest()[:16]
 
 
-def shared_config(settings: ConfigDict) -> dict:
-    """Returns what has to be the same on all hosts: the config less paths, and versions."""
-    values = configs.flat(settings)
-    versions = {f"version of {name}": metadata.version(name) for name in ("pmjax", "jax", "flax")}
-    return {f"config.{n}": v for n, v in values.items() if n not in _PATHS} | versions
+def shared_config(settings: ConfigDict) -> dict[str, Any]:
+    """Returns what all processes of a run must agree on: config values except paths, and versions.
+
+    A path may differ, because each machine can have its files elsewhere.
+    """
+    local = {name for name, key in schema.KEYS.items() if key.local}
+    values = {f"config.{n}": v for n, v in configs.flat(settings).items() if n not in local}
+    return values | {
+        f"version of {name}": metadata.version(name) for name in ("pmjax", "jax", "flax")
+    }
 
 
 def check_shared(workdir: Path, hosts: ProcessGroup) -> None:
@@ -218,8 +213,3 @@ def claim(settings: ConfigDict, workdir: Path) -> None:
     part = path.with_name(f"{CONFIG}.part")
     configs.save(settings, part)
     part.replace(path)
-
-
-def training_config(settings: ConfigDict) -> dict[str, Any]:
-    """Returns {dotted name: value} of what decides what is trained."""
-    return {n: v for n, v in configs.flat(settings).items() if not n.startswith(_FREE)}

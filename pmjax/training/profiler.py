@@ -6,23 +6,13 @@ from typing import Any
 
 import jax
 
-from pmjax.errors import UserError
-
 log = logging.getLogger(__name__)
 
 
 def parse(text: str) -> tuple[int, int] | None:
-    """Returns the first step to trace and the number of steps, from 'STEP:COUNT'; None for ''.
-
-    Raises:
-      UserError: for anything else.
-    """
-    if not text:
-        return None
+    """Returns the first step to trace and the number of steps, from 'STEP:COUNT'; None for ''."""
     first, _, count = text.partition(":")
-    if not (first.isdigit() and count.isdigit() and int(count)):
-        raise UserError(f"config.profile='{text}' must be STEP:COUNT, such as 100:5.")
-    return int(first), int(count)
+    return (int(first), int(count)) if text else None
 
 
 class Profiler:

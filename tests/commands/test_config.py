@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pmjax import config
+from pmjax import config, schema
 from pmjax.errors import UserError
 from pmjax.storage import workdir
 
@@ -114,15 +114,20 @@ def test_a_config_is_the_same_after_writing_and_reading(tmp_path):
     assert config.read(tmp_path / "config.json").to_dict() == loaded.to_dict()
 
 
-def keys_of_a_config():
+def test_a_config_has_the_keys_of_the_schema():
     names = config.flat(config.load(DIGITS))
-    return {name for name in names if "_args." not in name}
+    assert {name for name in names if "_args." not in name} == {*schema.KEYS}
 
 
-def test_the_keys_that_a_stored_config_may_have_are_those_of_the_defaults():
-    later = {name for name in config.LATER if "_args." not in name}
-    assert {*config.KEYS} | later == keys_of_a_config()
-    assert not set(config.KEYS) & set(config.LATER)
+def test_defaults_and_what_earlier_versions_did_are_valid():
+    for name, key in schema.KEYS.items():
+        assert key.check(name, key.default) == key.default
+        if key.since:
+            assert key.check(name, key.since[1]) == key.since[1]
+
+
+def test_what_a_local_path_holds_does_not_change_what_is_trained():
+    assert all(key.free for key in schema.KEYS.values() if key.local)
 
 
 def stored(path, change):
@@ -134,17 +139,18 @@ def stored(path, change):
 
 def test_a_stored_config_of_an_earlier_version_is_completed(tmp_path):
     def drop(values):
-        for name in config.LATER:
+        for name in schema.ADDED:
             *parents, last = name.split(".")
             part = values
             for parent in parents:
                 part = part[parent]
             del part[last]
-        values["prior_args"] = {"base_prior": "gaussian", "residual": False}  # there is none now
+        values["prior_args"] = {"base_prior": "gaussian", "residual": False}  # no longer exists
         del values["method_args"], values["eval"]["args"]
 
     read = config.read(stored(tmp_path / "config.json", drop))
-    assert {name: config.get(read, name) for name in config.LATER} == config.LATER
+    found = config.flat(read)
+    assert {name: found[name] for name in schema.ADDED} == config.flat(schema.ADDED)
     assert read.prior_args.base_prior == "gaussian" and "residual" not in read.prior_args
     assert read.method_args == config.load(DIGITS).method_args
     assert not read.eval.args
@@ -159,7 +165,7 @@ def test_a_stored_config_of_an_earlier_version_is_completed(tmp_path):
         (lambda v: v.update(data=3), r"unknown keys \(data\) and it lacks keys \(data.batch_size"),
         (lambda v: v["prior_args"].update(depth=1), "config.json: Unknown argument of prior"),
         (lambda v: v["prior_args"].update(residual=True), "config.json: Unknown argument of prior"),
-        (lambda v: v.update(method_args=3), "'method_args' is no group"),
+        (lambda v: v.update(method_args=3), "'method_args' is not a group"),
     ],
 )  # fmt: skip
 def test_a_stored_config_of_another_version_is_refused_in_one_message(tmp_path, change, message):

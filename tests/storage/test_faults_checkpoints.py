@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import pmjax
-from pmjax import builders, config
+from pmjax import builders, config, schema
 from pmjax.errors import UserError
 from pmjax.priors import base as priors
 from pmjax.reporting.report import history
@@ -142,7 +142,7 @@ def test_a_checkpoint_of_an_earlier_version_has_no_list_and_is_read(saved, state
 
 def of_earlier_version(binding, how):
     """What a checkpoint has in 'config' whose version did not know the newest keys."""
-    old = {name: value for name, value in binding.items() if name not in config.LATER}
+    old = {name: value for name, value in binding.items() if name not in schema.ADDED}
     assert len(old) < len(binding)
     if how == "keys":
         return json.loads(json.dumps(old))

@@ -1,0 +1,245 @@
+"""The configuration's schema: every key once, with its default, its comment and its valid values.
+
+Everything else is derived from `SECTIONS`: the defaults, --help, the checks of values, which keys
+may change between two runs of a workdir, and how workdirs of earlier versions are read.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from pmjax import errors, plugins
+from pmjax.errors import UserError
+
+METRIC_ARGS = "eval.args."  # followed by METRIC.NAME
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One key of the configuration; its type is that of the default."""
+
+    default: Any
+    comment: str
+    low: float | None = None  # smallest and largest value of a number
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    form: tuple[str, str] | None = None  # regular expression of a text, and how to describe it
+    plugin: str = ""  # the kind of plugin that the value, or each of several, names
+    args: str = ""  # the group with the arguments of this plugin
+    free: bool = False  # may change between two runs of a workdir: does not change what is trained
+    local: bool = False  # a path, which may differ between the processes of a run
+    # The version that added the key (the day, before the first release), and what earlier ones did.
+    since: tuple[str, Any] | None = None
+
+    def check(self, name: str, value: Any) -> Any:
+        """Returns the value in the key's type.
+
+        Raises:
+          UserError: if it has another type or is out of range.
+        """
+        name = f"config.{name}"
+        value = as_type(name, value, self.default)
+        if self.plugin:
+            for plugin in value if isinstance(value, tuple) else (value,):
+                plugins.load(self.plugin, plugin)
+        if self.choices and value not in self.choices:
+            raise errors.unknown(name, value, self.choices)
+        if self.form and not re.fullmatch(self.form[0], value):
+            raise UserError(f"{name}='{value}' must be {self.form[1]}.")
+        require_finite(name, value)
+        if self.low is not None and value < self.low:
+            raise UserError(f"{name}={value} must be at least {self.low}.")
+        if self.high is not None and value > self.high:
+            raise UserError(f"{name}={value} must be at most {self.high}.")
+        return value
+
+    def valid(self) -> str:
+        """Returns the range or the choices in words; '' if the type alone decides."""
+        if self.choices:
+            return " or ".join(map(repr, self.choices))
+        if self.high in (None, _LARGE):
+            return "" if self.low is None else f"at least {self.low}"
+        return f"{self.low} to {self.high}"
+
+
+_LARGE = 2**31 - 1
+_DAY2 = "2026-11-23"
+Count = partial(Key, low=1, high=_LARGE)
+Free = partial(Key, free=True)
+FreeCount = partial(Count, free=True)
+
+
+def _optimizer(group: str, learning_rate: float, b1: float) -> dict[str, Key]:
+    return {
+        f"{group}.learning_rate": Key(learning_rate, "Adam's, after the warm-up", 0, 1e6),
+        f"{group}.b1": Key(b1, "Adam's decay of the mean gradient", 0, 0.999999999),
+        f"{group}.b2": Key(0.99, "Adam's decay of the mean squared gradient", 0, 0.999999999),
+        f"{group}.schedule": Key("linear", "of the learning rate; linear and cosine end at zero",
+                                 choices=("linear", "cosine", "constant")),
+        f"{group}.warmup": Count(0, "steps over which the learning rate rises from zero", low=0),
+        f"{group}.clip": Key(0.0, "largest global norm of a gradient (0: no limit)", 0),
+        f"{group}.accumulate": Count(1, "batches averaged for one update, to save memory",
+                                     since=(_DAY2, 1)),
+    }  # fmt: skip
+
+
+SECTIONS: dict[str, dict[str, Key]] = {
+    "Model": {
+        "seed": Key(0, "of data order, initial weights, noise and samples", 0, 2**32 - 1),
+        "method": Key("pm", "what stage 1 trains", plugin="methods", args="method_args"),
+        "nets": Key("resnet", "family of networks", plugin="nets", args="nets_args"),
+        "prior": Key("latent_gan", "of the embeddings", plugin="priors", args="prior_args"),
+        "schedule": Key("two_stage", "trains the prior after the autoencoder, or in the same steps",
+                        choices=("two_stage", "joint")),
+        "latent_dim": Key(64, "dimension of the embeddings", 1, 2**20),
+        "batch_norm.affine": Key(False, "scale and shift of the latent BatchNorm, equation (11)"),
+        "batch_norm.momentum": Key(0.99, "of the latent BatchNorm's running statistics", 0, 1),
+        "precision": Key("float32", "of the networks; bfloat16 is for TPU and GPU",
+                         choices=("float32", "bfloat16"), since=(_DAY2, "float32")),
+    },
+    "Data": {
+        "data.name": Key("digits", "the data set", plugin="datasets"),
+        "data.path": Free("", "image_folder: the directory of the images", local=True),
+        "data.manual_dir": Free("", "directory of files downloaded by hand", local=True),
+        "data.cache_dir": Free("", "directory of decoded data ('': $PMJAX_CACHE or ~/.cache/pmjax)",
+                               local=True),
+        "data.size": Key(0, "height and width of the images (0: the data set's own)", 0, 2**14),
+        "data.batch_size": Count(64, "over all devices"),
+        "data.verify": Free(True, "check size and checksum of official archives in data.manual_dir",
+                            since=(_DAY2, True)),
+        "data.skip_broken": Key(False, "skip images that cannot be read, and count them"),
+        "data.device_budget_gb": Free(4.0, "memory for data on a device; larger sets are streamed",
+                                      0),
+    },
+    "Stage 1: the autoencoder": {
+        "steps": Count(10_000, "training steps"),
+        "steps_per_dispatch": Count(1, "steps in one call of the device; more for accelerators"),
+        **_optimizer("optimizer", 1e-3, b1=0.5),
+        "ema_decay": Key(0.999, "of averaged networks: g, and G in the joint schedule", 0, 1),
+        "skip_nonfinite": FreeCount(0, "steps with NaN that each stage may skip (0: stop at once)",
+                                    low=0, since=(_DAY2, 0)),
+    },
+    "Stage 2: a prior that is trained on the embeddings": {
+        "stage2.steps": Count(10_000, "training steps"),
+        "stage2.steps_per_dispatch": Count(100, "steps in one call of the device"),
+        "stage2.batch_size": Count(64, "over all devices"),
+        "stage2.devices": FreeCount(1, "small networks gain nothing from more", since=(_DAY2, 1)),
+        **_optimizer("stage2.optimizer", 1e-3, b1=0.0),  # with momentum, the latent GAN collapses
+    },
+    "Devices": {
+        "parallel": Free("jit", "sharded over a mesh, or replicated", choices=("jit", "pmap")),
+        "devices": FreeCount(0, "how many (0: all; on a CPU one, which uses all cores)", low=0),
+    },
+    "Logs and checkpoints": {
+        "log_every": FreeCount(100, "steps between two log entries"),
+        "checkpoint.every": FreeCount(1000, "steps between two checkpoints"),
+        "checkpoint.keep": Free(2, "checkpoints to keep", 1),
+        "profile": Free("", "STEP:COUNT writes a trace of these steps of stage 1 to "
+                        "WORKDIR/profile",
+                        form=("|[0-9]{1,9}:(?!0+$)[0-9]{1,9}", "STEP:COUNT, such as 100:5"),
+                        since=(_DAY2, "")),
+    },
+    "Evaluation": {
+        "eval.metrics": Free(("reconstruction", "latent", "fd_efficientnet_lite0"),
+                             "metrics of the trained model"),
+        "eval.baselines": Free(("gaussian", "gmm"), "priors to compare with the run's own",
+                               plugin="priors"),
+        "eval.num_samples": FreeCount(4000, "from each prior"),
+        "eval.every": FreeCount(0, "steps of stage 1 between two evaluations (0: none)", low=0,
+                                since=(_DAY2, 0)),
+        "eval.during": Free(("reconstruction", "latent"), "metrics of these evaluations",
+                            since=(_DAY2, ("reconstruction", "latent"))),
+        "eval.best": Free("", "one of their values, such as recon/psnr; the best model is saved in "
+                          "WORKDIR/best", since=(_DAY2, "")),
+        "eval.stage2_every": FreeCount(0, "steps of stage 2 between two evaluations (0: none)",
+                                       low=0, since=(_DAY2, 0)),
+        "eval.stage2_during": Free(("fd_efficientnet_lite0",), "metrics of these evaluations",
+                                   since=(_DAY2, ("fd_efficientnet_lite0",))),
+        "eval.stage2_best": Free("", "one of their values, like fd_efficientnet_lite0/latent_gan; "
+                                 "the best model is saved in WORKDIR/best-prior",
+                                 since=(_DAY2, "")),
+        "eval.fid_protocols": Free(("10k_test",), "of the metric fid: 10k_test, 50k_train, …",
+                                   since=(_DAY2, ("10k_test",))),
+        "eval.inception_weights": Free("", "file ('': $PMJAX_INCEPTION_WEIGHTS, the cache, or a "
+                                       "download)", since=(_DAY2, "")),
+        "eval.inception_variant": Free("pytorch_fid", "of Inception's input: pytorch_fid, "
+                                       "torch_fidelity or clean_fid", since=(_DAY2, "pytorch_fid")),
+        "eval.inception_precision": Free("float32", "or bfloat16", since=(_DAY2, "float32")),
+        "eval.efficientnet_resolution": Free(0, "of its input, in pixels (0: the images' own, but "
+                                             "from 64 to 224)", 0, 2**14, since=(_DAY2, 0)),
+        "eval.efficientnet_precision": Free("float32", "or bfloat16", since=(_DAY2, "float32")),
+    },
+}  # fmt: skip
+KEYS: dict[str, Key] = {name: key for keys in SECTIONS.values() for name, key in keys.items()}
+PLUGINS: dict[str, Key] = {name: key for name, key in KEYS.items() if key.args}
+
+# What earlier versions did, for the keys and the plugins' arguments that their workdirs lack.
+ADDED: dict[str, Any] = {name: key.since[1] for name, key in KEYS.items() if key.since} | {
+    "method_args.dispersion": 1.0,
+}
+# Arguments of earlier versions, and which of their values ask for what is done today.
+GONE: dict[str, Callable[[Mapping[str, Any], Any], bool]] = {
+    "prior_args.critic_gain": lambda config, value: value == 1.0,
+    "prior_args.residual": lambda config, value: (
+        value == (config["prior_args"].get("base_prior") == "gmm")
+    ),
+}
+
+
+def defaults() -> ConfigDict:
+    """Returns the configuration of all defaults, unlocked."""
+    groups = [key.args for key in PLUGINS.values()]
+    config = ConfigDict({group: {} for group in groups} | {"eval": {"args": {}}})
+    for name, key in KEYS.items():
+        *parents, last = name.split(".")
+        part = config
+        for parent in parents:
+            if parent not in part:
+                part[parent] = ConfigDict()
+            part = part[parent]
+        part[last] = key.default
+    return config
+
+
+def is_free(name: str) -> bool:
+    """Tells whether a key may change between two runs of a workdir."""
+    return KEYS[name].free if name in KEYS else name.startswith(METRIC_ARGS)
+
+
+def as_type(name: str, value: Any, like: Any) -> Any:
+    """Returns a value in the type of `like`.
+
+    Args:
+      name: of the value in messages.
+      value: an int is also a float, a text with commas also a tuple.
+      like: a value of the type.
+
+    Raises:
+      UserError: for a value of any other type.
+    """
+    if isinstance(like, float) and type(value) is int and abs(value) < 2**53:
+        return float(value)
+    if isinstance(like, str) and not isinstance(value, list | tuple | dict):
+        return str(value)
+    if isinstance(like, tuple):
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        if isinstance(value, list | tuple):
+            return tuple(value)
+    if type(value) is type(like):
+        return value
+    raise UserError(
+        f"{name}={value!r} is of type {type(value).__name__}; "
+        f"it must be of type {type(like).__name__}, such as {like!r}."
+    )
+
+
+def require_finite(name: str, value: Any) -> None:
+    """Raises `UserError` for NaN and infinity."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name}={value} must be a finite number.")
