@@ -19,7 +19,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["pmjax", "pmjax.*"]),
-    package_data={"pmjax": ["py.typed"]},
+    package_data={"pmjax": ["py.typed", "reporting/report.html.jinja"]},
     install_requires=[
         "jax>=0.10.2,<0.11",
         "flax>=0.12.8,<0.13",

@@ -34,9 +34,9 @@ def main() -> None:
     cli.cache_compilations()
 
     from pmjax.distributed import maintenance
-    from pmjax.distributed.processes import Log, Stopped
+    from pmjax.distributed.processes import Stopped
     from pmjax.evals import runner
-    from pmjax.reporting.report import Report
+    from pmjax.reporting.run_log import RunLog
     from pmjax.storage import resource_errors
     from pmjax.training import stages
 
@@ -44,8 +44,8 @@ def main() -> None:
     with joined as group, workdir.lock(flags.workdir, group):
         group.run_on_primary("the workdir", lambda: workdir.claim(settings, flags.workdir))
         workdir.check_shared(flags.workdir, group)
-        report = Log(flags.workdir, group.index) if group.index else Report(flags.workdir)
-        maintenance.watch(log.warning)
+        report = RunLog(flags.workdir, process=group.index)
+        maintenance.watch()
         try:
             with resource_errors.as_user_errors(flags.workdir), group.signals(steps=False):
                 stages.fit(settings, flags.workdir, report, group)

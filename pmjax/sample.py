@@ -28,7 +28,7 @@ def main() -> None:
 
     from pmjax import api
     from pmjax.datasets.batches import to_uint8
-    from pmjax.reporting import report
+    from pmjax.reporting.images import grid, save_png
 
     cli.cache_compilations()
     model = api.load(flags.workdir)
@@ -40,7 +40,7 @@ def main() -> None:
         if flags.out.suffix == ".npy":
             np.save(flags.out, samples)
         elif images:
-            report.save_png(flags.out, report.grid(samples))
+            save_png(flags.out, grid(samples))
         else:
             raise UserError("These samples are points, not images: use --out=FILE.npy.")
     except OSError as error:

@@ -20,7 +20,7 @@ MOMENTS = {
     "checkpoint": ("pmjax.storage.checkpoint.Checkpoints._list_files", None, 2),
     "evaluation": ("pmjax.evals.runner.run", None, 1),
     "metrics": ("pathlib.Path.replace", "metrics.json.part", 1),
-    "report": ("os.replace", "report.tmp", 1),
+    "report": ("os.replace", "report.html.part", 1),
 }
 
 

@@ -33,7 +33,7 @@ from pathlib import Path
 
 from pmjax import cli
 from pmjax.errors import UserError
-from pmjax.reporting.report import history
+from pmjax.reporting import history
 from pmjax.storage.workdir import AUTOENCODER, CONFIG, EMBEDDINGS, prior_path
 from tests import growth
 
@@ -167,7 +167,7 @@ def results(workdir: Path) -> dict[str, str]:
     prior = json.loads((workdir / CONFIG).read_text())["prior"]
     files = (workdir / AUTOENCODER, workdir / EMBEDDINGS, prior_path(workdir, prior))
     found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    found["history.jsonl"] = hashlib.sha256(json.dumps(history(workdir)).encode()).hexdigest()
+    found["history.jsonl"] = hashlib.sha256(json.dumps(history.read(workdir)).encode()).hexdigest()
     found["report.html"] = str((workdir / "report.html").is_file())
     for name, value in json.loads((workdir / "metrics.json").read_text()).items():
         if name not in ("time", "history"):

@@ -8,6 +8,7 @@ which is asked every second: any answer but NONE. (A Spot slice that is taken aw
 its system anyhow.)
 """
 
+import logging
 import os
 import signal
 import threading
@@ -15,6 +16,8 @@ import urllib.request
 from collections.abc import Callable, Mapping
 
 from pmjax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 EVERY = 1.0  # seconds
 QUIET = ("", "NONE", "FALSE")
@@ -29,7 +32,6 @@ def terminate() -> None:
 
 
 def watch(
-    say: Callable[[str], None],
     *,
     act: Callable[[], None] = terminate,
     environ: Mapping[str, str] = os.environ,
@@ -44,12 +46,12 @@ def watch(
         return None
     if not url.startswith(("http://", "https://")):
         raise UserError(f"{_NAME}='{url}' must be an address that starts with http://.")
-    thread = threading.Thread(target=_ask, args=(url, say, act), daemon=True)
+    thread = threading.Thread(target=_ask, args=(url, act), daemon=True)
     thread.start()
     return thread
 
 
-def _ask(url: str, say: Callable[[str], None], act: Callable[[], None]) -> None:
+def _ask(url: str, act: Callable[[], None]) -> None:
     told, pause = False, threading.Event()
     request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
     while True:
@@ -59,10 +61,10 @@ def _ask(url: str, say: Callable[[str], None], act: Callable[[], None]) -> None:
                 answer = response.read(200).decode(errors="replace").strip()
         except OSError as error:
             if not told:
-                say(f"{url} does not answer ({error}); it is asked again every second.")
+                log.warning("%s does not answer (%s); it is asked again every second.", url, error)
             told = True
         if answer.upper() not in QUIET:
-            say(f"Maintenance is announced ({answer}): stopping.")
+            log.warning("Maintenance is announced (%s): stopping.", answer)
             act()
             return
         pause.wait(EVERY)

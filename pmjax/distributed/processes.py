@@ -19,12 +19,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from pmjax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 TIMEOUT = 300.0  # seconds, unless PMJAX_HOST_TIMEOUT says otherwise
 BEAT = 1.0  # seconds between signs of life
@@ -61,12 +62,10 @@ class ProcessGroup:
     Attributes:
       index: of this process; 0 is the one that writes, says things and evaluates.
       count: of processes.
-      note: takes a line for this host's log.
     """
 
     def __init__(self, where: ProcessSpec = ProcessSpec()):
         self.index, self.count = where.index, where.count
-        self.note: Callable[[str], None] = lambda line: None
         self._timeout = where.timeout
         self._changed = threading.Condition()
         self._peers: dict[int, Connection] = {}
@@ -122,7 +121,7 @@ class ProcessGroup:
             return work()
         occasion = self._occasion(what)
         if self.index:
-            self.note(f"Waiting for process 0: {what}.")
+            log.info("Waiting for process 0: %s.", what)
             with self.signals():
                 stopped = self._answer(occasion)
             if stopped:
@@ -306,7 +305,8 @@ class ProcessGroup:
             threading.Event().wait()  # another thread is about to end the process
         sys.stdout.flush()
         print(f"\n{shown}", file=sys.stderr, flush=True)
-        self.note(shown)
+        if self.index:  # whose log lines go to a file
+            log.info(shown)
         self._tell_all(kind="failed", why=tell)
         if self.index == 0:
             time.sleep(LAST_WORDS)  # JAX kills the others as soon as this process has gone
@@ -344,55 +344,3 @@ class Connection:
 def processes(indices: list[int]) -> str:
     """Returns 'process 1' or 'processes 1, 2'."""
     return f"process{'es' * (len(indices) > 1)} {', '.join(map(str, indices))}"
-
-
-class Log:
-    """What processes other than the first have for a report: lines in logs/host-I.log."""
-
-    def __init__(self, workdir: Path, index: int):
-        """Opens the file, to go on at its end; warnings of other packages go there too."""
-        path = workdir / "logs" / f"host-{index}.log"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._handler = _Lines(path, encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{path} cannot be written ({error.strerror}).") from error
-        self._handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        logging.getLogger().addHandler(self._handler)
-        self._logger = logging.Logger("pmjax")
-        self._logger.addHandler(self._handler)
-
-    def say(self, message: str) -> None:
-        """Writes a line."""
-        self._logger.info(message)
-
-    def resume(self, stage: str, step: int) -> None:
-        """Writes where a stage goes on."""
-        self.say(f"{stage}: from step {step}.")
-
-    def scalars(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Writes a row of metrics, which are the same on all hosts."""
-        shown = "  ".join(f"{name} {value:.6g}" for name, value in values.items())
-        self.say(f"{stage}  {step}  {shown}")
-
-    def status(self, stage: str, step: int, steps: int, values: Mapping[str, float]) -> None:
-        """Does nothing: the first process shows the progress of all."""
-
-    def close(self) -> None:
-        """Ends the file."""
-        logging.getLogger().removeHandler(self._handler)
-        with suppress(OSError):  # what is left to write; it was told when that came up
-            self._handler.close()
-
-
-class _Lines(logging.FileHandler):
-    """Says in one line, once, that a line cannot be written; the run goes on without its log."""
-
-    _told = False
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        told, self._told = self._told, True
-        with suppress(OSError):  # which may go to the same disk
-            if not told:
-                error = sys.exc_info()[1]
-                print(f"{self.baseFilename} cannot be written ({error}).", file=sys.stderr)

@@ -1,26 +1,17 @@
-"""Draws what a run learned: samples, reconstructions, interpolations, latents, manifolds, losses.
+"""Draws what a run learned: samples, reconstructions, interpolations, latents, manifolds."""
 
-The only import of matplotlib, without a display (Agg and SVG).
-"""
-
-import io
-import re
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import NullFormatter
 from scipy.spatial import cKDTree
 
 from pmjax.datasets.batches import to_uint8
-from pmjax.reporting.report import Figure, grid, save_png
+from pmjax.reporting import plots
+from pmjax.reporting.images import Figure, grid, save_png
+from pmjax.reporting.plots import BLUE, GRAY
 
 SAMPLES, PAIRS, PAIRS_A_ROW, LINES, STEPS = 64, 32, 8, 8, 9
 POINTS = 2000  # shown at most in a scatter
-BLUE, GREY = "#3f6fd8", "#b9bec8"
-INK = "#010203"  # stands for the page's own text colour in the SVGs
 
 
 def draw(ctx, workdir) -> list[Figure]:
@@ -118,15 +109,15 @@ def _latent_scatter(ctx, folder):
     flat = _plane(codes)
     codes = flat(codes)
     columns = max(3, 1 + len(ctx.priors))
-    canvas = Canvas(figsize=(11.7, 11.7 / columns + 0.3), layout="constrained")
+    canvas = plots.canvas(11.7, 11.7 / columns + 0.3)
     axes = canvas.subplots(1, columns, sharex=True, sharey=True)
     for axis in axes[1 + len(ctx.priors) :]:
         axis.remove()
     axes = axes[: 1 + len(ctx.priors)]
     names = np.unique(labels)
     if len(names) <= 20:
-        colours = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20"].colors
-        for name, one in zip(names, colours, strict=False):
+        colors = plots.class_colors(len(names))
+        for name, one in zip(names, colors, strict=False):
             axes[0].scatter(*codes[labels == name].T, s=4, color=one, lw=0, label=f"{name:g}")
         if len(names) > 1:
             axes[0].legend(
@@ -143,12 +134,12 @@ def _latent_scatter(ctx, folder):
     axes[0].set_title("embeddings", fontsize=11)
     for axis, prior in zip(axes[1:], ctx.priors, strict=True):
         drawn = ctx.model.sample_latent(len(codes), seed=ctx.seed, prior=prior)
-        axis.scatter(*codes.T, s=4, color=GREY, lw=0)
+        axis.scatter(*codes.T, s=4, color=GRAY, lw=0)
         axis.scatter(*flat(drawn).T, s=4, color=BLUE, lw=0)
         axis.set_title(prior, fontsize=11, parse_math=False)
     for axis in axes:
         axis.set(xticks=[], yticks=[])
-    return _png(
+    return plots.save(
         canvas,
         folder / "latents.png",
         "Latents",
@@ -161,13 +152,13 @@ def _moments(ctx, folder):
     z = ctx.embeddings("train").astype(np.float64)
     mean, deviation, coordinates = z.mean(0), z.std(0), np.arange(z.shape[1])
     correlation = np.cov(z.T).reshape(2 * [len(mean)]) / np.outer(deviation, deviation).clip(1e-12)
-    canvas = Canvas(figsize=(11.7, 3.3), layout="constrained")
+    canvas = plots.canvas(11.7, 3.3)
     axes = canvas.subplots(1, 3, width_ratios=(4, 4, 3))
     for axis, values, ideal, name in (
         (axes[0], mean, 0, "mean"),
         (axes[1], deviation**2, 1, "variance"),
     ):
-        axis.axhline(ideal, color=GREY, lw=1)
+        axis.axhline(ideal, color=GRAY, lw=1)
         axis.vlines(coordinates, ideal, values, color=BLUE, lw=0.8)
         axis.plot(coordinates, values, ".", color=BLUE, ms=4)
         axis.set_title(f"{name} of each coordinate", fontsize=11)
@@ -176,7 +167,7 @@ def _moments(ctx, folder):
     axes[2].set_title("correlations", fontsize=11)
     axes[2].set(xticks=[], yticks=[])
     canvas.colorbar(shown, ax=axes[2]).ax.tick_params(labelsize=7)
-    return _png(
+    return plots.save(
         canvas,
         folder / "moments.png",
         "Moments of the embedding",
@@ -205,108 +196,27 @@ def _plane(codes):
     return lambda x: (x - mean) @ directions.T
 
 
-def _scatters(panels, path, title, caption, apart=None):
+def _scatters(
+    panels: list[tuple[str, np.ndarray, np.ndarray]],
+    path: Path,
+    title: str,
+    caption: str,
+    apart: str = "",
+) -> Figure:
     """Draws panels (name, points [N, 2 or 3], values) side by side, on the same axes.
 
     The panel called `apart` lies in another space and has axes of its own.
     """
     common = np.concatenate([points for name, points, _ in panels if name != apart])
-    solid = common.shape[1] == 3
-    columns = max(3, len(panels))
-    canvas = Canvas(figsize=(3.9 * columns, 3.6 if solid else 4.1), layout="constrained")
-    for i, (name, points, colour) in enumerate(panels):
-        axis = canvas.add_subplot(1, columns, i + 1, projection="3d" if solid else None)
-        axis.scatter(*points.T, s=5, lw=0, c=colour, cmap="turbo")
-        limits = _cube(points if name == apart else common)
-        axis.set(**dict(zip(("xlim", "ylim", "zlim"), limits, strict=False)))
-        axis.set_title(name, fontsize=11, parse_math=False)
-        axis.tick_params(labelsize=7)
-        axis.locator_params(nbins=5)
-        if solid:
-            axis.view_init(elev=12, azim=-72)
-            axis.set_box_aspect((1, 1, 1), zoom=1.1)
-        else:
-            axis.set_box_aspect(1)
-    return _png(canvas, path, title, caption)
-
-
-def _cube(points):
-    """Returns limits [D, 2] of the same length in all dimensions."""
-    low, high = points.min(0), points.max(0)
-    half = 0.53 * (high - low).max() + 1e-6
-    return np.stack([(low + high) / 2 - half, (low + high) / 2 + half], axis=1)
+    limits = plots.cube(common, drop=0)
+    shown = [
+        plots.Scatter(name, points, color, limits=None if name == apart else limits)
+        for name, points, color in panels
+    ]
+    columns = max(3, len(shown))
+    return plots.scatter_rows(path, title, caption, [("", shown)], columns=columns, inches=3.9)
 
 
 def _save(image, path, title, caption):
     save_png(path, image)
     return Figure(title, caption, path)
-
-
-def _png(canvas, path, title, caption):
-    FigureCanvasAgg(canvas)
-    canvas.savefig(path, dpi=130, facecolor="white", metadata={"Software": None})
-    return Figure(title, caption, path)
-
-
-def curves(rows: list[dict]) -> list[tuple[str, str]]:
-    """Returns (stage, SVG) from the rows of history.jsonl: a panel a value, in the page's colours.
-
-    Each shows the range (pale) and the moving average; positive values that span more than a
-    factor 20 get a logarithmic axis.
-    """
-    stages: dict[str, dict[str, list]] = {}
-    for row in rows:
-        values = stages.setdefault(row["stage"], {})
-        for name, value in row["values"].items():
-            if value is not None:
-                values.setdefault(name, []).append((row["step"], value))
-    return [(stage, _curves_svg(values)) for stage, values in stages.items() if values]
-
-
-def _curves_svg(values):
-    height = -(-len(values) // 3)
-    style = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "pmjax",
-        "text.color": INK,
-        "axes.edgecolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "font.size": 8,
-        "font.family": "DejaVu Sans",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.linewidth": 0.5,
-    }
-    with matplotlib.rc_context(style):
-        canvas = Canvas(figsize=(10.5, 2.1 * height), layout="constrained")
-        axes = canvas.subplots(height, 3, squeeze=False).ravel()
-        losses_first = sorted(values, key=lambda name: not name.startswith("loss/"))
-        for axis, name in zip(axes, losses_first, strict=False):
-            _curve(axis, name, *np.asarray(values[name], float).T)
-        for axis in axes[len(values) :]:
-            axis.remove()
-        out = io.StringIO()
-        canvas.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    svg = re.sub(r"<metadata>.*?</metadata>", "", out.getvalue(), flags=re.S)
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg[svg.index("<svg") :], count=2)
-    return svg.replace(INK, "currentColor")
-
-
-def _curve(axis, name, steps, values):
-    bins = np.array_split(np.arange(len(steps)), min(len(steps), 200))
-    middle = np.array([steps[b].mean() for b in bins])
-    low, mean, high = (np.array([f(values[b]) for b in bins]) for f in (np.min, np.mean, np.max))
-    width = max(1, len(bins) // 25)
-    smooth = np.convolve(mean, np.ones(width), "same") / np.convolve(
-        np.ones(len(mean)), np.ones(width), "same"
-    )
-    axis.plot(middle, mean, color=BLUE, alpha=0.35, lw=0.6)
-    axis.fill_between(middle, low, high, color=BLUE, alpha=0.18, lw=0)
-    axis.plot(middle, smooth, color=BLUE, lw=1.4)
-    if values.min() > 0 and values.max() > 20 * values.min():
-        axis.set_yscale("log")
-        axis.yaxis.set_minor_formatter(NullFormatter())
-    axis.set_title(name, fontsize=9, loc="left", parse_math=False)
-    axis.margins(x=0.01)
-    axis.grid(color=INK, alpha=0.12, lw=0.5)

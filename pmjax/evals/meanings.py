@@ -3,6 +3,7 @@
 import re
 
 from pmjax.errors import UserError
+from pmjax.reporting.html import MetricRow, MetricTable
 
 # Groups of metrics: the longest of these keys that the names begin with, without the features'
 # name. {} in a heading is the rest: the features, FID's protocol and variant.
@@ -180,6 +181,35 @@ def direction(value: str) -> int:
 def plain(values: dict[str, float]) -> dict[str, float]:
     """Returns values without their spreads and flags."""
     return {k: v for k, v in values.items() if not k.endswith("/spread") and "/flag/" not in k}
+
+
+def tables(metrics: dict[str, float]) -> list[MetricTable]:
+    """Returns the report's tables of metrics {name: value}."""
+    groups: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        group, _, rest = name.rpartition("/")
+        if group.endswith("/flag"):
+            group, rest = group.removesuffix("/flag"), f"flag/{rest}"
+        if rest != "spread":
+            groups.setdefault(group, {})[rest] = float(value)
+    return [_table(group, values, metrics) for group, values in groups.items()]
+
+
+def _table(group: str, values: dict[str, float], metrics: dict[str, float]) -> MetricTable:
+    found, rest = kind(group)
+    heading, meaning = GROUPS.get(found, ("{}", ""))
+    rows = [
+        MetricRow(
+            name,
+            value,
+            metrics.get(f"{group}/{name}/spread"),
+            MEANINGS.get(f"{group}/{name}", MEANINGS.get(name, "")),
+            bar=name != "ratio" and not name.startswith("flag/"),
+        )
+        for name, value in values.items()
+    ]
+    title = heading.format(rest if group else "Other")
+    return MetricTable(title, meaning, rows, bars=found.partition("/")[0] in BARS)
 
 
 def rounded(spread: float) -> str:

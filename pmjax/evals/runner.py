@@ -97,10 +97,10 @@ def evaluate(
         missing weights before anything is computed.
     """
     from pmjax import api, builders, config
-    from pmjax.evals import figures, registry
-    from pmjax.reporting import report
+    from pmjax.evals import figures, meanings, registry
+    from pmjax.reporting import history, html
     from pmjax.storage import workdir as workdirs
-    from pmjax.training import periodic_eval, snapshots
+    from pmjax.training import snapshots
 
     if checkpoint:
         workdir = snapshots.from_checkpoint(workdir, checkpoint)
@@ -132,16 +132,16 @@ def evaluate(
             "data": {"train": train.fingerprint, "test": test.fingerprint},
             "model": {path.stem: metrics_file.digest(path) for path in files},
         }
-        training, path = periodic_eval.history(workdir), workdir / METRICS
+        training, path = history.evaluations(workdir), workdir / METRICS
         known.update(metrics_file.record(path, _joined(found), provenance, training, say=say))
 
     # A run's first evaluation is whole or not there; later ones add what they get done.
     values = _run(metrics, ctx, args, keep, say=say, partly=(workdir / METRICS).is_file())
-    page = report.write_html(
+    page = html.write_report(
         workdir,
         title=f"pmjax: {settings.data.name}, {settings.method} with prior {settings.prior}",
         config=settings.to_dict(),
-        metrics=known,
+        tables=meanings.tables(known),
         figures=figures.draw(ctx, workdir),
     )
     _show(values, say)

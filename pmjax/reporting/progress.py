@@ -1,12 +1,111 @@
-"""Progress bars for work on data that may take minutes."""
+"""Progress on the console: the status line of a run, and bars for work on data."""
 
+import collections
+import math
 import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TextIO
 
 from tqdm import tqdm
 
+WINDOW = 30.0  # seconds over which a rate is averaged
+LIVE_EVERY, PLAIN_EVERY = 0.1, 10.0  # seconds between status lines, on a terminal and elsewhere
+
 
 def progress(title: str, total: int | None = None, *, unit: str = " images", **kwargs) -> tqdm:
-    """Returns a progress bar on stderr, with rate and time left, which short work does not show."""
-    interval = 0.2 if sys.stderr.isatty() else 10.0
+    """Returns a progress bar on stderr with rate and time left, hidden for the first second."""
+    interval = LIVE_EVERY if sys.stderr.isatty() else PLAIN_EVERY
     return tqdm(total=total, desc=title, unit=unit, file=sys.stderr, delay=1, leave=False,
                 mininterval=interval, miniters=1, **kwargs)  # fmt: skip
+
+
+class StatusLine:
+    """One line that redraws itself on a terminal; elsewhere a plain line at intervals."""
+
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        *,
+        every: float = PLAIN_EVERY,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """Opens no line yet; `every` is the interval in seconds where there is no terminal."""
+        self._stream = sys.stderr if stream is None else stream
+        self._live = self._stream.isatty()
+        self._every = LIVE_EVERY if self._live else every
+        self._clock, self._shown = clock, -math.inf
+        self._bar: _Bar | None = None
+
+    def due(self, *, last: bool = False) -> bool:
+        """Returns whether to show a line now; on a terminal, the last one always is."""
+        return self._clock() - self._shown >= self._every or (self._live and last)
+
+    def show(self, parts: Sequence[str]) -> None:
+        """Shows the parts; on a terminal, as many as fit, so that no number is cut in two."""
+        self._shown = self._clock()
+        if not self._live:
+            self._stream.write("  ".join(parts) + "\n")
+            self._stream.flush()
+            return
+        self._bar = self._bar or _Bar(file=self._stream, dynamic_ncols=True)
+        self._bar.parts = parts
+        self._bar.refresh()
+
+    def close(self, *, leave: bool = True) -> None:
+        """Ends the line, which stays on the terminal or is cleared."""
+        if self._bar:
+            self._bar.leave = leave
+            self._bar.close()
+            self._bar = None
+
+
+class _Bar(tqdm):
+    """A line of our own words, which tqdm draws, clears and puts back below log lines."""
+
+    parts: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        return fit_line(self.parts, (self.format_dict["ncols"] or 80) - 1)
+
+
+def fit_line(parts: Sequence[str], width: int) -> str:
+    """Joins as many leading parts as fit; cuts the first if not even that one fits."""
+    line = ""
+    for part in parts:
+        longer = f"{line}  {part}" if line else part
+        if len(longer) > width:
+            return line or longer[: max(width, 0)]
+        line = longer
+    return line
+
+
+class Rate:
+    """Steps per second over the last `WINDOW` seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self._marks: collections.deque[tuple[float, int]] = collections.deque()
+
+    def add(self, step: int) -> None:
+        """Notes when a step was reached."""
+        now = self._clock()
+        self._marks.append((now, step))
+        while len(self._marks) > 2 and now - self._marks[1][0] >= WINDOW:
+            self._marks.popleft()
+
+    def __call__(self) -> float:
+        """Returns the rate, 0 if it is not known yet."""
+        (start, first), (end, last) = self._marks[0], self._marks[-1]
+        return (last - first) / (end - start) if end > start else 0.0
+
+
+def duration(seconds: float) -> str:
+    """Returns seconds in the largest two units, such as 1h05m."""
+    minutes, left = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 24:
+        return f"{hours // 24}d{hours % 24:02d}h"
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{left:02d}s" if minutes else f"{left}s"

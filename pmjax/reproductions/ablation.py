@@ -14,9 +14,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from pmjax.datasets.batches import to_uint8
-from pmjax.reporting.report import Figure, grid
+from pmjax.reporting.images import Figure, grid
+from pmjax.reporting.plots import picture_rows
 from pmjax.reproductions.base import Column, Reproduction, Run, Study, Table
-from pmjax.reproductions.drawing import images_in_rows, trained
+from pmjax.reproductions.drawing import trained
 
 NO_BATCH_NORM = {"method_args.batch_norm": False}
 NO_REGULARIZER = {"method_args.regularizer": False}
@@ -64,7 +65,7 @@ def results(study: Study) -> Iterator[Table | Figure]:
         )
         rows.append((run.label, [grid(to_uint8(images), columns=SIDE) for images in pictures]))
     if rows:
-        yield images_in_rows(
+        yield picture_rows(
             study.figures / "ablation.png",
             "Ablation",
             "Reconstructions of test images, interpolations between test images (a row each) and "

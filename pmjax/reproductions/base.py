@@ -18,7 +18,7 @@ from typing import Any
 
 from pmjax import config, plugins
 from pmjax.errors import UserError
-from pmjax.reporting.report import Figure
+from pmjax.reporting.images import Figure
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from pmjax.reporting.report import Figure
+from pmjax.reporting.images import Figure
 from pmjax.reproductions.base import Column, Reproduction, Run, Study, Table
 from pmjax.reproductions.drawing import image_strips
 

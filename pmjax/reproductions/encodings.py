@@ -8,9 +8,10 @@ picture. 4 runs for each of three seeds, three minutes each on one CPU core, our
 
 from collections.abc import Iterator
 
-from pmjax.reporting.report import Figure
+from pmjax.reporting.images import Figure
+from pmjax.reporting.plots import BLUE, Scatter, scatter_rows
 from pmjax.reproductions.base import Column, Reproduction, Run, Study, Table
-from pmjax.reproductions.drawing import Cloud, clouds, trained
+from pmjax.reproductions.drawing import trained
 
 NORMAL = ("standard_normal",)
 # What 64 dimensions do not need and two do: with one update of D for each of g, the latent GAN
@@ -34,7 +35,7 @@ NOTE = (
     "test image or a draw of the prior; 0.5 is a perfect match. Trustworthiness and continuity: "
     "whether neighbours among images and embeddings are the same; 1 is perfect."
 )
-DIGIT, BLUE = 0, "#3f6fd8"
+DIGIT = 0
 
 
 def results(study: Study) -> Iterator[Table | Figure]:
@@ -46,13 +47,13 @@ def results(study: Study) -> Iterator[Table | Figure]:
         prior = run.model.sample_latent(len(z), seed=run.seed)[:, :2]
         zeros = z[run.labels == DIGIT]
         panels = [
-            Cloud("digit 0 among draws of the prior", zeros, BLUE, prior),
-            Cloud("digit 0 among all digits", zeros, BLUE, z),
-            Cloud("all digits, by class", z, run.labels),
+            Scatter("digit 0 among draws of the prior", zeros, BLUE, prior),
+            Scatter("digit 0 among all digits", zeros, BLUE, z),
+            Scatter("all digits, by class", z, run.labels),
         ]
         rows.append((run.label, panels))
     if rows:
-        yield clouds(
+        yield scatter_rows(
             study.figures / "encodings.png",
             "Encodings of digit '0'",
             "Embeddings of test images of the digit 0 (blue), in grey under them draws of the "

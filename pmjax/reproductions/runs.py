@@ -4,6 +4,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import signal
@@ -19,13 +20,15 @@ from ml_collections import ConfigDict
 
 from pmjax import config, schema
 from pmjax.errors import UserError
-from pmjax.reporting import report
+from pmjax.reporting.progress import StatusLine, duration
 from pmjax.reproductions.base import Run, Study
 from pmjax.storage import workdir as workdirs
 
+log = logging.getLogger(__name__)
+
 MARK = "finished.json"  # in a workdir: of which config it is finished, and how long that took
 LOOK_EVERY, PLAIN_EVERY = 0.5, 30.0  # seconds between looks, and status lines without a terminal
-WIDTH = 100  # letters that a run may say in a line without a terminal
+WIDTH = 100  # characters of a run's own status
 PATIENCE = 120.0  # seconds for a run that was told to stop to save its state
 
 
@@ -177,7 +180,7 @@ def work(
     waiting = [job for job in jobs if job.seconds() is None]
     if len(waiting) < len(jobs):
         study.say(f"{len(jobs) - len(waiting)} of {len(jobs)} runs were finished before.")
-    status, running = _Status(stream or sys.stderr), {}
+    status, running = StatusLine(stream, every=PLAIN_EVERY), {}
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while waiting or running:
@@ -193,25 +196,26 @@ def work(
                 why = _ended(job, process.poll(), began)
                 if why:
                     study.failures[job.run.name, job.seed] = f"failed: {why} (log: {job.log})"
-                    status.say(f"{job.name} {study.failures[job.run.name, job.seed]}")
+                    log.info(f"{job.name} {study.failures[job.run.name, job.seed]}")
                 else:
                     (job.workdir / MARK).write_text(
                         json.dumps({"config": job.digest, "seconds": round(seconds, 1)})
                     )
                     took.append(seconds)
-                    status.say(f"{job.name}: finished in {report.duration(seconds)}.")
-            if running:
+                    log.info(f"{job.name}: finished in {duration(seconds)}.")
+            if running and status.due():
                 status.show(_lines(jobs, waiting, running, took, slots, study.failures))
+            if running:
                 time.sleep(look_every)
     except KeyboardInterrupt:
-        status.say("Stopping; the runs save their states. The same command goes on from there.")
+        log.info("Stopping; the runs save their states. The same command goes on from there.")
         for _, process, _ in running.values():
             process.send_signal(signal.SIGTERM)
         for _, process, _ in running.values():
             process.wait(PATIENCE)
         raise
     finally:
-        status.show([])
+        status.close(leave=False)
         signal.signal(signal.SIGTERM, before)
 
 
@@ -239,8 +243,8 @@ def _lines(jobs, waiting, running, took, slots, failures) -> list[str]:
         mean = sum(took) / len(took)
         ages = (time.time() - began for _, _, began in running.values())
         left = sum(max(mean - age, 0.1 * mean) for age in ages)
-        head += f", ETA {report.duration((len(waiting) * mean + left) / slots)}"
-    return [head, *(f"{job.name}: {_last_line(job.log)}" for job, _, _ in running.values())]
+        head += f", ETA {duration((len(waiting) * mean + left) / slots)}"
+    return [head, *(f"{job.name}: {_last_line(job.log)}"[:WIDTH] for job, _, _ in running.values())]
 
 
 def _last_line(log: Path) -> str:
@@ -252,31 +256,3 @@ def _last_line(log: Path) -> str:
         return "starting"
     lines = [line for line in re.split(r"[\r\n]", text) if line.strip()]
     return lines[-1].strip() if lines else "starting"
-
-
-class _Status:
-    """One line that redraws itself on a terminal; elsewhere a line now and then."""
-
-    def __init__(self, stream: TextIO):
-        self._stream, self._line = stream, ""
-        self._live, self._shown = stream.isatty(), time.monotonic()
-
-    def show(self, parts: list[str]) -> None:
-        """Shows the parts that fit; none clears the line."""
-        now = time.monotonic()
-        if self._live:
-            line = (
-                report.fit_line(parts, report.terminal_columns(self._stream) - 1) if parts else ""
-            )
-            self._stream.write("\r" + line.ljust(len(self._line)) + ("" if line else "\r"))
-            self._line = line
-        elif parts and now - self._shown >= PLAIN_EVERY:
-            self._shown = now
-            self._stream.write("  |  ".join(part[:WIDTH] for part in parts) + "\n")
-        self._stream.flush()
-
-    def say(self, message: str) -> None:
-        """Prints a whole line."""
-        self.show([])
-        self._stream.write(message + "\n")
-        self._stream.flush()

@@ -11,9 +11,10 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from pmjax.datasets.swiss_roll import unroll
-from pmjax.reporting.report import Figure
+from pmjax.reporting.images import Figure
+from pmjax.reporting.plots import Scatter, cube, scatter_rows
 from pmjax.reproductions.base import Column, Reproduction, Run, Study, Table
-from pmjax.reproductions.drawing import Cloud, clouds, cube, trained
+from pmjax.reproductions.drawing import trained
 
 ALSO = ("gmm", "flow_matching")
 # The methods' default weights of the KL divergence are for images. Here a coordinate's variance is
@@ -111,23 +112,23 @@ def results(study: Study) -> Iterator[Table | Figure]:
         base = run.model.sample_base(len(x), seed=run.seed)
         box = cube(x) if box is None else box
         panels = [
-            Cloud("input", x, colour),
-            Cloud("reconstruction", run.model.reconstruct(x), colour),
-            Cloud("generation", made, place),
+            Scatter("input", x, colour),
+            Scatter("reconstruction", run.model.reconstruct(x), colour),
+            Scatter("generation", made, place),
         ]
         manifolds.append((run.label, panels))
         at = colour[cKDTree(z).query(drawn)[1]]
         maps = base is not None and base.shape[1] == 2
-        between = Cloud("prior z'", base, at) if maps else None
+        between = Scatter("prior z'", base, at) if maps else None
         name = "generated latent" if maps else f"prior {run.model.prior}"
         if z.shape[1] > 3:  # SAE's centred coordinates lie in three directions
             directions = np.linalg.svd(z, full_matrices=False)[2][:3].T
             z, drawn = z @ directions, drawn @ directions
         same = cube(np.concatenate([z, drawn]))
-        panels = [Cloud("embedding", z, colour, limits=same), between]
-        latents.append((run.label, [*panels, Cloud(name, drawn, at, limits=same)]))
+        panels = [Scatter("embedding", z, colour, limits=same), between]
+        latents.append((run.label, [*panels, Scatter(name, drawn, at, limits=same)]))
     if manifolds:
-        yield clouds(
+        yield scatter_rows(
             study.figures / "manifolds.png",
             "Manifolds",
             "Test points, their reconstructions, and new points by each method's own prior, all in "
@@ -136,7 +137,7 @@ def results(study: Study) -> Iterator[Table | Figure]:
             manifolds,
             limits=np.asarray(box) * 1.15,
         )
-        yield clouds(
+        yield scatter_rows(
             study.figures / "latents.png",
             "Latents",
             "Embeddings of test points; where the prior is mapped, its draws, coloured by where "

@@ -6,17 +6,10 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pmjax.reporting import report
-from pmjax.reporting.report import Figure
+from pmjax.reporting import html
+from pmjax.reporting.images import Figure
 from pmjax.reproductions.base import Column, Study, Table
-
-# Added to the report's style, for tables with headings and many columns.
-STYLE = """
-section.table { overflow-x: auto; } th { text-align: left; font-weight: 400; color: var(--soft);
-  font-size: .8rem; padding: .3rem .8rem .3rem 0; vertical-align: bottom; }
-th.number { text-align: right; padding-right: 0; } .table * { overflow-wrap: normal; }
-td.number, th.number { padding-left: 1.2rem; } li { color: var(--soft); font-size: .9rem; }
-"""
+from pmjax.storage import atomic
 
 
 def write(
@@ -36,7 +29,7 @@ def write(
     if missing:
         lines += ["## Missing", "", *(f"- {_missing(entry)}" for entry in missing), ""]
     lines += [f"![{_cell(f.title)}](figures/{Path(f.path).name})\n" for f in figures]
-    _write(directory / "table.md", "\n".join(lines).rstrip() + "\n")
+    atomic.write(directory / "table.md", "\n".join(lines).rstrip() + "\n")
     content = {
         "title": title,
         "command": command,
@@ -45,25 +38,16 @@ def write(
         "tables": [_json(table) for table in tables],
         "missing": missing,
     }
-    _write(directory / "table.json", json.dumps(content, indent=2) + "\n")
-    body = [f"<p>{report.escape(summary(study))}<br><code>{report.escape(command)}</code></p>"]
-    for table in tables:
-        body += [f"<h2>{report.escape(table.title)}</h2>", *_html(table, study.seeds)]
-        body += [f"<p>{report.escape(note)}</p>" for note in _notes(table, study.seeds)]
-    if missing:
-        items = (f"<li>{report.escape(_missing(entry))}</li>" for entry in missing)
-        body += ["<h2>Missing</h2><ul>", *items, "</ul>"]
-    if figures:
-        body += [
-            "<h2>Pictures</h2><div class='figures'>",
-            *map(report.figure_html, figures),
-            "</div>",
-        ]
-    page = report.PAGE.format(
-        title=report.escape(title), style=report.STYLE + STYLE, body="".join(body)
+    atomic.write(directory / "table.json", json.dumps(content, indent=2) + "\n")
+    page = html.Page(
+        title,
+        summary=summary(study),
+        command=command,
+        tables=[_html(table, study.seeds) for table in tables],
+        missing=[_missing(entry) for entry in missing],
+        figures=figures,
     )
-    _write(directory / "report.html", page)
-    return directory / "report.html"
+    return html.write(directory / html.FILE, page)
 
 
 def summary(study: Study) -> str:
@@ -134,14 +118,9 @@ def _markdown(table: Table, seeds) -> Iterator[str]:
         yield "| " + " | ".join(map(_cell, (*labels, *cells))) + " |"
 
 
-def _html(table: Table, seeds) -> Iterator[str]:
-    yield "<section class='table'><table>"
-    for index, (labels, cells) in enumerate(_grid(table, seeds)):
-        tag = "td" if index else "th"
-        words = "".join(f"<{tag}>{report.escape(label)}</{tag}>" for label in labels)
-        numbers = "".join(f"<{tag} class='number'>{report.escape(c)}</{tag}>" for c in cells)
-        yield f"<tr>{words}{numbers}</tr>"
-    yield "</table></section>"
+def _html(table: Table, seeds: Sequence[int]) -> html.TextTable:
+    (labels, headings), *rows = _grid(table, seeds)
+    return html.TextTable(table.title, labels, headings, rows, _notes(table, seeds))
 
 
 def _json(table: Table) -> dict:
@@ -176,7 +155,3 @@ def _missing(entry: Mapping) -> str:
 
 def _cell(text: str) -> str:
     return str(text).replace("|", "\\|").replace("\n", " ")
-
-
-def _write(path: Path, text: str) -> None:
-    report.write_whole(path, text)

@@ -26,10 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from pmjax.evals.figures import Canvas
-from pmjax.reporting.report import Figure
+from pmjax.reporting import plots
+from pmjax.reporting.images import Figure
 from pmjax.reproductions.base import Column, Reproduction, Row, Study, Table
-from pmjax.reproductions.drawing import save
 
 Array = jax.Array
 
@@ -37,7 +36,7 @@ VARIANCE = 1 / 3  # of x
 LEVELS = (1.0, 1 / 3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.003, 0.001, 0.0003)  # v
 STEPS, RUNLOCAL_STEPS = 4000, 200
 STRATA, NOISES, WIDTH = 64, 4, 32  # x in a batch, draws of noise for each, units of a layer
-BLUE, RED, GREEN, GREY = "#3f6fd8", "#c8452f", "#2f8f4e", "#8a9099"
+BLUE, RED, GREEN, GRAY = plots.BLUE, "#c8452f", "#2f8f4e", "#8a9099"
 
 
 def gaussian_kl(mean, variance):
@@ -188,7 +187,7 @@ NOTE = (
 
 
 def _figure(study: Study, params: dict, found: dict[str, np.ndarray]) -> Figure:
-    canvas = Canvas(figsize=(12, 6.6), layout="constrained")
+    canvas = plots.canvas(12, 6.6)
     axes = canvas.subplots(2, 3).ravel()
     for axis, level in zip(axes[:3], (1.0, 0.1, 0.001), strict=True):
         _posteriors(
@@ -198,7 +197,7 @@ def _figure(study: Study, params: dict, found: dict[str, np.ndarray]) -> Figure:
     mse, levels = np.geomspace(1e-4, VARIANCE, 200), np.geomspace(1e-4, 1, 200)
     axis = axes[4]
     axis.fill_between(mse, 0, bound(mse), color=RED, alpha=0.15, lw=0, label="impossible")
-    axis.plot(mse, [linear(v)["sup_kl"] for v in mse], color=GREY, label="linear VAE")
+    axis.plot(mse, [linear(v)["sup_kl"] for v in mse], color=GRAY, label="linear VAE")
     axis.plot(*np.transpose([disjoint(k) for k in range(1, 58)]), ".", ms=4, color=GREEN,
               label="disjoint intervals")  # fmt: skip
     axis.plot(found["mse"], found["sup_kl"], "o", color=BLUE, label="VAE")
@@ -210,12 +209,12 @@ def _figure(study: Study, params: dict, found: dict[str, np.ndarray]) -> Figure:
     axis.plot(LEVELS, found["mse"] / VARIANCE, "o", color=GREEN)
     other.plot(levels, [linear(v)["sup_kl"] for v in levels], color=BLUE)
     other.plot(LEVELS, found["sup_kl"], "o", color=BLUE)
-    axis.axvline(VARIANCE, color=GREY, ls=":", lw=1)
+    axis.axvline(VARIANCE, color=GRAY, ls=":", lw=1)
     axis.set(xscale="log", xlabel="v = βσ²")
     axis.set_ylabel("MSE / Var x", color=GREEN)
     other.set_ylabel("sup KL, nats", color=BLUE)
     axis.set_title("KL = 0 loses reconstruction (dotted: Var x)", fontsize=10)
-    return save(
+    return plots.save(
         canvas,
         study.figures / "theory.png",
         "Propositions 1 and 2",
@@ -223,6 +222,7 @@ def _figure(study: Study, params: dict, found: dict[str, np.ndarray]) -> Figure:
         "the prior. At v = 1 all are the prior; as v falls they part. Below: the paper's Figure 1, "
         "disjoint supports; what each MSE costs; both against v (lines: linear nets in closed "
         "form; dots: perceptrons).",
+        tight=True,
     )
 
 

@@ -14,10 +14,10 @@ from pmjax.distributed import collectives
 from pmjax.distributed.compile import compile_step
 from pmjax.distributed.host_memory import free_memory
 from pmjax.distributed.mesh import local_rows, place_dataset, replicate, spans_processes
-from pmjax.distributed.processes import Log, ProcessGroup, Stopped
+from pmjax.distributed.processes import ProcessGroup, Stopped
 from pmjax.finite import NotFinite, require_finite
 from pmjax.methods.base import MethodSpec
-from pmjax.reporting.report import Report
+from pmjax.reporting.run_log import RunLog
 from pmjax.storage.checkpoint import Checkpoints
 from pmjax.storage.workdir import require_same
 from pmjax.training.monitor import MetricsMonitor
@@ -37,7 +37,7 @@ def train(
     mesh: jax.sharding.Mesh,
     directory: Path,
     info: dict[str, Any],
-    report: Report | Log,
+    report: RunLog,
     evaluator: PeriodicEvaluator | None = None,
     group: ProcessGroup | None = None,
 ) -> TrainState:

@@ -7,9 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from pmjax.distributed.processes import Log
 from pmjax.finite import NotFinite
-from pmjax.reporting.report import Report
+from pmjax.reporting.run_log import RunLog
 from pmjax.training.options import LoopOptions
 
 log = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ class MetricsMonitor:
         self,
         options: LoopOptions,
         objectives: Sequence[str],
-        report: Report | Log,
+        report: RunLog,
         *,
         skipped: int = 0,
         saved: int = 0,

@@ -18,14 +18,14 @@ from ml_collections import ConfigDict
 
 from pmjax import builders, model, plugins
 from pmjax.datasets.base import Dataset
-from pmjax.distributed.processes import Log, ProcessGroup
+from pmjax.distributed.processes import ProcessGroup
 from pmjax.errors import UserError, unknown
 from pmjax.evals import meanings, runner
 from pmjax.evals.context import Context
 from pmjax.evals.registry import needs_own_prior
 from pmjax.priors.base import FittedPrior, SharedPrior, TrainedPrior
-from pmjax.reporting import report
-from pmjax.reporting.report import Report
+from pmjax.reporting import history
+from pmjax.reporting.run_log import RunLog
 from pmjax.storage import resource_errors
 from pmjax.storage.workdir import BEST, BEST_PRIOR, read_embeddings
 from pmjax.training import snapshots
@@ -33,8 +33,6 @@ from pmjax.training.snapshots import Snapshot
 from pmjax.training.step import TrainState
 
 log = logging.getLogger(__name__)
-
-PREFIX = "eval/"  # of these values in history.jsonl and in TensorBoard's events
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +65,7 @@ class PeriodicEvaluator:
         priors: list[str],
         snapshot_of: Callable[[TrainState], Snapshot],
         read_embeddings: Callable[[], Any] | None = None,
-        report: Report | Log,
+        report: RunLog,
         group: ProcessGroup,
     ):
         """See `for_stage1` and `for_stage2`.
@@ -101,7 +99,11 @@ class PeriodicEvaluator:
         """Evaluates a restored state whose evaluation was due and did not finish."""
 
         def evaluate_if_missing() -> None:
-            rows = [row for row in history(self._workdir) if row["stage"] == self._stage.name]
+            rows = [
+                row
+                for row in history.evaluations(self._workdir)
+                if row["stage"] == self._stage.name
+            ]
             done = max((row["step"] for row in rows), default=0)
             if step > done and self.due(done, step):
                 self._evaluate(state, step)
@@ -138,7 +140,7 @@ class PeriodicEvaluator:
             f"{self._stage.name}: evaluation of step {step} ({seconds:.1f} s): {shown}"
             + (f"; the best {best} so far" if is_best else "")
         )
-        values = {PREFIX + key: value for key, value in values.items()}
+        values = {history.EVAL + key: value for key, value in values.items()}
         self._report.scalars(self._stage.name, step, values)
 
     def _context(self, snapshot: Snapshot) -> Context:
@@ -182,7 +184,7 @@ def for_stage1(
     workdir: Path,
     *,
     train: Dataset,
-    report: Report | Log,
+    report: RunLog,
     group: ProcessGroup,
 ) -> PeriodicEvaluator:
     """Returns the evaluator of the autoencoder, with the priors that need no training."""
@@ -204,7 +206,7 @@ def for_stage2(
     workdir: Path,
     *,
     train: Dataset,
-    report: Report | Log,
+    report: RunLog,
     group: ProcessGroup,
 ) -> PeriodicEvaluator:
     """Returns the evaluator of the run's own prior, on the autoencoder of stage 1."""
@@ -277,14 +279,3 @@ def _require_best(
     if name == "fid" and parts[1:] and parts[1] != settings.eval.inception_variant:
         valid = [settings.eval.inception_variant]
         raise unknown(f"variant of Inception's input ({key})", parts[1], valid)
-
-
-def history(workdir: Path) -> list[dict[str, Any]]:
-    """Returns [{'stage': …, 'step': …, 'metrics': …}] of a workdir's evaluations in training."""
-    rows = []
-    for row in report.history(workdir):
-        values = row["values"]
-        found = {k.removeprefix(PREFIX): v for k, v in values.items() if k.startswith(PREFIX)}
-        if row["stage"] in [stage.name for stage in STAGES] and found:
-            rows.append({"stage": row["stage"], "step": row["step"], "metrics": found})
-    return rows

@@ -12,12 +12,12 @@ from ml_collections import ConfigDict
 from pmjax import builders, model
 from pmjax.datasets.base import Dataset
 from pmjax.distributed.mesh import check_batch, make_mesh, spans_processes
-from pmjax.distributed.processes import Log, ProcessGroup, Stopped, processes
+from pmjax.distributed.processes import ProcessGroup, Stopped, processes
 from pmjax.errors import UserError
 from pmjax.evals import runner
 from pmjax.finite import require_finite, require_finite_arrays
 from pmjax.priors.base import FittedPrior, SharedPrior, TrainedPrior
-from pmjax.reporting.report import Report
+from pmjax.reporting.run_log import RunLog
 from pmjax.storage import checkpoint, resource_errors
 from pmjax.storage.workdir import (
     AUTOENCODER,
@@ -40,7 +40,7 @@ _EMBEDDING = "The embedding of training example"
 _DIVERGED = "Train again with a lower learning rate or clipped gradients, and a new --workdir."
 
 
-def fit(settings: ConfigDict, workdir: Path, report: Report | Log, group: ProcessGroup) -> None:
+def fit(settings: ConfigDict, workdir: Path, report: RunLog, group: ProcessGroup) -> None:
     """Trains what is not trained yet, and writes the model to the workdir.
 
     All processes train stage 1. The primary one alone embeds the training set and fits the prior,
@@ -154,7 +154,7 @@ def _train_autoencoder(
     workdir: Path,
     data: Dataset,
     mesh: jax.sharding.Mesh,
-    report: Report | Log,
+    report: RunLog,
     group: ProcessGroup,
 ) -> TrainState:
     """Trains stage 1 on the training set."""
@@ -198,7 +198,7 @@ def _train_own_prior(
     workdir: Path,
     data: Dataset,
     mesh: jax.sharding.Mesh,
-    report: Report | Log,
+    report: RunLog,
     group: ProcessGroup,
 ) -> TrainState:
     """Trains stage 2, the run's own prior, on the embeddings of stage 1."""
@@ -226,7 +226,7 @@ def _train_prior(
     *,
     mesh: jax.sharding.Mesh,
     directory: Path,
-    report: Report | Log,
+    report: RunLog,
     evaluator: PeriodicEvaluator | None = None,
     group: ProcessGroup | None = None,
 ) -> TrainState:
@@ -256,7 +256,7 @@ def _train_other_prior(
     settings: ConfigDict, z: np.ndarray, name: str, directory: Path
 ) -> dict[str, Any]:
     """Trains a prior that is not the run's own, in a directory of its own; returns its arrays."""
-    report = Report(directory)
+    report = RunLog(directory)
     try:
         state = _train_prior(
             settings,

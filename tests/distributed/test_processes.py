@@ -18,7 +18,7 @@ from pmjax.distributed.compile import MODES
 from pmjax.distributed.mesh import make_mesh, place_dataset
 from pmjax.distributed.processes import Connection, ProcessGroup, ProcessSpec, Stopped
 from pmjax.errors import UserError
-from pmjax.training import periodic_eval
+from pmjax.reporting import history
 from tests import soak
 from tests.distributed import host_process
 from tests.small_run import ROOT, SMALL
@@ -408,6 +408,6 @@ def test_two_processes_after_a_stop_and_a_kill_end_with_the_same_bits(interrupte
     assert "resuming at step" in outputs[0]
     assert "Report:" in outputs[0] and "Report:" not in outputs[1]
     assert soak.results(folder / "run") == soak.results(folder / "whole")
-    evaluations = [(row["stage"], row["step"]) for row in periodic_eval.history(folder / "run")]
+    evaluations = [(row["stage"], row["step"]) for row in history.evaluations(folder / "run")]
     wanted = {"stage1": (25, 50, 60), "stage2": (30, 50, 60)}
     assert evaluations == [(stage, step) for stage, steps in wanted.items() for step in steps]

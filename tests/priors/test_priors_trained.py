@@ -291,7 +291,9 @@ def test_the_runs_own_prior_is_left_to_the_training_command(finished):
     with settings.unlocked():
         settings.prior, settings.prior_args = "flow_matching", {}
     config.save(settings, finished / workdirs.CONFIG)
-    with pytest.raises(UserError, match="no trained prior 'flow_matching': training has not reached"):
+    with pytest.raises(
+        UserError, match="no trained prior 'flow_matching': training has not reached"
+    ):
         api.load(finished).sample(1)
 
 

@@ -15,13 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from PIL import Image
 from scipy import integrate, optimize, stats
 
 from pmjax import builders, plugins
 from pmjax.errors import UserError
 from pmjax.reproduce import _chosen, reproduce
-from pmjax.reproductions import drawing, runs, tables, theory
+from pmjax.reproductions import runs, tables, theory
 from pmjax.reproductions.base import Column, Reproduction, Run, Study
 from pmjax.training.step import init_state
 from tests.small_run import ROOT, run_command
@@ -278,26 +277,6 @@ def test_mistakes_are_answered_with_the_nearest_name(tmp_path):
     with pytest.raises(UserError, match="takes no --config.steps"):
         reproduce("theory", tmp_path, overrides={"steps": "1"})
     assert not list(tmp_path.iterdir())
-
-
-def test_pictures_of_runs_stand_in_rows_whatever_their_labels(tmp_path):
-    rng = np.random.default_rng(0)
-    rows = [(name, list(rng.integers(0, 255, (2, 8, 16, 3), np.uint8))) for name in ("a$b_", "c")]
-    figure = drawing.images_in_rows(tmp_path / "x.png", "Title", "Text.", ("$one", "two"), rows)
-    width, height = Image.open(figure.path).size
-    assert 300 < height < width
-
-
-def test_points_beyond_the_axes_are_not_drawn(tmp_path):
-    points = np.random.default_rng(0).normal(size=(50, 3))
-    far = np.concatenate([points, [[1e3, 0, 0]]])
-    box = drawing.cube(points)
-    pictures = []
-    for i, cloud in enumerate((points, far)):
-        rows = [("row", [drawing.Cloud("panel", cloud, "#3f6fd8"), None])]
-        figure = drawing.clouds(tmp_path / f"{i}.png", "Title", "Text.", rows, limits=box)
-        pictures.append(figure.path.read_bytes())
-    assert pictures[0] == pictures[1]
 
 
 def test_kl_of_gaussians_is_its_integral():

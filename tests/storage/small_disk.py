@@ -79,7 +79,7 @@ def command(workdir):
 def run():
     """Trains and evaluates on a disk that is full at one moment after another."""
     from pmjax.distributed import mesh
-    from pmjax.reporting import report
+    from pmjax.reporting import html, run_log
     from pmjax.storage import checkpoint, metrics_file, resource_errors
     from pmjax.training import stages
 
@@ -108,12 +108,12 @@ def run():
         "checkpoint": lambda: before(checkpoint.Checkpoints, "save", disk, at=at_step(20)),
         "half a checkpoint": unforeseen,
         "events": lambda: before(
-            report.Report, "scalars", disk, at=lambda self, stage, step, values: step == 35
+            run_log.RunLog, "scalars", disk, at=lambda self, stage, step, values: step == 35
         ),
         "autoencoder": lambda: before(checkpoint, "write_arrays", disk),
         "embeddings": lambda: before(stages, "write_embeddings", disk),
         "metrics": lambda: before(metrics_file, "record", disk),
-        "report": lambda: before(report, "write_html", disk),
+        "report": lambda: before(html, "write_report", disk),
     }
     found = {}
     for name, prepare in faults.items():

@@ -17,7 +17,7 @@ import pmjax
 from pmjax import builders, config, schema
 from pmjax.errors import UserError
 from pmjax.priors import base as priors
-from pmjax.reporting.report import history
+from pmjax.reporting import history
 from pmjax.storage import checkpoint, metrics_file, workdir
 from pmjax.training import snapshots
 from pmjax.training.step import init_state
@@ -236,7 +236,7 @@ def read_all(run):
     for read in (
         lambda: pmjax.load(run).fitted_prior("gaussian"),
         lambda: workdir.read_embeddings(run),
-        lambda: history(run),
+        lambda: history.read(run),
         lambda: metrics_file.record(run / "metrics.json", {}, {}, say=lambda line: None),
     ):
         try:

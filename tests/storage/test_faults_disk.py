@@ -15,7 +15,6 @@ import pytest
 
 from pmjax import cli
 from pmjax.datasets import loader
-from pmjax.distributed.processes import Log
 from tests.small_run import ROOT
 
 RESULTS = ("autoencoder.msgpack", "embeddings.npy", "priors/latent_gan.msgpack")
@@ -84,18 +83,6 @@ def test_a_cache_on_a_full_disk_is_told_and_made_when_there_is_space(case):
     assert ("are free" in found["said"]) == (case == "digits None")  # told before anything is done
     assert not found["left"]
     assert found["after"] == loader.load(case.split()[0], "train").fingerprint
-
-
-def test_another_host_s_log_on_a_full_disk_is_told_once(tmp_path, capfd):
-    (tmp_path / "logs").mkdir()
-    path = tmp_path / "logs" / "host-1.log"
-    path.symlink_to("/dev/full")
-    log = Log(tmp_path, 1)
-    for _ in range(3):
-        log.say("a line")
-    log.close()
-    said = capfd.readouterr().err
-    assert said == f"{path} cannot be written ([Errno 28] No space left on device).\n"
 
 
 COMPILE = """

@@ -13,7 +13,8 @@ from pmjax import builders, config
 from pmjax.distributed.processes import ProcessGroup
 from pmjax.errors import UserError
 from pmjax.evals import runner
-from pmjax.reporting.report import Report
+from pmjax.reporting import history
+from pmjax.reporting.run_log import RunLog
 from pmjax.training import periodic_eval, stages
 from pmjax.training.step import init_state
 from tests.small_run import ROOT, SMALL, run_command
@@ -50,7 +51,7 @@ class Run:
 
     def start(self, step=0):
         """Begins, or goes on from a checkpoint."""
-        self.report = Report(self.workdir, stream=io.StringIO())
+        self.report = RunLog(self.workdir, stream=io.StringIO())
         self.report.resume("stage1", step)
         self.evaluator = periodic_eval.for_stage1(
             self.settings, self.workdir, train=self.data, report=self.report, group=ProcessGroup()
@@ -66,7 +67,7 @@ class Run:
 
     @property
     def steps(self):
-        return [row["step"] for row in periodic_eval.history(self.workdir)]
+        return [row["step"] for row in history.evaluations(self.workdir)]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_evaluations_are_kept_everywhere(evaluated_run):
 
 def test_the_best_model_is_a_workdir_of_its_own(evaluated_run):
     about = json.loads((evaluated_run / "best" / "best.json").read_text())
-    rows = [row for row in periodic_eval.history(evaluated_run) if row["stage"] == "stage1"]
+    rows = [row for row in history.evaluations(evaluated_run) if row["stage"] == "stage1"]
     best = max(rows, key=lambda row: row["metrics"]["recon/psnr"])
     assert (about["step"], about["by"]) == (best["step"], "recon/psnr")
     model = pmjax.load(evaluated_run / "best")
@@ -111,7 +112,7 @@ def test_the_best_model_is_a_workdir_of_its_own(evaluated_run):
 
 def test_the_best_prior_is_a_workdir_of_its_own_and_gives_its_value_again(evaluated_run):
     about = json.loads((evaluated_run / "best-prior" / "best.json").read_text())
-    rows = [row for row in periodic_eval.history(evaluated_run) if row["stage"] == "stage2"]
+    rows = [row for row in history.evaluations(evaluated_run) if row["stage"] == "stage2"]
     best = min(rows, key=lambda row: row["metrics"]["sliced_w2/latent_gan"])
     assert about["step"] == best["step"] and len({str(row["metrics"]) for row in rows}) == 3
     own = {"eval.metrics": "sliced_wasserstein"}
@@ -121,7 +122,7 @@ def test_the_best_prior_is_a_workdir_of_its_own_and_gives_its_value_again(evalua
 
 
 def test_training_is_the_same_with_evaluations_and_without(evaluated_run, small_run):
-    assert not (small_run / "best").exists() and not periodic_eval.history(small_run)
+    assert not (small_run / "best").exists() and not history.evaluations(small_run)
     for name in ("autoencoder.msgpack", "embeddings.npy", "priors/latent_gan.msgpack"):
         assert (small_run / name).read_bytes() == (evaluated_run / name).read_bytes()
 
@@ -243,7 +244,7 @@ def test_evaluations_that_cannot_be_are_refused_before_training(
     monkeypatch.setattr(builders, "dataset", lambda *_: pytest.fail("data are read"))
     settings = load_settings(**overrides)
     with pytest.raises(UserError, match=message):
-        stages.fit(settings, tmp_path, Report(tmp_path, stream=io.StringIO()), ProcessGroup())
+        stages.fit(settings, tmp_path, RunLog(tmp_path, stream=io.StringIO()), ProcessGroup())
 
 
 @pytest.mark.parametrize(
