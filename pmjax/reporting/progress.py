@@ -41,20 +41,27 @@ class StatusLine:
         """Returns whether to show a line now; on a terminal, the last one always is."""
         return self._clock() - self._shown >= self._every or (self._live and last)
 
-    def show(self, parts: Sequence[str]) -> None:
-        """Shows the parts; on a terminal, as many as fit, so that no number is cut in two."""
+    def show(self, parts: Sequence[str], *, last: bool = False) -> None:
+        """Shows the parts; on a terminal, as many as fit, so that no number is cut in two.
+
+        The last line stays on the terminal, as a record.
+        """
         self._shown = self._clock()
         if not self._live:
             self._stream.write("  ".join(parts) + "\n")
             self._stream.flush()
             return
-        self._bar = self._bar or _Bar(file=self._stream, dynamic_ncols=True)
+        if self._bar is None:
+            self._bar = _Bar(file=self._stream, dynamic_ncols=True)
         self._bar.parts = parts
-        self._bar.refresh()
+        if last:
+            self.close()
+        else:
+            self._bar.refresh()
 
     def close(self, *, leave: bool = True) -> None:
         """Ends the line, which stays on the terminal or is cleared."""
-        if self._bar:
+        if self._bar is not None:
             self._bar.leave = leave
             self._bar.close()
             self._bar = None
@@ -66,7 +73,7 @@ class _Bar(tqdm):
     parts: Sequence[str] = ()
 
     def __str__(self) -> str:
-        return fit_line(self.parts, (self.format_dict["ncols"] or 80) - 1)
+        return fit_line(self.parts, self.format_dict["ncols"] or 79)
 
 
 def fit_line(parts: Sequence[str], width: int) -> str:

@@ -130,9 +130,7 @@ class RunLog:
             parts += [f"{rate:.3g} steps/s" if rate < 100 else f"{rate:.0f} steps/s"]
             parts += [f"ETA {duration((steps - step) / rate)}"]
         parts += [f"{name.removeprefix('loss/')} {float(v):.4g}" for name, v in values.items()]
-        self._status.show(parts)
-        if last:  # the line stays, as the record of the stage
-            self._status.close()
+        self._status.show(parts, last=last)
 
     def close(self) -> None:
         """Ends the status line and closes the loggers; a second call does nothing."""

@@ -6,16 +6,16 @@ from pmjax.reporting import images
 
 
 def test_a_grid_lays_images_row_by_row_with_white_margins():
-    images = np.arange(3 * 64 * 64 * 3, dtype=np.uint32).reshape(3, 64, 64, 3).astype(np.uint8)
-    sheet = images.grid(images, columns=2)
+    data = np.arange(3 * 64 * 64 * 3, dtype=np.uint32).reshape(3, 64, 64, 3).astype(np.uint8)
+    sheet = images.grid(data, columns=2)
     expected = np.full((134, 134, 3), 255, np.uint8)
-    expected[2:66, 2:66] = images[0]
-    expected[2:66, 68:132] = images[1]
-    expected[68:132, 2:66] = images[2]
+    expected[2:66, 2:66] = data[0]
+    expected[2:66, 68:132] = data[1]
+    expected[68:132, 2:66] = data[2]
     np.testing.assert_array_equal(sheet, expected)
 
 
-def test_a_grid_enlarges_small_grey_images_to_squares_of_one_value():
+def test_a_grid_enlarges_small_gray_images_to_squares_of_one_value():
     image = np.array([[[[10], [20]], [[30], [40]]]], np.uint8)
     sheet = images.grid(image)
     assert sheet.shape == (56 + 4, 56 + 4, 3)
@@ -31,7 +31,7 @@ def test_a_grid_is_as_square_as_it_can_be(num, rows, columns):
 
 
 @pytest.mark.parametrize("bad", [np.zeros((1, 4, 4, 1)), np.zeros((1, 4, 4, 2), np.uint8)])
-def test_a_grid_of_anything_but_pictures_is_refused(bad):
+def test_a_grid_of_anything_but_pictures_is_rejected(bad):
     with pytest.raises(ValueError, match="uint8"):
         images.grid(bad)
 
