@@ -1,57 +1,50 @@
-"""Two sides of a whole Fréchet distance, from features on: ours, and NumPy's with SciPy's."""
+"""The two sides of the Fréchet distance benchmark: ours, and NumPy's with SciPy's."""
 
-import time
 from importlib import metadata
 
 import numpy as np
 from scipy import linalg
 
-from pmjax.benchmarks.process import cores
+from pmjax.benchmarks.process import About, Block, cores, repeat
 from pmjax.evals.frechet import frechet_distance, gaussian
 
-FACTORS = 64  # that features have in common
+FACTORS = 64  # shared by the features
+Array = np.ndarray
 
 
-class _Side:
-    """Computes the distance of the same two sets again and again.
+class Ours:
+    """Statistics streamed in float64, and the distance from factors of the covariances."""
 
-    Attributes:
-      first: the distance.
-    """
-
-    packages: tuple[str, ...]
+    packages: tuple[str, ...] = ("pmjax", "numpy", "scipy")
 
     def __init__(self, *, size: int, dim: int):
-        """Makes two sets of `size` features of `dim` dimensions."""
+        """Draws two sets of `size` features of `dim` dimensions."""
         self._sets = [random_features(size, dim, seed=seed) for seed in (0, 1)]
-        self.device, self.threads = "cpu", cores()
-        self.versions = {name: metadata.version(name) for name in self.packages}
-        self.first = self._distance(*self._sets)
+        self.about = About(
+            first=self._distance(*self._sets),
+            device="cpu",
+            threads=cores(),
+            versions={name: metadata.version(name) for name in self.packages},
+        )
 
-    def block(self, seconds: float) -> tuple[int, float]:
-        """Computes distances for about so long; returns how many, and the seconds."""
-        began, count = time.perf_counter(), 0
-        while not count or time.perf_counter() - began < seconds:
-            self._distance(*self._sets)
-            count += 1
-        return count, time.perf_counter() - began
-
-
-class Ours(_Side):
-    """Statistics streamed in float64, and the distance through factors of the covariances."""
-
-    packages = ("pmjax", "numpy", "scipy")
-
-    def _distance(self, a, b):
+    def _distance(self, a: Array, b: Array) -> float:
         return frechet_distance(*gaussian(a), *gaussian(b))
 
+    def _work(self) -> int:
+        self._distance(*self._sets)
+        return 1
 
-class SciPy(_Side):
-    """`numpy.cov`, and `scipy.linalg.sqrtm` of the covariances' product, as pytorch-fid has it."""
+    def block(self, seconds: float) -> Block:
+        """Computes the distance of the same two sets repeatedly."""
+        return repeat(self._work, seconds)
+
+
+class SciPy(Ours):
+    """`numpy.cov`, and `scipy.linalg.sqrtm` of the product of covariances, as in pytorch-fid."""
 
     packages = ("numpy", "scipy")
 
-    def _distance(self, a, b):
+    def _distance(self, a: Array, b: Array) -> float:
         (mean1, cov1), (mean2, cov2) = (
             (x.mean(0, dtype=np.float64), np.cov(x, rowvar=False)) for x in (a, b)
         )
@@ -59,10 +52,10 @@ class SciPy(_Side):
         return float(shift @ shift + np.trace(cov1) + np.trace(cov2) - 2 * np.trace(root).real)
 
 
-def random_features(size: int, dim: int, *, seed: int) -> np.ndarray:
-    """Returns correlated float32 features [size, dim] that are not negative, as behind a ReLU.
+def random_features(size: int, dim: int, *, seed: int) -> Array:
+    """Returns correlated nonnegative float32 features [size, dim], as after a ReLU.
 
-    Sets of two seeds differ in their spread, too.
+    Sets with different seeds also differ in their spread.
     """
     loads = np.random.default_rng(2).standard_normal((FACTORS, dim), np.float32)
     rng = np.random.default_rng(seed)

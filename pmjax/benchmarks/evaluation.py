@@ -1,22 +1,32 @@
-"""What `pmjax.bench --evaluation` measures: Inception's features and a whole Fréchet distance."""
+"""Measures the costs of evaluation: Inception's features and the Fréchet distance."""
 
 import pickle
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pmjax.benchmarks.process import BLOCKS, Process, cores, in_turn, ratio, spread, versus
+from pmjax.benchmarks.process import (
+    BLOCKS,
+    Process,
+    alternate,
+    columns,
+    cores,
+    describe_ratio,
+    ratio,
+    spread,
+)
 from pmjax.evals.features import inception_graph
 
 VARIANT = "torch_fidelity"
 BATCH, SIDE = 32, 64  # images, pixels
-SIZE, DIM = 50_000, 2048  # features a set
-DISTANCES = 3  # of each side
+SIZE, DIM = 50_000, 2048  # of each set of features
+DISTANCES = 3  # per side
 
-# Height, width and channels of the kernels, in the order of `_inception_graph.convolutions()`;
-# {} stands for the channels that differ between blocks of a kind.
+# Height, width and channels of the kernels, in the order of `inception_graph`;
+# {} stands for the channels that differ between the blocks of a kind.
 _STEM = "3x3x32 3x3x32 3x3x64 1x1x80 3x3x192"
 _KERNELS = {
     "A": "1x1x64 1x1x48 5x5x64 1x1x64 3x3x96 3x3x96 1x1x{0}",
@@ -36,8 +46,8 @@ def kernel_shapes() -> dict[str, tuple[int, ...]]:
     """Returns {convolution: shape HWIO of its kernel} of the published graph."""
     shapes = {}
 
-    def branch(layers, width, kernels, prefix=""):
-        """Adds a chain of layers; returns how many channels come out."""
+    def branch(layers: Iterable[str], width: int, kernels: Iterator[str], prefix: str = "") -> int:
+        """Adds a chain of layers; returns its number of output channels."""
         for layer in layers:
             sides = layer.partition("/")[0].split("|")
             if sides[0] in ("max", "mean"):
@@ -57,8 +67,9 @@ def kernel_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def write_weights(path: Path) -> None:
-    """Writes random weights of the published shapes, with which nothing vanishes or explodes."""
-    rng, tree = np.random.default_rng(0), {}
+    """Writes random weights of the published shapes, scaled so that activations stay bounded."""
+    rng = np.random.default_rng(0)
+    tree: dict[str, Any] = {}
     for name, shape in kernel_shapes().items():
         node, out = tree, shape[-1]
         for part in name.split("."):
@@ -77,10 +88,10 @@ def measure(*, peer: str | None, seconds: float) -> dict[str, Any]:
 
     Args:
       peer: a file of `pmjax/benchmarks/peers` with `Features`, or None for ours alone.
-      seconds: for which each side computes features.
+      seconds: of computing features, per side.
 
     Returns:
-      What bench's JSON has for the evaluation.
+      The entry of the evaluation in bench's JSON.
     """
     report = {"features": measure_features(peer=peer, seconds=seconds)}
     print(features_table(report["features"], peer), flush=True)
@@ -93,52 +104,64 @@ def measure_features(*, peer: str | None, seconds: float) -> dict[str, Any]:
     """Measures the features of a batch of random images, with random weights."""
     images = np.random.default_rng(0).integers(0, 256, (BATCH, SIDE, SIDE, 3), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
-        given = {"weights": Path(folder) / "random.pickle", "images": images}
-        write_weights(given["weights"])
+        weights = Path(folder) / "random.pickle"
+        write_weights(weights)
+        args: dict[str, Any] = {"weights": weights, "images": images}
         ours = Process(
-            "pmjax.benchmarks.ours_features",
+            "pmjax.benchmarks.ours",
             "Features",
-            **given,
+            **args,
             variant=VARIANT,
             title="features: pmjax",
         )
         sides = {"pmjax": ours}
         if peer:
-            given |= {"cores": cores(), "gpu": ours.about["gpu"]}
-            sides[peer] = Process(peer, "Features", **given, title=f"features: {peer}")
-        blocks = in_turn(sides, blocks=BLOCKS, seconds=seconds, title="features")
-    result = {"variant": VARIANT, "batch_size": BATCH, "image_shape": [SIDE, SIDE, 3]}
-    ms = {name: [1e3 * s / count for count, s, _ in done] for name, done in blocks.items()}
+            args |= {"cores": cores(), "gpu": ours.about.gpu}
+            module = f"pmjax.benchmarks.peers.{peer}"
+            sides[peer] = Process(module, "Features", **args, title=f"features: {peer}")
+        blocks = alternate(sides, blocks=BLOCKS, seconds=seconds, title="features")
+    result: dict[str, Any] = {
+        "variant": VARIANT,
+        "batch_size": BATCH,
+        "image_shape": [SIDE, SIDE, 3],
+    }
+    ms = {name: [1e3 * b.seconds / b.units for b in done] for name, done in blocks.items()}
     for name, side in sides.items():
         result[name] = {
             **spread("images_per_s", [1e3 / value for value in ms[name]]),
-            "images": sum(count for count, _, _ in blocks[name]),
-            "blocks_ms": ms[name],  # an image
-            **_about(side),
+            "images": sum(block.units for block in blocks[name]),
+            "blocks_ms": ms[name],  # per image
+            **_versions(side),
         }
     if peer:
-        found, expected = sides[peer].about["first"], ours.about["first"]
+        found, expected = sides[peer].about.first, ours.about.first
         result["ratio"] = ratio(ms[peer], ms["pmjax"])
         result["differs"] = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
     return result
 
 
 def measure_distance(*, peer: bool) -> dict[str, Any]:
-    """Measures a whole Fréchet distance; the peer is SciPy's."""
+    """Measures the Fréchet distance from features on; the peer is SciPy's."""
     kinds = {"pmjax": "Ours", "scipy": "SciPy"} if peer else {"pmjax": "Ours"}
     sides = {
-        name: Process("_distances", kind, size=SIZE, dim=DIM, title=f"Fréchet distance: {name}")
+        name: Process(
+            "pmjax.benchmarks.distances",
+            kind,
+            size=SIZE,
+            dim=DIM,
+            title=f"Fréchet distance: {name}",
+        )
         for name, kind in kinds.items()
     }
-    blocks = in_turn(sides, blocks=DISTANCES, seconds=0, title="Fréchet distance")
-    result = {"features": SIZE, "dimensions": DIM}
+    blocks = alternate(sides, blocks=DISTANCES, seconds=0, title="Fréchet distance")
+    result: dict[str, Any] = {"features": SIZE, "dimensions": DIM}
     for name, side in sides.items():
-        taken = [seconds for _, seconds, _ in blocks[name]]
+        taken = [block.seconds for block in blocks[name]]
         result[name] = {
             **spread("seconds", taken),
             "blocks_s": taken,
-            "distance": side.about["first"],
-            **_about(side),
+            "distance": side.about.first,
+            **_versions(side),
         }
     if peer:
         ours, theirs = result["pmjax"], result["scipy"]
@@ -147,12 +170,13 @@ def measure_distance(*, peer: bool) -> dict[str, Any]:
     return result
 
 
-def _about(side: Process) -> dict[str, Any]:
-    return {name: side.about[name] for name in ("compile_s", "device", "threads", "versions")}
+def _versions(side: Process) -> dict[str, Any]:
+    keys = ("compile_s", "device", "threads", "versions")
+    return {key: getattr(side.about, key) for key in keys}
 
 
 def features_table(result: dict[str, Any], peer: str | None) -> str:
-    """Returns the features' results as text."""
+    """Returns the results for features as text."""
     height, width, _ = result["image_shape"]
     lines = [
         f"2048 features of Inception 2015, random weights, {result['variant']}: "
@@ -162,34 +186,30 @@ def features_table(result: dict[str, Any], peer: str | None) -> str:
     for name in ("pmjax", peer) if peer else ("pmjax",):
         compiled = result[name]["compile_s"]
         took = "" if compiled is None else f"{compiled:.1f}"
-        lines.append(f"  {name:16}{_columns(result[name], 'images_per_s')}{took:>11}")
+        lines.append(f"  {name:16}{columns(result[name], 'images_per_s', '.2f')}{took:>11}")
     if peer:
         lines.append(
-            f"  {versus(result['ratio'], peer)}; the features differ by {result['differs']:.1g}"
+            f"  {describe_ratio(result['ratio'], peer)}; the features differ by "
+            f"{result['differs']:.1g}"
         )
     return "\n".join(lines)
 
 
 def distance_table(result: dict[str, Any]) -> str:
-    """Returns the distance's results as text."""
+    """Returns the results for the distance as text."""
     lines = [
         f"Fréchet distance of two sets of {result['features']} features of "
-        f"{result['dimensions']} dimensions, from features to the number, in float64",
+        f"{result['dimensions']} dimensions, statistics included, in float64",
         f"  {'':16}{'seconds':>10}  {'lowest-highest':>16}",
     ]
     lines += [
-        f"  {name:16}{_columns(result[name], 'seconds')}"
+        f"  {name:16}{columns(result[name], 'seconds', '.2f')}"
         for name in ("pmjax", "scipy")
         if name in result
     ]
     if "ratio" in result:
         lines.append(
-            f"  {versus(result['ratio'], 'numpy.cov and scipy.linalg.sqrtm')}; "
+            f"  {describe_ratio(result['ratio'], 'numpy.cov and scipy.linalg.sqrtm')}; "
             f"the distances differ by {result['differs']:.1g}"
         )
     return "\n".join(lines)
-
-
-def _columns(side, key):
-    between = f"{side[f'{key}_low']:.3g}-{side[f'{key}_high']:.3g}"
-    return f"{side[key]:10.2f}  {between:>16}"

@@ -1,63 +1,98 @@
-"""Sides of a benchmark in processes of their own, of which only one works at any moment."""
+"""Runs each side of a benchmark in its own process, one at a time, and compares their times."""
 
+import dataclasses
 import importlib
 import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
+import warnings
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple, Protocol
 
-from pmjax import cli, errors, plugins
 from pmjax.errors import UserError
+from pmjax.reporting import console
 from pmjax.reporting.progress import progress
+from pmjax.storage import resource_errors
 
-BLOCKS = 8  # in which a side's seconds are spent
-_PAUSE = 0.2  # seconds after a block: idle threads spin for a while
-_TOLD = (
-    "first", "compile_s", "start", "device", "gpu", "threads", "versions", "flops", "peak",
-    "memory",
-)  # fmt: skip
+BLOCKS = 8  # alternating blocks per side
+PAUSE = 0.2  # seconds after a block: idle threads keep spinning for a while
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class About:
+    """Describes a side once it is ready."""
+
+    first: Any  # the result of the first step or batch, which the sides compare
+    device: str
+    threads: int
+    versions: dict[str, str]  # of packages
+    compile_s: float | None = None  # None: nothing is compiled
+    gpu: bool = False
+    start: dict[str, Any] = dataclasses.field(default_factory=dict)  # what the peer starts from
+    flops: float = 0.0  # per step, by XLA's count
+    peak: float = 0.0  # FLOP/s of large matrix products on the same devices
+    memory: int = 0  # bytes per device that the compiled step needs
+
+
+class Block(NamedTuple):
+    """The work of one block."""
+
+    units: int  # steps, images or distances
+    seconds: float
+    waited: float = 0.0  # seconds spent waiting for data
+
+
+class Side(Protocol):
+    """What a process runs: an implementation of the work to measure."""
+
+    about: About
+
+    def block(self, seconds: float) -> Block:
+        """Works for about this long, at least one unit."""
+        ...
 
 
 class Process:
-    """A side in a process of its own, which works only while it is asked to.
+    """A side in its own process, which works only on request.
 
     Attributes:
-      about: what the side tells of itself: its attributes `_TOLD`, or None.
+      about: the description that the side gives of itself.
     """
 
-    def __init__(self, side: str, kind: str = "Side", *, title: str, **args):
-        """Makes `pmjax.peers.SIDE.KIND(**args)` there, and waits until it is ready."""
+    about: About
+
+    def __init__(self, module: str, kind: str, *, title: str, **args: Any):
+        """Starts `MODULE.KIND(**args)` in a new process and waits until it is ready."""
         spawn = multiprocessing.get_context("spawn")
-        self._pipe, theirs = spawn.Pipe()
-        self._process = spawn.Process(target=_serve, args=(theirs, side, kind, args), daemon=True)
+        self._pipe, child = spawn.Pipe()
+        self._process = spawn.Process(target=_serve, args=(child, module, kind, args), daemon=True)
         self._process.start()
-        theirs.close()
+        child.close()
         with progress(title, bar_format="{desc} starts …") as bar:
             bar.refresh()
             self.about = self._receive()
 
-    def block(self, seconds: float) -> tuple[int, float, float]:
-        """Lets the side work for about so long; returns units, seconds, and those of waiting."""
+    def block(self, seconds: float) -> Block:
+        """Lets the side work for about this long."""
         self._pipe.send(seconds)
-        answer = self._receive()
-        time.sleep(_PAUSE)
-        return answer
+        block = self._receive()
+        time.sleep(PAUSE)
+        return block
 
-    def _receive(self):
+    def _receive(self) -> Any:
         try:
-            kind, value = self._pipe.recv()
+            message = self._pipe.recv()
         except EOFError:
             self._process.join()
             raise UserError(
                 f"A measuring process ended with status {self._process.exitcode}; "
-                f"its message is above."
+                "its message is above."
             ) from None
-        if kind == "error":
-            raise UserError(value)
-        return value
+        if isinstance(message, UserError):
+            raise message
+        return message
 
     def close(self) -> None:
         """Ends the process."""
@@ -65,44 +100,56 @@ class Process:
         self._process.join()
 
 
-def _serve(pipe, side: str, kind: str, args: dict) -> None:
-    """Is the process of a side."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves the peer some memory
-    cli.run(partial(_work, pipe, side, kind, args))
-
-
-def _work(pipe, side: str, kind: str, args: dict) -> None:
+def _serve(pipe: Connection, module: str, kind: str, args: dict[str, Any]) -> None:
+    """Is the main function of the process."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves memory for the peer
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    console.setup()
     try:
-        module = importlib.import_module(side if "." in side else f"pmjax.benchmarks.peers.{side}")
-        if not hasattr(module, kind):
-            raise errors.unknown(f"peer with a {kind}", side, plugins.names("peers"))
-        made = getattr(module, kind)(**args)
-        pipe.send(("ready", {name: getattr(made, name, None) for name in _TOLD}))
-        while True:
-            before, seconds = getattr(made, "waited", 0.0), pipe.recv()
-            count, spent = made.block(seconds)
-            pipe.send(("block", (count, spent, getattr(made, "waited", 0.0) - before)))
+        with resource_errors.as_user_errors():
+            make = vars(importlib.import_module(module)).get(kind)
+            if make is None:
+                raise UserError(f"The peer '{module.rpartition('.')[2]}' defines no {kind}.")
+            side: Side = make(**args)
+            pipe.send(side.about)
+            while True:
+                pipe.send(side.block(pipe.recv()))
     except UserError as error:
-        pipe.send(("error", str(error)))
+        pipe.send(UserError(str(error)))
     except (EOFError, KeyboardInterrupt):
-        return  # the parent is gone
+        return  # the parent has closed the pipe or ended
 
 
-def in_turn(
+def repeat(
+    work: Callable[[], int], seconds: float, finish: Callable[[], object] | None = None
+) -> Block:
+    """Calls `work`, which returns its units, for about this long and at least once.
+
+    `finish` waits for asynchronous work.
+    """
+    began, units = time.perf_counter(), 0
+    while not units or time.perf_counter() - began < seconds:
+        units += work()
+    if finish:
+        finish()
+    return Block(units, time.perf_counter() - began)
+
+
+def alternate(
     sides: dict[str, Process], *, blocks: int, seconds: float, title: str
-) -> dict[str, list[tuple[int, float, float]]]:
-    """Lets the sides work in alternate blocks, and ends them.
+) -> dict[str, list[Block]]:
+    """Lets the sides work in alternating blocks, then ends them.
 
     Args:
-      sides: by name, in the order of their turns.
-      blocks: of each side.
-      seconds: for which each works.
+      sides: by name, in order.
+      blocks: per side.
+      seconds: of work per side.
       title: of the progress bar.
 
     Returns:
-      {side: [(units, seconds, seconds of waiting) of each block]}.
+      The blocks of each side.
     """
-    done = {name: [] for name in sides}
+    done: dict[str, list[Block]] = {name: [] for name in sides}
     with progress(title, blocks * len(sides), unit=" blocks") as bar:
         for _ in range(blocks):
             for name, side in sides.items():
@@ -122,20 +169,28 @@ def spread(name: str, values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def ratio(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
+def ratio(peer: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
     """Returns how many times as fast ours is, by pairs of blocks' times: median, low, high."""
-    ratios = [their / our for their, our in zip(theirs, ours, strict=True)]
+    ratios = [theirs / own for theirs, own in zip(peer, ours, strict=True)]
     return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
 
 
-def versus(found: dict[str, Any], peer: str) -> str:
-    """Returns a `ratio` in words."""
+def describe_ratio(found: dict[str, Any], peer: str) -> str:
+    """Returns a `ratio` as text."""
     return (
         f"pmjax is {found['median']:.2f} times as fast as {peer} "
         f"(pairs of blocks: {found['low']:.2f}-{found['high']:.2f})"
     )
 
 
+def columns(side: dict[str, Any], key: str, form: str) -> str:
+    """Returns the `spread` of a side as two columns of a table: median, lowest-highest."""
+    between = f"{side[f'{key}_low']:.3g}-{side[f'{key}_high']:.3g}"
+    return f"{side[key]:10{form}}  {between:>16}"
+
+
 def cores() -> int:
-    """Returns how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    """Returns how many processor cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,9 +1,8 @@
-"""The training step in PyTorch, eager, as one would write it there: python -m pmjax.bench.
+"""The training step and the features in idiomatic eager PyTorch.
 
-On a GPU with channels last, TF32 off as in JAX, and autocast where the config has bfloat16.
+On a GPU it uses channels last, no TF32 (as JAX) and autocast for bfloat16.
 """
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,9 +13,9 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from pmjax import builders
-from pmjax.benchmarks import torch_arrays, torch_mimicry
-from pmjax.benchmarks.torch_inception import Features
-from pmjax.benchmarks.torch_nets import (
+from pmjax.benchmarks.peers import torch_arrays, torch_mimicry
+from pmjax.benchmarks.peers.torch_inception import Features
+from pmjax.benchmarks.peers.torch_nets import (
     Embedding,
     LatentBatchNorm,
     LatentCritic,
@@ -24,20 +23,21 @@ from pmjax.benchmarks.torch_nets import (
     make_mlp,
     make_resnet,
 )
-from pmjax.benchmarks.torch_steps import Autoencoder, Average, LatentGAN, Updates
+from pmjax.benchmarks.peers.torch_steps import Autoencoder, Average, LatentGAN, Updates
+from pmjax.benchmarks.process import About, Block, repeat
 from pmjax.datasets.batches import batch_indices, fits
 from pmjax.errors import UserError
 
-__all__ = ["Features", "Side", "Twin", "channels_first"]
+__all__ = ["Features", "TrainingStep", "Twin", "channels_first"]
 Tree = dict[str, Any]
 FAMILIES = {"mimicry": torch_mimicry.make, "mlp": make_mlp, "resnet": make_resnet}
 
 
 class Twin:
-    """The step of one stage of a config; with joint schedule, stage 1 is both.
+    """The step of one stage of a config; with the joint schedule, stage 1 trains both.
 
     Attributes:
-      nets: the modules by name, as in the state of `pmjax.step`.
+      nets: the modules by name, as in `pmjax.training.step`.
     """
 
     def __init__(
@@ -51,36 +51,37 @@ class Twin:
         device: str = "cpu",
         optimizer: Callable | None = None,
     ):
-        """Builds the nets with the given arrays.
+        """Builds the nets from the given arrays.
 
         Args:
           settings: the config.
           stage: 1 or 2.
-          shape: of one example, as JAX has it ([H, W, C] or [D]).
-          params: of the nets, by name, as the training state has them.
-          stats: the statistics likewise.
-          device: where to run.
-          optimizer: (parameters, repeats) -> function of a loss; the config's Adam by default.
+          shape: of one example in JAX, [H, W, C] or [D].
+          params: of the nets, by name, as in the training state.
+          stats: their statistics, likewise.
+          device: of the nets.
+          optimizer: (parameters, updates per step) -> `Updates`; the config's Adam by default.
 
         Raises:
-          UserError: for a method, a prior or nets that have no twin.
+          UserError: for a method, a prior or nets that PyTorch lacks.
         """
         joint = settings.schedule == "joint"
-        chosen = settings if stage == 1 else settings.stage2
+        of_stage = settings if stage == 1 else settings.stage2
         optimizer = optimizer or (
-            lambda moved, repeats: Updates(
-                moved, repeats, steps=chosen.steps, **chosen.optimizer.to_dict()
+            lambda parameters, repeats: Updates(
+                parameters, repeats, steps=of_stage.steps, **of_stage.optimizer.to_dict()
             )
         )
-        self.nets = {}
-        self.autoencoder = self.gan = self.average = None
+        self.nets: dict[str, torch.nn.Module] = {}
+        self.autoencoder: Autoencoder | None = None
+        self.gan: LatentGAN | None = None
         if stage == 1:
             args = settings.method_args.to_dict()
             _only("method", settings.method, "pm")
             if settings.nets not in FAMILIES:
                 raise UserError(
-                    f"PyTorch's side has the nets {', '.join(FAMILIES)}, not '{settings.nets}'; "
-                    f"leave --peer out."
+                    f"The PyTorch peer has the nets {', '.join(FAMILIES)}, not '{settings.nets}': "
+                    "omit --peer."
                 )
             self.nets |= FAMILIES[settings.nets](
                 net_args=settings.nets_args.to_dict(), shape=shape, latent_dim=settings.latent_dim
@@ -111,13 +112,14 @@ class Twin:
             self.average = Average({name: self.nets[name] for name in averaged}, settings.ema_decay)
 
     def step(self, batch: Tensor, draws: Tree | None = None) -> dict[str, Tensor]:
-        """Makes a step; returns the metrics, as `pmjax.step.train_step` names them.
+        """Makes a step; returns the metrics under the names of `pmjax.training.step.train_step`.
 
         Args:
           batch: uint8 images [B, C, H, W] or float examples [B, …].
-          draws: 'mu' [B] and 'bases' [turns, B, p], which are drawn unless given.
+          draws: 'mu' [B] and 'bases' [turns, B, p]; random by default.
         """
-        draws, metrics = draws or {}, {}
+        draws = draws or {}
+        metrics: dict[str, Tensor] = {}
         x = batch
         if x.dtype == torch.uint8:
             x = x.float().sub_(127.5).mul_(1 / 127.5)
@@ -129,24 +131,23 @@ class Twin:
         return metrics
 
 
-class Side:
-    """The peer's side of `pmjax.bench`."""
+class TrainingStep:
+    """The training step that `pmjax.bench` measures."""
 
     compiled = False  # by torch.compile
 
     def __init__(self, settings: ConfigDict, *, stage: int, cores: int, gpu: bool, start: Tree):
-        """Builds the twin from the arrays in `start`, and makes the first step."""
+        """Builds the twin from the arrays in `start` and makes the first step."""
         torch.manual_seed(settings.seed)
         torch.set_num_threads(cores)
         torch.set_flush_denormal(True)  # as XLA does
-        self._gpu, (self._where, self.device) = gpu, torch_arrays.device(gpu)
-        self.versions = {"torch": torch.__version__}
-        chosen = settings.data if stage == 1 else settings.stage2
+        self._gpu, (self._where, device) = gpu, torch_arrays.device(gpu)
+        of_stage = settings.data if stage == 1 else settings.stage2
         data = builders.dataset(settings, "train").data if stage == 1 else start["table"]
         self._table = channels_first(data)
         if fits(data, settings.data.device_budget_gb * 1e9):
             self._table = self._table.to(self._where)
-        self._batch_size, self._seed, self._next = chosen.batch_size, settings.seed, 0
+        self._batch_size, self._seed, self._next = of_stage.batch_size, settings.seed, 0
         self._twin = Twin(
             settings,
             stage=stage,
@@ -164,18 +165,23 @@ class Side:
             torch.autocast, self._where, torch.bfloat16, enabled=settings.precision == "bfloat16"
         )
         draws = {n: torch.tensor(value).to(self._where) for n, value in start["draws"].items()}
-        self.first = {name: float(value) for name, value in self._step(draws).items()}
-        self.threads = cores if gpu else self._choose_threads(cores)
+        first = {name: float(value) for name, value in self._step(draws).items()}
+        self.about = About(
+            first=first,
+            device=device,
+            threads=cores if gpu else self._choose_threads(cores),
+            versions={"torch": torch.__version__},
+        )
 
     def _choose_threads(self, most: int) -> int:
-        """Sets the number of threads that is fastest: small steps may suffer from many."""
+        """Sets the fastest number of threads; many threads may slow small steps down."""
         speed = {}
         for threads in {max(1, most >> halvings) for halvings in range(most.bit_length())}:
             torch.set_num_threads(threads)
             self.block(0)
             trials = [self.block(0.1) for _ in range(3)]
-            speed[threads] = max(count / seconds for count, seconds in trials)
-        best = max(speed, key=speed.get)
+            speed[threads] = max(trial.units / trial.seconds for trial in trials)
+        best = max(speed, key=lambda threads: speed[threads])
         torch.set_num_threads(best)
         return best
 
@@ -189,23 +195,21 @@ class Side:
         with self._autocast():
             return self._twin.step(batch, draws)
 
-    def block(self, seconds: float) -> tuple[int, float]:
-        """Makes steps for about so long; returns how many, and the seconds that they took."""
-        started, count = time.perf_counter(), 0
-        while not count or time.perf_counter() - started < seconds:
-            self._step()
-            count += 1
-        if self._gpu:
-            torch.cuda.synchronize()
-        return count, time.perf_counter() - started
+    def _work(self) -> int:
+        self._step()
+        return 1
+
+    def block(self, seconds: float) -> Block:
+        """Makes steps for about this long."""
+        return repeat(self._work, seconds, finish=torch.cuda.synchronize if self._gpu else None)
 
 
 def channels_first(data: np.ndarray) -> Tensor:
-    """Copies images [N, H, W, C] into a tensor [N, C, H, W], and other arrays as they are."""
+    """Copies images [N, H, W, C] to a tensor [N, C, H, W], and other arrays unchanged."""
     data = np.moveaxis(data, -1, 1) if data.ndim == 4 else data
     return torch.from_numpy(np.array(data, order="C"))
 
 
 def _only(key: str, name: str, known: str) -> None:
     if name != known:
-        raise UserError(f"PyTorch's side has the {key} '{known}', not '{name}'; leave --peer out.")
+        raise UserError(f"The PyTorch peer has the {key} '{known}', not '{name}': omit --peer.")

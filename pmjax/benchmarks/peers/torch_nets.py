@@ -1,20 +1,25 @@
 """The nets of `pmjax.nets` as PyTorch modules.
 
-Images are NCHW. Submodules have the names that Flax gives theirs, so that arrays find each other
-by path. Where a layer reads or writes flattened pixels, its `inputs` or `outputs` say which Flax
-position each of its own corresponds to: the weights are reordered once, not the activations.
+Images are NCHW. Submodules have the names of their Flax counterparts, so that arrays match by path.
+Where a layer reads or writes flattened pixels, its `inputs` or `outputs` map its positions to
+Flax's: the weights are reordered once, instead of the activations at each call.
 """
 
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+Shape = tuple[int, ...]
+Order = np.ndarray | slice
 
 
 def channels_first(height: int, width: int, channels: int) -> np.ndarray:
-    """Returns where in flattened [H, W, C] the entries of flattened [C, H, W] are."""
+    """Returns the positions in flattened [H, W, C] of the entries of flattened [C, H, W]."""
     return (
         np.arange(height * width * channels)
         .reshape(height, width, channels)
@@ -23,24 +28,30 @@ def channels_first(height: int, width: int, channels: int) -> np.ndarray:
     )
 
 
-def reordered(layer: nn.Module, *, inputs=slice(None), outputs=slice(None)) -> nn.Module:
+def reordered(
+    layer: Any, *, inputs: Order = slice(None), outputs: Order = slice(None)
+) -> nn.Module:
+    """Attaches the Flax positions of a layer's inputs and outputs to it."""
     layer.inputs, layer.outputs = inputs, outputs
     return layer
 
 
-class _Spectral:
-    """A layer over its largest singular value, by one power iteration a call.
+class _Spectral(nn.Module):
+    """A layer divided by its largest singular value, with one power iteration per call.
 
-    `u` is kept in training mode only. PyTorch's own spectral norm starts the iteration at the
+    `u` is updated in training mode only. PyTorch's own spectral norm starts the iteration on the
     other side, so that its numbers differ from Flax's.
     """
 
-    def __init__(self, *args, **kwargs):
+    u: Tensor
+    weight: Tensor
+
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.register_buffer("u", torch.ones(self.weight.shape[0]))
 
-    def normalised(self) -> Tensor:
-        """Returns the weight over its largest singular value."""
+    def normalized(self) -> Tensor:
+        """Returns the weight divided by its largest singular value."""
         matrix = self.weight.flatten(1)
         with torch.no_grad():
             v = F.normalize(torch.mv(matrix.t(), self.u), dim=0, eps=1e-12)
@@ -55,7 +66,7 @@ class SpectralLinear(_Spectral, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [N, inputs] to [N, features]."""
-        return F.linear(x, self.normalised(), self.bias)
+        return F.linear(x, self.normalized(), self.bias)
 
 
 class SpectralConv(_Spectral, nn.Conv2d):
@@ -63,12 +74,12 @@ class SpectralConv(_Spectral, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [N, C, H, W] to [N, features, H, W]."""
-        return F.conv2d(x, self.normalised(), self.bias, padding=self.padding)
+        return F.conv2d(x, self.normalized(), self.bias, padding=self.padding)
 
 
 def conv(channels: int, features: int, kernel: int = 3, *, spectral: bool = False) -> nn.Conv2d:
-    """Returns a convolution that keeps height and width."""
-    layer = SpectralConv if spectral else nn.Conv2d
+    """Returns a convolution that preserves height and width."""
+    layer: type[nn.Conv2d] = SpectralConv if spectral else nn.Conv2d
     return layer(channels, features, kernel, padding=kernel // 2)
 
 
@@ -88,7 +99,7 @@ class DBlock(nn.Module):
         self.down, self.optimized = down, optimized
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps [N, C, H, W] to [N, features, H, W], or half of H and W."""
+        """Maps [N, C, H, W] to [N, features, H, W], or to half of H and W."""
         h = self.Conv_1(F.relu(self.Conv_0(x if self.optimized else F.relu(x))))
         if self.down:
             h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
@@ -113,17 +124,21 @@ class GBlock(nn.Module):
         return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps [N, C, H, W] to [N, features, H, W], or twice H and W."""
+        """Maps [N, C, H, W] to [N, features, H, W], or to twice H and W."""
         h = self.Conv_0(self._grow(F.relu(self.BatchNorm_0(x))))
         h = self.Conv_1(F.relu(self.BatchNorm_1(h)))
         return h + (x if self.Conv_2 is None else self._grow(self.Conv_2(x)))
 
 
-class _Norm:
-    """BatchNorm by the batch's statistics; the running ones move in training mode.
+class _Norm(_BatchNorm):
+    """BatchNorm by the batch's statistics; running statistics are updated in training mode.
 
-    The running variance is the biased one, as Flax keeps it.
+    The running variance is biased, as in Flax.
     """
+
+    momentum: float
+    running_mean: Tensor
+    running_var: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [N, C, …] to the same shape."""
@@ -145,7 +160,7 @@ class VectorNorm(_Norm, nn.BatchNorm1d):
 
 
 class Trunk(nn.Module):
-    """Image to features at half of its height and width over `patch`."""
+    """Maps an image to features at 1 / (2·patch) of its height and width."""
 
     def __init__(self, channels: int, width: int, blocks: int, patch: int):
         super().__init__()
@@ -168,7 +183,7 @@ class Trunk(nn.Module):
 class ConvNet(nn.Module):
     """E before its BatchNorm, and d: a trunk and a linear layer."""
 
-    def __init__(self, shape, features: int, *, width: int, blocks: int, patch: int):
+    def __init__(self, shape: Shape, features: int, *, width: int, blocks: int, patch: int):
         super().__init__()
         height, wide, channels = shape
         size = (height // (2 * patch), wide // (2 * patch), 2 * width)
@@ -183,7 +198,9 @@ class ConvNet(nn.Module):
 class ConvDecoder(nn.Module):
     """G of `pmjax.nets.resnet`."""
 
-    def __init__(self, shape, latent_dim: int, *, width: int, blocks: int, patch: int):
+    per_example = True
+
+    def __init__(self, shape: Shape, latent_dim: int, *, width: int, blocks: int, patch: int):
         super().__init__()
         height, wide, channels = shape
         self.size = (2 * width, height // (2 * patch), wide // (2 * patch))
@@ -208,7 +225,9 @@ class ConvDecoder(nn.Module):
 class MLP(nn.Module):
     """E before its BatchNorm, G and d of `pmjax.nets.mlp`: a perceptron between two shapes."""
 
-    def __init__(self, shape, features, *, width: int, layers: int):
+    per_example = True
+
+    def __init__(self, shape: Shape, features: Shape, *, width: int, layers: int):
         super().__init__()
         self.features, self.depth = features, layers
         sizes = [prod(shape), *[width] * layers, prod(features)]
@@ -225,7 +244,7 @@ class MLP(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps [N, …] to [N, features]; images are NCHW, and within [-1, 1] if they come out."""
+        """Maps [N, …] to [N, features]; images are NCHW, and output images are in [-1, 1]."""
         x = x.flatten(1)
         for index in range(self.depth):
             x = F.relu(self.MLP_0[f"Dense_{index}"](x))
@@ -236,7 +255,7 @@ class MLP(nn.Module):
         return x
 
 
-def _flat_order(shape) -> np.ndarray | slice:
+def _flat_order(shape: Shape) -> Order:
     return channels_first(*shape) if len(shape) == 3 else slice(None)
 
 
@@ -290,7 +309,7 @@ class LatentCritic(nn.Module):
     def __init__(self, latent_dim: int, width: int, blocks: int, spectral_norm: bool):
         super().__init__()
         self.blocks = blocks
-        layer = SpectralLinear if spectral_norm else nn.Linear
+        layer: type[nn.Linear] = SpectralLinear if spectral_norm else nn.Linear
         sizes = [latent_dim, *[width] * (2 * blocks + 1), 1]
         for index in range(2 * blocks + 2):
             self.add_module(f"Dense_{index}", layer(sizes[index], sizes[index + 1]))
@@ -304,7 +323,7 @@ class LatentCritic(nn.Module):
         return getattr(self, f"Dense_{2 * self.blocks + 1}")(F.relu(x))[:, 0]
 
 
-def make_resnet(*, net_args: dict, shape, latent_dim: int) -> dict[str, nn.Module]:
+def make_resnet(*, net_args: dict, shape: Shape, latent_dim: int) -> dict[str, nn.Module]:
     """Returns E before its BatchNorm, G and d for examples of a shape (NHWC)."""
     args = {name: net_args[name] for name in ("width", "blocks", "patch")}
     return {
@@ -314,7 +333,7 @@ def make_resnet(*, net_args: dict, shape, latent_dim: int) -> dict[str, nn.Modul
     }
 
 
-def make_mlp(*, net_args: dict, shape, latent_dim: int) -> dict[str, nn.Module]:
+def make_mlp(*, net_args: dict, shape: Shape, latent_dim: int) -> dict[str, nn.Module]:
     """Returns E before its BatchNorm, G and d for examples of a shape (NHWC)."""
     return {
         "E": MLP(shape, (latent_dim,), **net_args),

@@ -1,13 +1,14 @@
-"""The nets of `pmjax.nets.mimicry` as PyTorch modules; see `_torch_nets`."""
+"""The nets of `pmjax.nets.mimicry` as PyTorch modules; see `torch_nets`."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pmjax.benchmarks.torch_nets import (
+from pmjax.benchmarks.peers.torch_nets import (
     DBlock,
     GBlock,
     ImageNorm,
+    Shape,
     SpectralLinear,
     channels_first,
     conv,
@@ -17,9 +18,9 @@ from pmjax.nets.mimicry import critic_blocks, generator_channels
 
 
 class Trunk(nn.Module):
-    """D's blocks."""
+    """The blocks of D32 and D64."""
 
-    def __init__(self, shape, scale: float, *, spectral: bool):
+    def __init__(self, shape: Shape, scale: float, *, spectral: bool):
         super().__init__()
         height, width, channels = shape
         blocks = critic_blocks(height, width, scale)
@@ -40,7 +41,7 @@ class Trunk(nn.Module):
 class Encoder(nn.Module):
     """E before its BatchNorm."""
 
-    def __init__(self, shape, latent_dim: int, scale: float):
+    def __init__(self, shape: Shape, latent_dim: int, scale: float):
         super().__init__()
         self._Trunk_0 = Trunk(shape, scale, spectral=False)
         height, width, channels = self._Trunk_0.shape
@@ -55,9 +56,9 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """G32 and G64."""
 
-    per_example = False  # BatchNorm makes an example's image depend on the others
+    per_example = False  # with BatchNorm, an image depends on the rest of the batch
 
-    def __init__(self, shape, latent_dim: int, scale: float):
+    def __init__(self, shape: Shape, latent_dim: int, scale: float):
         super().__init__()
         height, width, channels = shape
         sizes = generator_channels(height, width, scale)
@@ -81,7 +82,7 @@ class Decoder(nn.Module):
 class Critic(nn.Module):
     """D32 and D64."""
 
-    def __init__(self, shape, scale: float):
+    def __init__(self, shape: Shape, scale: float):
         super().__init__()
         self._Trunk_0 = Trunk(shape, scale, spectral=True)
         self.Dense_0 = SpectralLinear(self._Trunk_0.shape[2], 1)
@@ -91,7 +92,7 @@ class Critic(nn.Module):
         return self.Dense_0(self._Trunk_0(x).sum((2, 3)))
 
 
-def make(*, net_args: dict, shape, latent_dim: int) -> dict[str, nn.Module]:
+def make(*, net_args: dict, shape: Shape, latent_dim: int) -> dict[str, nn.Module]:
     """Returns E before its BatchNorm, G and d for examples of a shape (NHWC)."""
     return {
         "E": Encoder(shape, latent_dim, **net_args),

@@ -1,7 +1,7 @@
-"""The training steps of both stages in PyTorch, on the nets of `_torch_nets`.
+"""The training steps of both stages in PyTorch.
 
-As in `pmjax.step`, stage 1's objectives share one pass through E, G and d, and each asks for the
-gradients of its own nets alone.
+As in `pmjax.training.step`, the objectives of stage 1 share one pass through E, G and d, and each
+computes the gradients of its own nets only.
 """
 
 import copy
@@ -21,14 +21,14 @@ Optimizer = Callable[[list[nn.Parameter], int], "Updates"]
 
 
 class Updates:
-    """Adam with the learning-rate schedule and the clipping of `pmjax.optimizers`."""
+    """Adam with the learning-rate schedule and the clipping of `pmjax.training.optimizers`."""
 
     def __init__(
-        self, parameters, repeats: int, *, steps: int, learning_rate: float, b1: float, b2: float,
-        schedule: str, warmup: int, clip: float, accumulate: int,
+        self, parameters: list[nn.Parameter], repeats: int, *, steps: int,
+        learning_rate: float, b1: float, b2: float, schedule: str, warmup: int, clip: float, accumulate: int,
     ):  # fmt: skip
         if accumulate != 1:
-            raise UserError("PyTorch's side does not accumulate gradients; leave --peer out.")
+            raise UserError("The PyTorch peer does not accumulate gradients: omit --peer.")
         self.parameters, self.clip = parameters, clip
         self.optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=(b1, b2))
         rising, falling = warmup * repeats, max(1, (steps - warmup) * repeats)
@@ -46,7 +46,7 @@ class Updates:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
 
     def differentiate(self, loss: Tensor, *, keep_graph: bool = False) -> None:
-        """Computes the gradients of the loss with respect to the parameters, and of no others."""
+        """Computes the gradients of the loss with respect to these parameters only."""
         grads = torch.autograd.grad(loss, self.parameters, retain_graph=keep_graph)
         for parameter, grad in zip(self.parameters, grads, strict=True):
             parameter.grad = grad
@@ -78,9 +78,9 @@ class Autoencoder:
         self.update_critic = optimizer(list(self.d.parameters()), critic_repeats)
 
     def step(self, x: Tensor, mu: Tensor | None = None) -> tuple[Metrics, Tensor]:
-        """Makes a step on the batch x [B, …]; returns its metrics and the embeddings z.
+        """Makes a step on the batch x [B, …]; returns its metrics and embeddings z.
 
-        `mu` [B] is drawn unless given.
+        `mu` [B] is random by default.
         """
         metrics: Metrics = {}
         if mu is None:
@@ -100,37 +100,37 @@ class Autoencoder:
             loss, extra = self.autoencoder_loss(values)
             self.update_autoencoder.differentiate(loss)
             if self.regularizer and not repeat:
-                self.update_critic.move()  # not before: the pass above is with d as it was
+                self.update_critic.move()  # not earlier: the pass above used the old d
             self.update_autoencoder.move()
             metrics |= {"loss/autoencoder": loss.detach(), **extra}
         return metrics, z
 
     def forward(self, x: Tensor, mu: Tensor) -> dict[str, Tensor]:
-        """Returns x, z, x̂, μ, and what d says of x, of the blend, of x̂ and of x_μ."""
-        h = self.E(x)  # z / dispersion, which is what G takes
+        """Returns x, z, x̂, μ, and d of x, of the blend, of x̂ and of x_μ."""
+        h = self.E(x)  # z / dispersion, the input of G
         z = self.dispersion * h
         if not self.regularizer:
             return {"x": x, "z": z, "x_hat": self.G(h)}
         h_mu = torch.lerp(h.roll(-1, 0), h, mu[:, None])
-        if getattr(self.G, "per_example", True):
+        if self.G.per_example:
             x_hat, x_mu = self.G(torch.cat([h, h_mu])).chunk(2)
         else:
             x_hat = self.G(h)
-            with _still(self.G):
+            with _frozen_statistics(self.G):
                 x_mu = self.G(h_mu)
         blend = torch.lerp(x_hat.detach(), x, self.gamma)
-        with _still(self.d):
+        with _frozen_statistics(self.d):
             d_hat, d_mu = self.d(x_hat).squeeze(1), self.d(x_mu).squeeze(1)
         d_x, d_blend = self.d(torch.cat([x, blend])).squeeze(1).chunk(2)
-        said = {"d_x": d_x, "d_blend": d_blend, "d_hat": d_hat, "d_mu": d_mu}
-        return {"x": x, "z": z, "x_hat": x_hat, "mu": mu, **said}
+        outputs = {"d_x": d_x, "d_blend": d_blend, "d_hat": d_hat, "d_mu": d_mu}
+        return {"x": x, "z": z, "x_hat": x_hat, "mu": mu, **outputs}
 
     def _again(self, x: Tensor, mu: Tensor) -> dict[str, Tensor]:
-        """Makes a further pass in the same step, which leaves the statistics alone."""
-        with _still(self.E), _still(self.G), _still(self.d):
+        """Makes another pass in the same step without updating statistics."""
+        with _frozen_statistics(self.E), _frozen_statistics(self.G), _frozen_statistics(self.d):
             return self.forward(x, mu)
 
-    def critic_loss(self, values: dict[str, Tensor]):
+    def critic_loss(self, values: dict[str, Tensor]) -> tuple[Tensor, Metrics]:
         """Equation (9)."""
         real = values["d_x"].square().mean()
         blended = (values["d_blend"] - self.lambda_).square().mean()
@@ -138,7 +138,7 @@ class Autoencoder:
         metrics = {"d/real": real, "d/blend": blended, "d/mix": mixed}
         return real + blended + mixed, _detached(metrics)
 
-    def autoencoder_loss(self, values: dict[str, Tensor]):
+    def autoencoder_loss(self, values: dict[str, Tensor]) -> tuple[Tensor, Metrics]:
         """Equation (10)."""
         loss = recon = self.norm(values["x_hat"], values["x"])
         metrics = {"recon": recon}
@@ -156,7 +156,7 @@ class LatentGAN:
         self, nets: dict[str, nn.Module], optimizer: Optimizer, *, base_prior: str, base_dim: int,
         critic_repeats: int, generator_repeats: int, mixture: dict[str, Tensor],
     ):  # fmt: skip
-        """Takes as `mixture` the weights, means and Cholesky roots of a base that is fitted."""
+        """Stores the nets; `mixture` has weights, means and Cholesky roots of a fitted base."""
         self.g, self.D = nets["g"], nets["D"]
         self.base_prior, self.base_dim, self.mixture = base_prior, base_dim, mixture
         self.critic_repeats, self.generator_repeats = critic_repeats, generator_repeats
@@ -164,7 +164,7 @@ class LatentGAN:
         self.update_g = optimizer(list(self.g.parameters()), generator_repeats)
 
     def step(self, z: Tensor, bases: Tensor | None = None) -> Metrics:
-        """Makes a step on the embeddings z [B, d]; `bases` [turns, B, p] are drawn unless given."""
+        """Makes a step on the embeddings z [B, d]; `bases` [turns, B, p] are random by default."""
         metrics: Metrics = {}
         draws = self._draws(z) if bases is None else iter(bases)
         for _ in range(self.critic_repeats):
@@ -173,7 +173,7 @@ class LatentGAN:
             self.update_D.move()
             metrics |= {"loss/latent_critic": loss.detach(), **extra}
         for _ in range(self.generator_repeats):
-            with _still(self.D):
+            with _frozen_statistics(self.D):
                 loss = -self.D(self.generate(next(draws))).mean()
             self.update_g.differentiate(loss)
             self.update_g.move()
@@ -181,10 +181,10 @@ class LatentGAN:
         return metrics
 
     def generate(self, base: Tensor) -> Tensor:
-        """Maps z' [B, p] to z; a base that is fitted is corrected."""
+        """Maps z' [B, p] to z; for a fitted base, g is a correction."""
         return base + self.g(base) if self.base_prior == "gmm" else self.g(base)
 
-    def critic_loss(self, z: Tensor, base: Tensor):
+    def critic_loss(self, z: Tensor, base: Tensor) -> tuple[Tensor, Metrics]:
         """Equation (12)."""
         with torch.no_grad():
             z_fake = self.generate(base)
@@ -204,7 +204,7 @@ class LatentGAN:
 
 
 class Average:
-    """Exponential moving average of nets' parameters, with the warm-up of `pmjax.step`."""
+    """Exponential moving average of parameters, with the warm-up of `pmjax.training.step`."""
 
     def __init__(self, nets: dict[str, nn.Module], decay: float):
         self.nets = copy.deepcopy(nets)
@@ -213,15 +213,15 @@ class Average:
         self.decay, self.steps = decay, 0
 
     def update(self) -> None:
-        """Moves the average after a step."""
+        """Updates the average after a step."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         get_ema_multi_avg_fn(decay)(self.values, self.moving, self.steps)
         self.steps += 1
 
 
 @contextmanager
-def _still(net: nn.Module):
-    """Lets a net's statistics stay as they are."""
+def _frozen_statistics(net: nn.Module) -> Iterator[None]:
+    """Calls a net without updating its statistics."""
     before = net.training
     net.eval()
     try:

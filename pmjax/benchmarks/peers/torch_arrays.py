@@ -1,6 +1,6 @@
-"""Arrays of the Flax nets into their PyTorch twins, and back."""
+"""Copies arrays between Flax nets and their PyTorch twins."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pmjax.benchmarks.torch_nets import SpectralConv, SpectralLinear
+from pmjax.benchmarks.peers.torch_nets import Order, SpectralConv, SpectralLinear
 from pmjax.errors import UserError
 
 Tree = dict[str, Any]
@@ -16,21 +16,21 @@ _EVERY = slice(None)
 
 
 def device(gpu: bool) -> tuple[str, str]:
-    """Returns where to run, as PyTorch calls it, and the device's name.
+    """Returns PyTorch's device type and the name of the device.
 
     Raises:
-      UserError: if JAX has a GPU and PyTorch sees none.
+      UserError: if JAX has a GPU that PyTorch does not find.
     """
     if gpu and not torch.cuda.is_available():
         raise UserError(
-            "JAX runs on a GPU that PyTorch does not see: install PyTorch for "
-            "CUDA, or compare on the CPU with JAX_PLATFORMS=cpu."
+            "JAX runs on a GPU that PyTorch does not find: install PyTorch for CUDA, or compare on "
+            "the CPU with JAX_PLATFORMS=cpu."
         )
     return ("cuda", torch.cuda.get_device_name()) if gpu else ("cpu", "cpu")
 
 
 def load(net: nn.Module, params: Tree, stats: Tree) -> None:
-    """Gives a net the parameters and the statistics of its Flax twin, and their type."""
+    """Copies the parameters and statistics of the Flax twin into a net, with their dtype."""
     for path, layer in _layers(net):
         for name, array in _at(params, path).items():
             if name == "kernel":
@@ -50,17 +50,17 @@ def load(net: nn.Module, params: Tree, stats: Tree) -> None:
 
 
 def parameters(net: nn.Module) -> Tree:
-    """Returns a net's parameters as its Flax twin has them."""
+    """Returns a net's parameters in the layout of its Flax twin."""
     return _export(net, lambda parameter: parameter.detach())
 
 
 def gradients(net: nn.Module) -> Tree:
-    """Returns the gradients of a net's parameters as its Flax twin has them."""
+    """Returns the gradients of a net's parameters in the layout of its Flax twin."""
     return _export(net, lambda parameter: parameter.grad)
 
 
 def statistics(net: nn.Module) -> Tree:
-    """Returns a net's statistics as its Flax twin has them, without `sigma` (a function of u)."""
+    """Returns a net's statistics in the layout of its Flax twin, without `sigma`."""
     tree: Tree = {}
     for path, layer in _layers(net):
         if isinstance(layer, _BatchNorm):
@@ -72,7 +72,7 @@ def statistics(net: nn.Module) -> Tree:
     return tree
 
 
-def _export(net: nn.Module, value) -> Tree:
+def _export(net: nn.Module, value: Callable[[torch.Tensor], torch.Tensor | None]) -> Tree:
     tree: Tree = {}
     for path, layer in _layers(net):
         if layer.weight is None:
@@ -88,27 +88,27 @@ def _export(net: nn.Module, value) -> Tree:
     return tree
 
 
-def _layers(net: nn.Module) -> Iterator[tuple[tuple[str, ...], nn.Module]]:
+def _layers(net: nn.Module) -> Iterator[tuple[tuple[str, ...], Any]]:
     for path, layer in net.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Linear | _BatchNorm):
             yield tuple(path.split(".")), layer
 
 
 def _spectral(path: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-    """Returns the name of u in Flax's collection, and where it is."""
+    """Returns the name of u in Flax's collection, and the path of its module."""
     *parents, layer = path
     return f"{layer}/kernel/u", (*parents, "SpectralNorm_" + layer.rpartition("_")[2])
 
 
-def _inputs(layer: nn.Module):
+def _inputs(layer: nn.Module) -> Order:
     return getattr(layer, "inputs", _EVERY)
 
 
-def _outputs(layer: nn.Module):
+def _outputs(layer: nn.Module) -> Order:
     return getattr(layer, "outputs", _EVERY)
 
 
-def _inverse(order):
+def _inverse(order: Order) -> Order:
     return order if isinstance(order, slice) else np.argsort(order)
 
 
@@ -130,5 +130,6 @@ def _assign(tensor: torch.Tensor, array: np.ndarray) -> None:
     tensor.data = torch.from_numpy(np.array(array, order="C")).to(tensor.device)
 
 
-def _numpy(tensor: torch.Tensor) -> np.ndarray:
+def _numpy(tensor: torch.Tensor | None) -> np.ndarray:
+    assert tensor is not None, "no gradient"
     return tensor.detach().cpu().numpy().copy()

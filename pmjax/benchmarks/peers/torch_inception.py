@@ -1,17 +1,20 @@
-"""The Inception graph of 2015 in PyTorch, by the layers' names and sizes that are published.
+"""The Inception graph of 2015 in PyTorch, with the published names and sizes of layers.
 
-As pytorch-fid and torch-fidelity have it; it shares nothing with ours, which is tested against it.
+It follows pytorch-fid and torch-fidelity and shares no code with ours, which is tested against it.
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pmjax.benchmarks import torch_arrays
+from pmjax.benchmarks.peers import torch_arrays
+from pmjax.benchmarks.process import About, Block, repeat
 from pmjax.evals.features import inception_weights
 
 SIDE = 299  # pixels
@@ -20,7 +23,7 @@ SIDE = 299  # pixels
 class Conv(nn.Module):
     """A convolution, its BatchNorm and ReLU."""
 
-    def __init__(self, width, out, kernel, **args):
+    def __init__(self, width: int, out: int, kernel: int | tuple[int, int], **args: Any):
         super().__init__()
         self.conv = nn.Conv2d(width, out, kernel, bias=False, **args)
         self.bn = nn.BatchNorm2d(out, eps=0.001)
@@ -31,14 +34,14 @@ class Conv(nn.Module):
 
 
 def mean_pool(x: Tensor) -> Tensor:
-    """Averages 3×3 neighbours that exist."""
+    """Averages 3×3 neighbors, without padding."""
     return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
 
 
 class A(nn.Module):
     """Mixed_5b to Mixed_5d."""
 
-    def __init__(self, width, pool):
+    def __init__(self, width: int, pool: int):
         super().__init__()
         self.branch1x1 = Conv(width, 64, 1)
         self.branch5x5_1 = Conv(width, 48, 1)
@@ -58,7 +61,7 @@ class A(nn.Module):
 class B(nn.Module):
     """Mixed_6a."""
 
-    def __init__(self, width):
+    def __init__(self, width: int):
         super().__init__()
         self.branch3x3 = Conv(width, 384, 3, stride=2)
         self.branch3x3dbl_1 = Conv(width, 64, 1)
@@ -74,9 +77,10 @@ class B(nn.Module):
 class C(nn.Module):
     """Mixed_6b to Mixed_6e."""
 
-    def __init__(self, inside):
+    def __init__(self, inside: int):
         super().__init__()
-        wide, high = dict(kernel=(1, 7), padding=(0, 3)), dict(kernel=(7, 1), padding=(3, 0))
+        wide: dict[str, Any] = {"kernel": (1, 7), "padding": (0, 3)}
+        high: dict[str, Any] = {"kernel": (7, 1), "padding": (3, 0)}
         self.branch1x1 = Conv(768, 192, 1)
         self.branch7x7_1 = Conv(768, inside, 1)
         self.branch7x7_2 = Conv(inside, inside, **wide)
@@ -116,11 +120,12 @@ class D(nn.Module):
 
 
 class E(nn.Module):
-    """Mixed_7b, and Mixed_7c with its other pool."""
+    """Mixed_7b, and Mixed_7c with another pool."""
 
-    def __init__(self, width, pool):
+    def __init__(self, width: int, pool: Callable[[Tensor], Tensor]):
         super().__init__()
-        wide, high = dict(kernel=(1, 3), padding=(0, 1)), dict(kernel=(3, 1), padding=(1, 0))
+        wide: dict[str, Any] = {"kernel": (1, 3), "padding": (0, 1)}
+        high: dict[str, Any] = {"kernel": (3, 1), "padding": (1, 0)}
         self.pool = pool
         self.branch1x1 = Conv(width, 320, 1)
         self.branch3x3_1 = Conv(width, 384, 1)
@@ -140,7 +145,7 @@ class E(nn.Module):
 
 
 class Twin(nn.Module):
-    """pytorch-fid's graph, independent of the code under test."""
+    """The graph of pytorch-fid."""
 
     def __init__(self):
         super().__init__()
@@ -158,7 +163,7 @@ class Twin(nn.Module):
         self.fc = nn.Linear(2048, 1008)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps [N, C, H, W] to [N, C', H', W']."""
+        """Maps [N, 3, H, W] to [N, 2048]."""
         x = F.max_pool2d(self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x))), 3, 2)
         x = F.max_pool2d(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)), 3, 2)
         for name, block in self.named_children():
@@ -167,32 +172,27 @@ class Twin(nn.Module):
 
 
 class Features:
-    """PyTorch's side of the features: uint8 images, resized as torch-fidelity does, eager.
-
-    Attributes:
-      first: the features float32 [B, 2048] of the images.
-    """
+    """The features that `pmjax.bench --evaluation` measures, resized as in torch-fidelity."""
 
     compiled = False  # by torch.compile
 
     def __init__(self, *, weights: Path, images: np.ndarray, cores: int, gpu: bool):
-        """Builds the net of these weights, and computes the features once.
+        """Builds the net and computes the features once.
 
         Args:
-          weights: a file that `pmjax.evals._features._inception_weights` reads.
-          images: uint8 [B, H, W, 3], a batch.
-          cores: of the CPU, to be used.
-          gpu: whether to compute there.
+          weights: a file that `pmjax.evals.features.inception_weights` reads.
+          images: a batch, uint8 [B, H, W, 3].
+          cores: number of CPU threads.
+          gpu: whether to run on the GPU.
         """
         torch.set_num_threads(cores)
         torch.set_flush_denormal(True)  # as XLA does
-        torch.backends.cudnn.allow_tf32 = False  # as ours
-        self._gpu, (self._where, self.device) = gpu, torch_arrays.device(gpu)
-        self.versions, self.threads = {"torch": torch.__version__}, cores
+        torch.backends.cudnn.allow_tf32 = False  # as JAX
+        self._gpu, (self._where, device) = gpu, torch_arrays.device(gpu)
         state, _ = inception_weights.read(weights, verify=False)
-        state = {name: torch.tensor(value) for name, value in state.items()}
+        tensors = {name: torch.tensor(value) for name, value in state.items()}
         self._net = Twin()
-        self._net.load_state_dict(state, strict=False)  # the last layer may be missing
+        self._net.load_state_dict(tensors, strict=False)  # the last layer may be missing
         self._net.eval().to(self._where)
         if gpu:
             self._net.to(memory_format=torch.channels_last)
@@ -200,9 +200,15 @@ class Features:
         began = time.perf_counter()
         if self.compiled:
             self._net.compile()
-        self.first = self._features()
+        first = self._features()
         spent = time.perf_counter() - began
-        self.compile_s = max(0.0, spent - self.block(0)[1]) if self.compiled else None
+        self.about = About(
+            first=first,
+            device=device,
+            threads=cores,
+            versions={"torch": torch.__version__},
+            compile_s=max(0.0, spent - self.block(0).seconds) if self.compiled else None,
+        )
 
     @torch.inference_mode()
     def _features(self) -> np.ndarray:
@@ -211,17 +217,17 @@ class Features:
             x = x.contiguous(memory_format=torch.channels_last)
         return self._net((x - 128) / 128).cpu().numpy()
 
-    def block(self, seconds: float) -> tuple[int, float]:
-        """Computes features for about so long; returns of how many images, and the seconds."""
-        began, count = time.perf_counter(), 0
-        while not count or time.perf_counter() - began < seconds:
-            self._features()
-            count += len(self._images)
-        return count, time.perf_counter() - began
+    def _work(self) -> int:
+        self._features()
+        return len(self._images)
+
+    def block(self, seconds: float) -> Block:
+        """Computes features for about this long."""
+        return repeat(self._work, seconds)
 
 
 def like_tensorflow_1(x: Tensor) -> Tensor:
-    """Resizes float [N, C, H, W] to 299×299 bilinearly, from the upper left corner on."""
+    """Resizes float [N, C, H, W] to 299×299 bilinearly, aligned at the upper left corner."""
     for axis in (2, 3):
         place = torch.arange(SIDE, device=x.device) * (x.shape[axis] / SIDE)
         below = place.long()
