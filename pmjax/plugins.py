@@ -25,7 +25,7 @@ KINDS = {
     "datasets": Kind("pmjax.datasets", "source", "data set"),
     "metrics": Kind("pmjax.evals.metrics", "evaluate", "metric"),
     "extractors": Kind("pmjax.evals.features", "identity", "feature extractor"),
-    "peers": Kind("pmjax.benchmarks.peers", "Side", "peer"),
+    "peers": Kind("pmjax.benchmarks.peers", "TrainingStep", "peer"),
     "reproductions": Kind("pmjax.reproductions", "REPRODUCTION", "reproduction"),
 }
 

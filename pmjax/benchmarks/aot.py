@@ -1,15 +1,15 @@
-"""Compiles the training step for TPUs that are not there, and reads what the compiler expects.
+"""Compiles the training step for TPUs that are not attached, and reports the compiler's estimates.
 
-libtpu's compiler works without a chip. It gives each chip's memory and FLOPs, and estimates the
-cycles of every scheduled operation. Times, rates and shares come from that: nothing is run.
+libtpu's compiler needs no chip. It states the memory and FLOPs per chip and estimates the cycles of
+every scheduled operation, from which times, rates and shares are derived. Nothing is run.
 """
 
 import dataclasses
 import importlib.util
+import logging
 import math
 import os
 import re
-import sys
 import time
 from collections import Counter
 from functools import partial
@@ -30,9 +30,11 @@ from pmjax.distributed.mesh import BATCH
 from pmjax.errors import UserError
 from pmjax.training.step import init_state, train_step
 
+log = logging.getLogger(__name__)
+
 DATA = "162770x64x64x3"  # CelebA's training images
 
-# libtpu otherwise asks a server of Google Cloud what it runs on.
+# Otherwise libtpu asks a metadata server of Google Cloud for its hardware.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
@@ -41,21 +43,21 @@ _ENVIRONMENT = {
 
 
 def parse_data(text: str) -> tuple[int, ...]:
-    """Reads the shape of a table of images."""
+    """Parses the shape of a table of images."""
     if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*x[13]", text):
-        raise UserError(f"--aot_data={text} must be IMAGESxHEIGHTxWIDTHxCHANNELS, as {DATA}.")
+        raise UserError(f"--aot_data={text} must be IMAGESxHEIGHTxWIDTHxCHANNELS, such as {DATA}.")
     return tuple(int(size) for size in text.split("x"))
 
 
 @dataclasses.dataclass
 class Schedule:
-    """What a scheduled HLO module says, the trip counts of loops multiplied in.
+    """The costs of a scheduled HLO module, with loops multiplied by their trip counts.
 
     Attributes:
-      cycles: the sum of the operations' estimates.
-      operations: {name and kind of result: cycles}, for finding what costs most.
-      collectives: {'all-reduce' and so on: bytes of its results on each device}.
-      unknown_loops: loops without a known trip count, counted as one turn.
+      cycles: sum of the estimates of all operations.
+      operations: {name and type of result: cycles}, to find the most expensive ones.
+      collectives: {kind, such as 'all-reduce': bytes of its results per device}.
+      unknown_loops: number of loops without a known trip count, counted as one iteration.
     """
 
     cycles: int = 0
@@ -70,17 +72,19 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _BELOW = re.compile(r"ROOT .* compare\([^,]*?%?([\w.-]+), [^,]*?%?([\w.-]+)\), direction=LT")
 _CONSTANT = re.compile(r" constant\((\d+)\)")
+_CONDITION = re.compile(r"condition=%?([\w.-]+)")
 _CALLED = re.compile(r"(?:body|condition|to_apply|calls)=%?([\w.-]+)")
 _ARRAY = re.compile(r"\b(pred|bf16|f8\w*|[sufc]\d+)\[([\d,]*)\]")
 _COLLECTIVES = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
 
 
 def read(text: str) -> Schedule:
-    """Reads the text of a scheduled module.
+    """Parses the text of a scheduled module.
 
-    A fusion's estimate stands for all that is fused. Of a conditional the longest branch counts.
+    The estimate of a fusion covers its contents. Of a conditional, the longest branch counts.
     """
-    computations, entry, current = {}, None, None
+    computations: dict[str, list] = {}
+    entry = current = None
     for line in text.splitlines():
         if head := _HEAD.match(line):
             current = computations.setdefault(head[2], [])
@@ -121,16 +125,16 @@ def _walk(computations: dict, name: str, times: int, schedule: Schedule) -> None
             schedule.operations[f"{operation} {result}"] += cycles
             collective = kind.removesuffix("-start")
             if collective in _COLLECTIVES:
-                # The start of an all-gather or a permutation holds operands, then results.
+                # The start of an all-gather or a permutation has operands, then results.
                 both = kind in ("all-gather-start", "collective-permute-start")
                 schedule.collectives[collective] += times * _bytes(result) // (1 + both)
 
 
 def _trips(computations: dict, line: str) -> int | None:
-    """Returns how often a loop runs: as it says, or from JAX's condition `counter < constant`."""
+    """Returns the trip count of a loop: as stated, or from JAX's condition `counter < constant`."""
     if known := _TRIPS.search(line):
         return int(known[1])
-    condition = computations[re.search(r"condition=%?([\w.-]+)", line)[1]]
+    condition = computations[_CONDITION.search(line)[1]]  # type: ignore[index]
     for *_, text in condition:
         if below := _BELOW.search(text):
             limits = [_CONSTANT.search(line) for name, *_, line in condition if name == below[2]]
@@ -139,10 +143,10 @@ def _trips(computations: dict, line: str) -> int | None:
 
 
 def _bytes(shape: str) -> int:
-    """Returns the bytes of an array or a tuple of arrays, as HLO writes their shapes."""
+    """Returns the bytes of an array or a tuple of arrays in HLO's notation of shapes."""
     total = 0
     for kind, sizes in _ARRAY.findall(shape):
-        bits = 8 if kind == "pred" else int(re.search(r"\d+", kind)[0])
+        bits = 8 if kind == "pred" else int(re.findall(r"\d+", kind)[0])
         total += math.prod(int(size) for size in sizes.split(",") if size) * bits // 8
     return total
 
@@ -150,23 +154,32 @@ def _bytes(shape: str) -> int:
 def measure(
     settings: ConfigDict, shapes: list[str], *, per_chip: int, data: tuple[int, ...]
 ) -> dict[str, Any]:
-    """Compiles the step of stage 1 for each shape and returns what bench's JSON has of them.
+    """Compiles the step of stage 1 for slices of TPUs.
 
-    `per_chip` images on each chip replace the config's batch size, and `data` is the shape of the
-    table of images. Raises `UserError` for unknown shapes and without libtpu.
+    Args:
+      settings: the config.
+      shapes: of the slices, such as 'v5e:4x4'.
+      per_chip: images per chip, instead of the config's batch size.
+      data: shape of the table of images.
+
+    Returns:
+      The entry of AOT compilation in bench's JSON.
+
+    Raises:
+      UserError: for unknown shapes, and without libtpu.
     """
     for shape in shapes:
         parse_shape(shape)
     if per_chip < 1:
         raise UserError(f"--aot_batch={per_chip} must be at least 1.")
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError('--aot needs libtpu\'s compiler: pip install "pmjax[tpu]".')
+        raise UserError('--aot needs libtpu: pip install "pmjax[tpu]".')
     os.environ |= _ENVIRONMENT
     jax.config.update("jax_platforms", "cpu")
     written = written_flops(settings, per_chip, data[1:])
     results = {}
     for shape in shapes:
-        print(f"compiling for {shape}, which takes minutes", file=sys.stderr, flush=True)
+        log.info("compiling for %s, which takes minutes", shape)
         results[shape] = _compile(settings, shape, per_chip, data)
         results[shape]["written_gflop"] = written / 1e9
     return {
@@ -179,19 +192,19 @@ def measure(
 
 
 def lowered(settings: ConfigDict, mesh: Mesh, data: tuple[int, ...]) -> jax.stages.Lowered:
-    """Lowers a dispatch of stage 1 for a mesh, with the data where `pmjax.train` keeps it."""
-    game = builders.stage1_spec(settings, data[1:])
-    state = jax.eval_shape(partial(init_state, game), jax.random.key(settings.seed))
-    # As `parallel.keep` decides.
+    """Lowers a dispatch of stage 1 for a mesh, with the data where training places it."""
+    spec = builders.stage1_spec(settings, data[1:])
+    state = jax.eval_shape(partial(init_state, spec), jax.random.key(settings.seed))
+    # As in `place_dataset`.
     divided = mesh.size > 1 and math.prod(data) > settings.data.device_budget_gb * 1e8
-    held = (mesh.size, -(-data[0] // mesh.size), math.prod(data[1:])) if divided else data
-    step = partial(train_step, game=game, ema_decay=settings.ema_decay)
+    table_shape = (mesh.size, -(-data[0] // mesh.size), math.prod(data[1:])) if divided else data
+    step = partial(train_step, game=spec, ema_decay=settings.ema_decay)
     run = compile_step(
         step, mode="jit", mesh=mesh, gather=True, divided=data[1:] if divided else None
     )
     rows = (settings.steps_per_dispatch, settings.data.batch_size)
     return run.lower(
-        state, jax.ShapeDtypeStruct(held, jnp.uint8), jax.ShapeDtypeStruct(rows, jnp.int32)
+        state, jax.ShapeDtypeStruct(table_shape, jnp.uint8), jax.ShapeDtypeStruct(rows, jnp.int32)
     )
 
 
@@ -205,13 +218,13 @@ def _with_batch(settings: ConfigDict, size: int) -> ConfigDict:
 def written_flops(settings: ConfigDict, batch_size: int, shape: tuple[int, ...]) -> float:
     """Returns the FLOPs of a step of stage 1, by XLA's count before it optimizes.
 
-    Counted are the plain nets, which GPUs run. Forms for TPUs multiply by zeros and resample by
-    products of matrices: that adds nothing to the share of the peak.
+    It counts the plain nets, which GPUs run. The forms for TPUs multiply by zeros and resample by
+    matrix products, which must not count as useful work.
     """
-    chosen = _with_batch(settings, batch_size)
-    game = builders.stage1_spec(chosen, shape)
-    state = jax.eval_shape(partial(init_state, game), jax.random.key(chosen.seed))
-    step = jax.jit(partial(train_step, game=game, ema_decay=chosen.ema_decay))
+    changed = _with_batch(settings, batch_size)
+    spec = builders.stage1_spec(changed, shape)
+    state = jax.eval_shape(partial(init_state, spec), jax.random.key(changed.seed))
+    step = jax.jit(partial(train_step, game=spec, ema_decay=changed.ema_decay))
     images = jax.ShapeDtypeStruct((batch_size, *shape), jnp.uint8)
     return step.trace(state, images).lower(lowering_platforms=("cuda",)).cost_analysis()["flops"]
 
@@ -224,16 +237,17 @@ def _compile(
         topology = topologies.get_topology_desc(platform="tpu", topology_name=shape, **chip.options)
     except jax.errors.JaxRuntimeError as error:
         if "lockfile" in str(error):
-            raise UserError("--aot: another process uses libtpu; it takes one at a time.") from None
+            raise UserError("--aot: another process is using libtpu.") from None
         raise UserError(
-            f"--aot={shape}: libtpu does not know such a slice ({error}). Valid are {EXAMPLES}."
+            f"--aot={shape}: libtpu has no such slice ({error}). Valid: {EXAMPLES}."
         ) from None
     mesh = Mesh(np.asarray(topology.devices), (BATCH,), axis_types=(AxisType.Auto,))
     began = time.perf_counter()
-    chosen = _with_batch(settings, per_chip * mesh.size)
-    compiled = lowered(chosen, mesh, data).compile()
-    found = read(compiled.as_text())
-    memory, steps = compiled.memory_analysis(), settings.steps_per_dispatch
+    changed = _with_batch(settings, per_chip * mesh.size)
+    compiled = lowered(changed, mesh, data).compile()
+    found = read(compiled.as_text() or "")
+    memory: Any = compiled.memory_analysis()
+    steps = settings.steps_per_dispatch
     arguments, output = memory.argument_size_in_bytes, memory.output_size_in_bytes
     program = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     return {
@@ -243,10 +257,10 @@ def _compile(
         "arguments_gb": arguments / 1e9,
         "temporaries_gb": memory.temp_size_in_bytes / 1e9,
         "output_gb": output / 1e9,
-        # Output that takes the place of an argument is not there twice.
+        # Output in the place of an argument counts once.
         "peak_gb": (arguments + output - memory.alias_size_in_bytes + program) / 1e9,
         "hbm_gb": chip.hbm / 1e9,
-        # XLA counts a loop's body once, and the body is one step.
+        # XLA counts the body of a loop once; the body is one step.
         "compiled_gflop": compiled.cost_analysis()["flops"] / 1e9,
         "step_cycles": found.cycles / steps,
         "unknown_loops": found.unknown_loops,
@@ -254,7 +268,7 @@ def _compile(
             name: 1e3 * cycles / steps / chip.clock
             for name, cycles in found.operations.most_common(30)
         },
-        "collective_mb": {  # of the whole array: a scatter's result is one chip's part of it
+        "collective_mb": {  # of the whole array: the result of a scatter is one chip's part
             kind: size / steps / 1e6 * (mesh.size if kind == "reduce-scatter" else 1)
             for kind, size in found.collectives.items()
         },
@@ -270,12 +284,12 @@ _ROWS = (
     ("output, GB", "output_gb", ".2f"),
     ("peak, GB", "peak_gb", ".2f"),
     ("of memory, GB", "hbm_gb", ".0f"),
-    ("GFLOP a step, as written", "written_gflop", ".0f"),
-    ("GFLOP a step, as compiled", "compiled_gflop", ".0f"),
+    ("GFLOP/step, as written", "written_gflop", ".0f"),
+    ("GFLOP/step, as compiled", "compiled_gflop", ".0f"),
     ("est. ms, computation", "compute_ms", ".1f"),
-    ("all-reduce and such, MB", "collectives_mb", ".1f"),
+    ("collectives, MB", "collectives_mb", ".1f"),
     ("est. ms on links", "links_ms", ".2f"),
-    ("est. ms a step", "step_ms", ".1f"),
+    ("est. ms/step", "step_ms", ".1f"),
     ("est. images/s", "images_per_s_per_chip", ".0f"),
     ("est. share of peak", "share_of_peak", ".1%"),
     ("  with time on links", "share_with_links", ".1%"),
@@ -285,17 +299,17 @@ _ROWS = (
 
 
 def derive(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Adds to each shape's figures the rates, shares and efficiencies that follow from them.
+    """Adds rates, shares and efficiencies to the figures of each shape.
 
-    A step's time is that of the estimated cycles and of the links, one after the other, as if no
-    communication were hidden behind computation. The first share of the peak is without links.
+    The time of a step is that of the estimated cycles plus that of the links, as if communication
+    never overlapped with computation. `share_of_peak` is without links.
     """
     for shape, result in results.items():
         chip, sides = parse_shape(shape)
         mb = result["collective_mb"]
         compute_s = result["step_cycles"] / chip.clock
         ideal_s = 1e9 * result["written_gflop"] / chip.peak
-        # A scatter of sums, or a gathering, is half of an all-reduce.
+        # A reduce-scatter or an all-gather is half of an all-reduce.
         halves = {"all-reduce": 1, "all-to-all": 0}
         moved = sum(size * halves.get(kind, 0.5) for kind, size in mb.items())
         links_s = all_reduce_s(1e6 * moved, chip, sides)
@@ -319,12 +333,12 @@ def derive(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Returns what `measure` found as text."""
+    """Returns the results of `measure` as text."""
     (images, *sides), shapes = report["data"], report["shapes"]
     lines = [
-        f"Compiled by libtpu {report['libtpu']}, not run: times are the compiler's ESTIMATES.",
-        f"Stage 1, {report['batch_per_chip']} images a chip, {images} images of "
-        f"{'×'.join(map(str, sides))} on the devices. Each figure is one chip's.",
+        f"Compiled by libtpu {report['libtpu']}, not run: times are ESTIMATES of the compiler.",
+        f"Stage 1, {report['batch_per_chip']} images per chip, {images} images of "
+        f"{'×'.join(map(str, sides))} on the devices. All figures are per chip.",
         f"  {'':26}" + "".join(f"{name:>12}" for name in shapes),
     ]
     for name, key, form in _ROWS:

@@ -44,7 +44,7 @@ _CHANNELS = {
 
 def kernel_shapes() -> dict[str, tuple[int, ...]]:
     """Returns {convolution: shape HWIO of its kernel} of the published graph."""
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
 
     def branch(layers: Iterable[str], width: int, kernels: Iterator[str], prefix: str = "") -> int:
         """Adds a chain of layers; returns its number of output channels."""

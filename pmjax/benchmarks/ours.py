@@ -1,10 +1,13 @@
-"""Our side of `pmjax.bench`."""
+"""Our side of the benchmarks: the training step and the features, as the commands run them."""
 
+import itertools
 import math
 import os
 import time
 from functools import partial
 from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +17,9 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from pmjax import builders
+from pmjax.benchmarks.process import About, Block
 from pmjax.datasets.batches import batch_indices, stream, to_float
-from pmjax.distributed import collectives
+from pmjax.distributed import collectives, host_memory
 from pmjax.distributed.compile import compile_step, compiler_options
 from pmjax.distributed.mesh import (
     BATCH,
@@ -26,45 +30,37 @@ from pmjax.distributed.mesh import (
     set_up_cpu,
 )
 from pmjax.errors import UserError
+from pmjax.evals.features import inception_2015
 from pmjax.methods.base import MethodSpec
 from pmjax.nets import base as nets
 from pmjax.training.step import TrainState, init_state, train_step
 
-_PACKAGES = ("pmjax", "jax", "jaxlib", "flax", "optax", "numpy")
+PACKAGES = ("pmjax", "jax", "jaxlib", "flax", "optax", "numpy")
+GPUS = ("gpu", "cuda", "rocm")  # platforms
 
 
-class Side:
-    """Our side: the compiled step as `pmjax.train` runs it.
-
-    Attributes:
-      start: what the peer starts from: first weights, first random draws, embeddings (stage 2).
-      first: {metric: value} of the first step.
-      compile_s: seconds of the first dispatch less a later one's: tracing and compilation.
-      flops: of a step, by XLA's count.
-      peak: FLOP/s that a large matrix product reaches on the same devices, in the same precision.
-      memory: bytes that the compiled step needs on a device.
-    """
+class TrainingStep:
+    """The compiled step of a stage, as `pmjax.training.loop` runs it."""
 
     def __init__(self, settings: ConfigDict, *, stage: int):
-        """Builds a stage's game, compiles its step and makes the first dispatch."""
+        """Compiles the step and makes the first dispatch."""
         set_up_cpu(settings.devices)
-        chosen = settings if stage == 1 else settings.stage2
-        self.waited = 0.0  # seconds in which the devices' next batch was being made
-        self._batch_size = settings.data.batch_size if stage == 1 else chosen.batch_size
-        self._per_dispatch, self._seed, self._next = chosen.steps_per_dispatch, settings.seed, 0
-        mesh = make_mesh(chosen.devices)
+        of_stage = settings if stage == 1 else settings.stage2
+        self._waited = 0.0  # seconds spent waiting for batches
+        self._batch_size = settings.data.batch_size if stage == 1 else of_stage.batch_size
+        self._per_dispatch, self._next = of_stage.steps_per_dispatch, 0
+        mesh = make_mesh(of_stage.devices)
         where = "config.data.batch_size" if stage == 1 else "config.stage2.batch_size"
         check_batch(self._batch_size, mesh, where)
         data = builders.dataset(settings, "train").data
-        game = builders.stage1_spec(settings, data.shape[1:])
-        self.start = {}
+        spec = builders.stage1_spec(settings, data.shape[1:])
+        start: dict[str, Any] = {}  # what the peer starts from
         if stage == 2:
-            data = self.start["table"] = _embeddings(game, data, settings.seed)
-            game = builders.stage2_spec(settings, z=data)
-        state = jax.jit(partial(init_state, game))(jax.random.key(settings.seed))
-        drawn = draws(settings, stage, state, 0)
-        params, stats, drawn = jax.device_get((state.params, state.stats, drawn))
-        self.start |= {"params": params, "stats": stats, "draws": drawn}
+            data = start["table"] = _embeddings(spec, data, settings.seed)
+            spec = builders.stage2_spec(settings, z=data)
+        state = jax.jit(partial(init_state, spec))(jax.random.key(settings.seed))
+        arrays = (state.params, state.stats, draws(settings, stage, state, 0))
+        start |= dict(zip(("params", "stats", "draws"), jax.device_get(arrays), strict=True))
 
         budget = settings.data.device_budget_gb * 1e9
         self._table, divided = place_dataset(np.asarray(data), mesh, budget=budget)
@@ -77,7 +73,7 @@ class Side:
         self._run = compile_step(
             partial(
                 train_step,
-                game=game,
+                game=spec,
                 ema_decay=settings.ema_decay,
                 axis=collectives.batch_axis(settings.parallel),
             ),
@@ -89,26 +85,30 @@ class Side:
         self._state = replicate(state, mesh)
         began = time.perf_counter()
         self._state, metrics = self._run(self._state, self._table, self._batches())
-        self.first = {name: float(values[0]) for name, values in _read(metrics).items()}
+        first = {name: float(values[0]) for name, values in _read(metrics).items()}
         first_s = time.perf_counter() - began
         self.block(0)
-        self.compile_s = max(0.0, first_s - self.block(0)[1])
+        compile_s = max(0.0, first_s - self.block(0).seconds)
         compiled = self._run.lower(self._state, self._table, self._batches()).compile()
-        self.flops = compiled.cost_analysis()["flops"] * mesh.size
-        self.memory = _memory(compiled)
-        self.peak = matrix_peak(mesh, settings.precision if stage == 1 else "float32")
-
         device = mesh.devices.flat[0]
-        self.gpu = device.platform in ("gpu", "cuda", "rocm")
-        self.device = f"{mesh.size} × {device.device_kind}"
         one_thread_each = device.platform == "cpu" and mesh.size > 1
-        self.threads = mesh.size if one_thread_each else os.cpu_count()
-        self.versions = {name: metadata.version(name) for name in _PACKAGES}
+        self.about = About(
+            first=first,
+            device=f"{mesh.size} × {device.device_kind}",
+            threads=mesh.size if one_thread_each else os.cpu_count() or 1,
+            versions={name: metadata.version(name) for name in PACKAGES},
+            compile_s=compile_s,
+            gpu=device.platform in GPUS,
+            start=start,
+            flops=compiled.cost_analysis()["flops"] * mesh.size,
+            peak=matrix_peak(mesh, settings.precision if stage == 1 else "float32"),
+            memory=_memory(compiled),
+        )
 
     def _batches(self) -> np.ndarray:
         began = time.perf_counter()
         batches = self._make_batches()
-        self.waited += time.perf_counter() - began
+        self._waited += time.perf_counter() - began
         return batches
 
     def _make_batches(self) -> np.ndarray:
@@ -118,9 +118,9 @@ class Side:
             return np.stack([next(self._stream) for _ in steps])
         return np.stack([self._rows(step=step) for step in steps])
 
-    def block(self, seconds: float) -> tuple[int, float]:
-        """Makes steps for about so long; returns how many, and the seconds that they took."""
-        began, count, pending = time.perf_counter(), 0, None
+    def block(self, seconds: float) -> Block:
+        """Makes steps for about this long; like training, it reads metrics one dispatch late."""
+        began, waited, count, pending = time.perf_counter(), self._waited, 0, None
         with jax.transfer_guard("disallow"):
             while not count or time.perf_counter() - began < seconds:
                 self._state, metrics = self._run(self._state, self._table, self._batches())
@@ -129,21 +129,58 @@ class Side:
                 pending = metrics
                 count += self._per_dispatch
             _read(pending)
-        return count, time.perf_counter() - began
+        return Block(count, time.perf_counter() - began, self._waited - waited)
+
+
+class Features:
+    """The features of Inception 2015, as `pmjax.evaluate` computes them."""
+
+    def __init__(self, *, weights: Path, images: np.ndarray, variant: str = "torch_fidelity"):
+        """Compiles the net for a batch of uint8 images [B, H, W, 3]."""
+        host_memory.keep_freed_memory(one_arena=True)  # as `pmjax.evaluate` does
+        self._images = images
+        self._args: dict[str, Any] = {"variant": variant, "weights": weights, "verify": False}
+        began = time.perf_counter()
+        first = self._features(1)
+        first_s = time.perf_counter() - began
+        began = time.perf_counter()
+        self._features(1)
+        self._batch_s = time.perf_counter() - began
+        device = jax.local_devices()[0]
+        self.about = About(
+            first=first,
+            device=f"{jax.local_device_count()} × {device.device_kind}",
+            threads=os.cpu_count() or 1,
+            versions={name: metadata.version(name) for name in ("pmjax", "jax", "jaxlib")},
+            compile_s=max(0.0, first_s - self._batch_s),
+            gpu=device.platform in GPUS,
+        )
+
+    def _features(self, batches: int) -> np.ndarray:
+        parts = itertools.repeat(self._images, batches)
+        stream = inception_2015.stream(parts, batch_size=len(self._images), **self._args)
+        return np.concatenate(list(stream))
+
+    def block(self, seconds: float) -> Block:
+        """Computes features for about this long."""
+        batches = max(1, round(seconds / self._batch_s))
+        began = time.perf_counter()
+        count = len(self._features(batches))
+        return Block(count, time.perf_counter() - began)
 
 
 def draws(settings: ConfigDict, stage: int, state: TrainState, step: int) -> dict[str, jax.Array]:
-    """Returns the random numbers of a step of `pmjax.step.train_step`, for the peer's.
+    """Returns the random numbers of a step of `train_step`, for the peer.
 
     Args:
       settings: the config.
       stage: 1 or 2.
-      state: with the key, and the base of a latent GAN that is fitted.
+      state: with the key, and the fitted base of a latent GAN.
       step: its number.
 
     Returns:
       'mu' [B] (method pm, stage 1), and 'bases' [turns, B, p], the draws z' of the latent GAN's
-      objectives (stage 2, or joint schedule).
+      objectives (stage 2, or the joint schedule).
     """
     key, drawn, turn = jax.random.fold_in(state.key, step), {}, 1
     size = settings.data.batch_size if stage == 1 else settings.stage2.batch_size
@@ -161,28 +198,28 @@ def draws(settings: ConfigDict, stage: int, state: TrainState, step: int) -> dic
     return drawn
 
 
-def _embeddings(game: MethodSpec, data: np.ndarray, seed: int) -> np.ndarray:
-    """Encodes the data by the first weights; a step takes the same time on any embeddings."""
-    state = jax.jit(partial(init_state, game))(jax.random.key(seed))
-    params, stats, (E, _) = state.params["E"], state.stats["E"], game.nets["E"]
+def _embeddings(spec: MethodSpec, data: np.ndarray, seed: int) -> np.ndarray:
+    """Encodes the data with the first weights: the time of a step does not depend on the values."""
+    state = jax.jit(partial(init_state, spec))(jax.random.key(seed))
+    params, stats, (E, _) = state.params["E"], state.stats["E"], spec.nets["E"]
     encode = jax.jit(lambda x: nets.apply(E, params, stats, to_float(x), train=True))
     return np.concatenate([np.asarray(encode(data[i : i + 256])) for i in range(0, len(data), 256)])
 
 
-def _read(metrics) -> dict[str, np.ndarray]:
-    """Fetches a dispatch's metrics and stops at one that is not finite, as the training does."""
-    metrics = jax.device_get(metrics)
-    for name, values in metrics.items():
-        if not np.isfinite(values).all():
+def _read(metrics: Any) -> dict[str, np.ndarray]:
+    """Fetches the metrics of a dispatch and, like training, rejects values that are not finite."""
+    values = jax.device_get(metrics)
+    for name, value in values.items():
+        if not np.isfinite(value).all():
             raise UserError(
-                f"{name} is not finite: such steps are not worth measuring. Lower "
-                f"the learning rate."
+                f"{name} is not finite: the measured steps would be meaningless. Lower the "
+                "learning rate."
             )
-    return metrics
+    return values
 
 
 def matrix_peak(mesh: jax.sharding.Mesh, precision: str) -> float:
-    """Measures the FLOP/s of square matrix products, one on each device at the same time."""
+    """Measures the FLOP/s of square matrix products, one per device at the same time."""
     platform = mesh.devices.flat[0].platform
     size = 1024 if platform == "cpu" else 8192
     a = jax.random.normal(jax.random.key(0), (mesh.size, size, size), precision)
@@ -197,10 +234,10 @@ def matrix_peak(mesh: jax.sharding.Mesh, precision: str) -> float:
     return 2 * size**3 * mesh.size / best
 
 
-def _memory(compiled) -> int:
-    """Returns the bytes of a compiled step's arguments, results and temporaries on a device."""
+def _memory(compiled: Any) -> int:
+    """Returns the bytes per device of a step's arguments, results and temporaries."""
     need = compiled.memory_analysis()
-    both = need.alias_size_in_bytes  # arguments that are overwritten by results
+    both = need.alias_size_in_bytes  # arguments that results overwrite
     return (
         need.argument_size_in_bytes
         + need.output_size_in_bytes

@@ -3,11 +3,13 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
-from pmjax import bench, config
+from pmjax import bench, config, plugins
 from pmjax.benchmarks import evaluation, process
 from pmjax.errors import UserError
+from tests.readme_example import import_example
 from tests.small_run import run_command
 
 TINY = [
@@ -39,10 +41,10 @@ def test_both_stages_are_measured_on_both_sides(results):
         result = report["stages"][stage]
         assert result["batch_size"] == size and result["steps_per_dispatch"] == per_dispatch
         for side in (result["pmjax"], result["torch"]):
-            assert len(side["blocks_ms"]) == bench.BLOCKS
+            assert len(side["blocks_ms"]) == process.BLOCKS
             assert 0 < side["step_ms_low"] <= side["step_ms"] <= side["step_ms_high"]
             assert math.isclose(side["images_per_s"], 1e3 * size / side["step_ms"])
-            assert side["steps"] >= bench.BLOCKS and side["threads"] >= 1
+            assert side["steps"] >= process.BLOCKS and side["threads"] >= 1
         assert result["pmjax"]["steps"] % per_dispatch == 0
         assert result["pmjax"]["compile_s"] > 0 and result["torch"]["compile_s"] is None
         assert result["pmjax"]["versions"]["jax"] and result["torch"]["versions"]["torch"]
@@ -68,7 +70,7 @@ def test_evaluation_is_measured_on_both_sides(tmp_path, monkeypatch, capsys):
     small = {"BATCH": 2, "SIDE": 20, "BLOCKS": 2, "SIZE": 400, "DIM": 24}
     for name, value in small.items():
         monkeypatch.setattr(evaluation, name, value)
-    monkeypatch.setattr(process, "_PAUSE", 0)
+    monkeypatch.setattr(process, "PAUSE", 0)
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles sooner
     arguments = ["--evaluation", "--peer=torch", "--seconds=0", f"--json={path}"]
     monkeypatch.setattr("sys.argv", ["bench", *arguments])
@@ -89,11 +91,21 @@ def test_evaluation_is_measured_on_both_sides(tmp_path, monkeypatch, capsys):
     assert text.count("times as fast as") == 2
 
 
+def test_readme_example(tmp_path, monkeypatch):
+    room = "pmjax.benchmarks.peers"
+    peer = import_example(room, tmp_path, monkeypatch, readme="pmjax/benchmarks/README.md")
+    assert "numpy_copy" in plugins.names("peers")
+    settings = config.load("configs/digits.py", {"data.batch_size": "8"})
+    side = peer.TrainingStep(settings, stage=1, start={}, gpu=False, cores=1)
+    assert side.about.threads == 1 and np.isfinite(side.about.first["mean"])
+    assert side.block(0).units == 1
+
+
 @pytest.mark.parametrize("arguments, message", [
     (["--peer=tensorflow"], "Unknown peer 'tensorflow'"),
     (["--json=nowhere/at/all.json"], "there is no directory nowhere/at"),
     (["--config.data.batch_sise=8"], "data.batch_size"),
-    (["--evaluation"], "leave --config, --config.nets, "),
+    (["--evaluation"], "omit --config, --config.nets, "),
     (["--config.stage2.batch_size=7", "--config.stage2.devices=2", "--config.devices=2",
       "--stage=2"], "config.stage2.batch_size=7"),
 ])  # fmt: skip
@@ -104,8 +116,8 @@ def test_mistakes_are_told_in_one_message(arguments, message):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--evaluation", "--aot=v5e:2x2", "--stage=1"], "leave --stage, --aot out"),
-    (["--peer=torch"], "Say what to measure"),
+    (["--evaluation", "--aot=v5e:2x2", "--stage=1"], "omit --stage, --aot, or"),
+    (["--peer=torch"], "Specify what to measure"),
 ])  # fmt: skip
 def test_what_goes_not_together_is_refused(monkeypatch, arguments, message):
     monkeypatch.setattr("sys.argv", ["bench", *arguments])

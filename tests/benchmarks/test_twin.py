@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from pmjax import builders, config
-from pmjax.benchmarks import ours, torch_arrays
+from pmjax.benchmarks import ours
+from pmjax.benchmarks.peers import torch_arrays
 from pmjax.benchmarks.peers.torch import Twin, channels_first
 from pmjax.training.step import init_state, train_step
 

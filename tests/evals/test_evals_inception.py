@@ -13,7 +13,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import nn
 
-from pmjax.benchmarks import evaluation, ours_features, torch_inception
+from pmjax.benchmarks import evaluation
+from pmjax.benchmarks.ours import Features
+from pmjax.benchmarks.peers import torch_inception
 from pmjax.datasets.batches import to_float
 from pmjax.errors import UserError
 from pmjax.evals import runner
@@ -118,9 +120,10 @@ def test_features_and_logits_agree_with_pytorch(twin, weights, photographs, vari
 def test_both_sides_of_the_benchmark_compute_the_same_features(weights, photographs, monkeypatch):
     monkeypatch.setattr(torch, "set_flush_denormal", lambda on: None)  # stays for other tests
     given = {"weights": weights, "images": photographs}
-    ours = ours_features.Features(**given)
+    side = Features(**given)
     peer = torch_inception.Features(**given, cores=torch.get_num_threads(), gpu=False)
-    assert np.linalg.norm(ours.first - peer.first) < 1e-5 * np.linalg.norm(peer.first)
+    first = peer.about.first
+    assert np.linalg.norm(side.about.first - first) < 1e-5 * np.linalg.norm(first)
 
 
 def test_the_benchmark_s_random_weights_have_the_published_shapes(twin):

@@ -158,7 +158,7 @@ class TrainingStep:
         )
         for net in self._twin.nets.values():
             if gpu:
-                net.to(memory_format=torch.channels_last)
+                net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             if self.compiled:
                 net.compile()
         self._autocast = partial(
@@ -188,8 +188,8 @@ class TrainingStep:
     def _step(self, draws: Tree | None = None) -> dict[str, Tensor]:
         rows = batch_indices(len(self._table), self._batch_size, self._next, seed=self._seed)
         self._next += 1
-        rows = torch.from_numpy(rows.astype(np.int64)).to(self._table.device)
-        batch = self._table[rows].to(self._where)
+        at = torch.from_numpy(rows.astype(np.int64)).to(self._table.device)
+        batch = self._table[at].to(self._where)
         if self._gpu and batch.ndim == 4:
             batch = batch.contiguous(memory_format=torch.channels_last)
         with self._autocast():

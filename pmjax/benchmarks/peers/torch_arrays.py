@@ -124,7 +124,7 @@ def _put(tree: Tree, path: tuple[str, ...], leaves: Tree) -> None:
     tree.update(leaves)
 
 
-def _assign(tensor: torch.Tensor, array: np.ndarray) -> None:
+def _assign(tensor: Any, array: np.ndarray) -> None:
     if tuple(tensor.shape) != array.shape:
         raise ValueError(f"shapes differ: {tuple(tensor.shape)} and {array.shape}")
     tensor.data = torch.from_numpy(np.array(array, order="C")).to(tensor.device)

@@ -195,7 +195,7 @@ class Features:
         self._net.load_state_dict(tensors, strict=False)  # the last layer may be missing
         self._net.eval().to(self._where)
         if gpu:
-            self._net.to(memory_format=torch.channels_last)
+            self._net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._images = torch.from_numpy(np.moveaxis(images, -1, 1).copy())
         began = time.perf_counter()
         if self.compiled:

@@ -316,7 +316,7 @@ class LatentCritic(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Applies dense, residual blocks, relu, dense."""
-        x = self.Dense_0(z)
+        x = getattr(self, "Dense_0")(z)  # noqa: B009  (mypy knows no modules added by name)
         for index in range(1, 2 * self.blocks + 1, 2):
             h = getattr(self, f"Dense_{index}")(F.relu(x))
             x = x + getattr(self, f"Dense_{index + 1}")(F.relu(h))

@@ -25,7 +25,8 @@ class Updates:
 
     def __init__(
         self, parameters: list[nn.Parameter], repeats: int, *, steps: int,
-        learning_rate: float, b1: float, b2: float, schedule: str, warmup: int, clip: float, accumulate: int,
+        learning_rate: float, b1: float, b2: float, schedule: str, warmup: int, clip: float,
+        accumulate: int,
     ):  # fmt: skip
         if accumulate != 1:
             raise UserError("The PyTorch peer does not accumulate gradients: omit --peer.")
