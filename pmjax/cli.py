@@ -48,10 +48,10 @@ def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict[str
         name, equals, value = word.partition("=")
         if not name.startswith("--config."):
             raise errors.unknown("argument", word, [*options, "--config.NAME=VALUE"])
-        value = value if equals else next(words, None)
-        if value is None:
+        text = value if equals else next(words, None)
+        if text is None:
             raise UserError(f"{name} needs a value: {name}=VALUE.")
-        overrides[name.removeprefix("--config.")] = value
+        overrides[name.removeprefix("--config.")] = text
     return known, overrides
 
 
@@ -62,12 +62,12 @@ def cache_compilations() -> None:
     base = os.environ.get("PMJAX_CACHE") or os.path.expanduser("~/.cache/pmjax")
     path = os.path.join(base, "jax")
     os.makedirs(path, mode=0o700, exist_ok=True)
-    _drop_torn(Path(path))
+    _delete_truncated(Path(path))
     jax.config.update("jax_compilation_cache_dir", path)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
-def _drop_torn(folder: Path) -> None:
+def _delete_truncated(folder: Path) -> None:
     """Deletes entries that a kill or a full disk has truncated; JAX keeps them and warns each time.
 
     Checks entries newer than the last start, and only those compressed by zlib: JAX uses zstd where

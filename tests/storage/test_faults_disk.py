@@ -129,10 +129,10 @@ def test_compiled_programs_are_checked_once_and_those_of_zstd_never(tmp_path):
     contents = {"whole": whole, "cut": whole[:-1], "empty": b"", "zstd": b"\x28\xb5\x2f\xfd"}
     for name, content in contents.items():
         (tmp_path / f"{name}-cache").write_bytes(content)
-    cli._drop_torn(tmp_path)
+    cli._delete_truncated(tmp_path)
     assert kept() == {"whole-cache", "zstd-cache"}
     (tmp_path / "whole-cache").write_bytes(whole[:-1])
     os.utime(tmp_path / "whole-cache", (0, 0))  # as if it had been there
     (tmp_path / "new-cache").write_bytes(whole[:-1])
-    cli._drop_torn(tmp_path)
+    cli._delete_truncated(tmp_path)
     assert kept() == {"whole-cache", "zstd-cache"}
