@@ -2,15 +2,21 @@
 
 import argparse
 import contextlib
+import dataclasses
+import inspect
+import io
 import logging
 import os
 import sys
+import textwrap
+import tokenize
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from pmjax import errors
+from pmjax import config, errors, plugins, schema
 from pmjax.errors import UserError
 from pmjax.reporting import console
 from pmjax.storage import resource_errors
@@ -40,19 +46,106 @@ def _unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
 
 
 def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict[str, str]]:
-    """Returns parsed arguments, and --config.name=value or --config.name value as {name: value}."""
-    known, rest = parser.parse_known_args()
-    overrides, words = {}, iter(rest)
+    """Returns parsed arguments, and --config.name=value or --config.name value as {name: value}.
+
+    With --help, prints the help, and describes the config that --config names.
+    """
+    words = [word for word in sys.argv[1:] if word not in ("-h", "--help")]
+    if wants_help := len(words) < len(sys.argv[1:]):
+        for action in parser._actions:
+            action.required = False
+    known, rest = parser.parse_known_args(words)
+    overrides, more = {}, iter(rest)
     options = [option for action in parser._actions for option in action.option_strings]
-    for word in words:
+    for word in more:
         name, equals, value = word.partition("=")
         if not name.startswith("--config."):
             raise errors.unknown("argument", word, [*options, "--config.NAME=VALUE"])
-        text = value if equals else next(words, None)
+        text = value if equals else next(more, None)
         if text is None:
             raise UserError(f"{name} needs a value: {name}=VALUE.")
         overrides[name.removeprefix("--config.")] = text
+    if wants_help:
+        print(parser.format_help())
+        if reference := getattr(known, "config", None):
+            print(describe(reference, overrides))
+        elif "--config" in options:
+            print("To list all keys of a config: --config=FILE --help")
+        raise SystemExit(0)
     return known, overrides
+
+
+def describe(reference: str, overrides: Mapping[str, str]) -> str:
+    """Returns a text that lists all keys of a config with their values, and all plugins."""
+    settings = config.load(reference, overrides)
+    values = config.flat(settings)
+    parts = [
+        f"Keys of {reference}, each with its value; --config.NAME=VALUE changes one. Keys marked * "
+        "may change between two runs of a workdir, the others decide what is trained."
+    ]
+    for section, keys in schema.SECTIONS.items():
+        rows = []
+        for name, key in keys.items():
+            valid = f" [{key.valid()}]" if key.valid() else ""
+            rows.append((f"{' *'[key.free]} {name} = {_shown(values[name])}", key.comment + valid))
+            if key.args:
+                cls = config.plugin_class(name, settings[name])
+                comments = _field_comments(cls)
+                for argument in (f"{key.args}.{n}" for n in config.arguments(cls)):
+                    comment = comments.get(argument.partition(".")[2], "")
+                    rows.append((f"  {argument} = {_shown(values[argument])}", comment))
+        parts.append(_table(section, rows))
+    rows = [
+        (f"* {n} = {_shown(v)}", "") for n, v in values.items() if n.startswith(schema.METRIC_ARGS)
+    ]
+    parts.append(_table(f"Arguments of metrics: {schema.METRIC_ARGS}METRIC.NAME", rows))
+    for kind, title in _OFFERED.items():
+        rows = [(f"  {name}", text) for name, text in plugins.summaries(kind).items()]
+        parts.append(_table(f"{title}; files of {plugins.KINDS[kind].room}", rows, left=24))
+    return "\n\n".join([textwrap.fill(parts[0], _WIDTH), *parts[1:]])
+
+
+_WIDTH = 100
+_OFFERED = {
+    "methods": "Methods, for config.method",
+    "priors": "Priors, for config.prior and eval.baselines",
+    "nets": "Families of networks, for config.nets",
+    "datasets": "Data sets, for config.data.name",
+    "metrics": "Metrics, for config.eval.metrics, eval.during and eval.stage2_during",
+    "extractors": "Feature extractors of metrics",
+}
+
+
+def _table(title: str, rows: Iterable[tuple[str, str]], left: int = 40) -> str:
+    """Returns a title and rows of two columns, of which the second is wrapped."""
+    lines = [title]
+    for name, text in rows:
+        wrapped = textwrap.wrap(text, _WIDTH - left, break_on_hyphens=False) or [""]
+        if len(name) > left - 2:  # it has a line of its own
+            lines.append(name)
+            name = ""
+        lines.append(f"{name:{left}}{wrapped[0]}".rstrip())
+        lines += [" " * left + line for line in wrapped[1:]]
+    return "\n".join(line for line in lines if line)
+
+
+def _shown(value: Any) -> str:
+    """Returns a value as the command line takes it."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value) or "''"
+
+
+def _field_comments(cls: type) -> dict[str, str]:
+    """Returns {field: the comment on its line in the source} of a dataclass and its bases."""
+    found = {}
+    for base in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
+        with contextlib.suppress(OSError):  # a class that is not in a file
+            source = io.StringIO(inspect.getsource(base))
+            for token in tokenize.generate_tokens(source.readline):
+                if token.type == tokenize.COMMENT:
+                    found[token.line.partition(":")[0].strip()] = token.string.lstrip("# ")
+    return found
 
 
 def cache_compilations() -> None:

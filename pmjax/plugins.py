@@ -1,5 +1,6 @@
 """Finds methods, priors, nets, data sets, metrics and the like by the name of their file."""
 
+import ast
 import importlib
 import pkgutil
 import re
@@ -32,15 +33,26 @@ KINDS = {
 
 def names(kind: str) -> list[str]:
     """Returns the names of all plugins of a kind: the files of its room that define one."""
+    return sorted(_sources(kind))
+
+
+def summaries(kind: str) -> dict[str, str]:
+    """Returns {name: first line of the file's docstring} of all plugins of a kind."""
+    return {
+        name: (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+        for name, source in sorted(_sources(kind).items())
+    }
+
+
+def _sources(kind: str) -> dict[str, str]:
     room, defines, _ = KINDS[kind]
     pattern = re.compile(rf"^(?:def|class) {defines}\b|^{defines}\b.*=", re.MULTILINE)
-    folders = [Path(path) for path in importlib.import_module(room).__path__]
-    return sorted(
-        module.name
-        for folder in folders
-        for module in pkgutil.iter_modules([str(folder)])
-        if pattern.search((folder / f"{module.name}.py").read_text(encoding="utf-8"))
-    )
+    sources = {
+        module.name: (Path(folder) / f"{module.name}.py").read_text(encoding="utf-8")
+        for folder in importlib.import_module(room).__path__
+        for module in pkgutil.iter_modules([folder])
+    }
+    return {name: source for name, source in sources.items() if pattern.search(source)}
 
 
 def load(kind: str, name: str) -> ModuleType:

@@ -59,12 +59,12 @@ class Key:
         return value
 
     def valid(self) -> str:
-        """Returns the range or the choices in words; '' if the type alone decides."""
+        """Returns the range or the choices as text; '' if the type alone decides."""
         if self.choices:
-            return " or ".join(map(repr, self.choices))
+            return ", ".join(self.choices)
         if self.high in (None, _LARGE):
-            return "" if self.low is None else f"at least {self.low}"
-        return f"{self.low} to {self.high}"
+            return "" if self.low is None else f"≥ {self.low}"
+        return f"{self.low} to {self.high:,}"
 
 
 _LARGE = 2**31 - 1
