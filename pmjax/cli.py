@@ -149,15 +149,19 @@ def _field_comments(cls: type) -> dict[str, str]:
 
 
 def cache_compilations() -> None:
-    """Lets JAX cache compiled programs in a private directory, so that the next start is fast."""
+    """Lets JAX cache compiled programs in a private directory, so that the next start is fast.
+
+    The variable JAX_COMPILATION_CACHE_DIR names another directory.
+    """
     import jax  # takes half a second, which commands that reject their arguments save
 
+    if jax.config.jax_compilation_cache_dir:
+        return
     base = os.environ.get("PMJAX_CACHE") or os.path.expanduser("~/.cache/pmjax")
     path = os.path.join(base, "jax")
     os.makedirs(path, mode=0o700, exist_ok=True)
     _delete_truncated(Path(path))
     jax.config.update("jax_compilation_cache_dir", path)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 def _delete_truncated(folder: Path) -> None:

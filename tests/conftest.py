@@ -1,43 +1,73 @@
-"""Eight CPU devices for the tests of sharding, and one small trained run that tests share."""
+"""One compilation cache and eight CPU devices for all tests, and a small trained run they share."""
 
+import fcntl
+import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import pytest
 
-from tests import soak
-from tests.small_run import SMALL, run_command
+# Before JAX is imported. Workers of pytest-xdist and commands that tests start inherit it all.
+OWN_CACHE = "PYTEST_XDIST_WORKER" not in os.environ and "JAX_COMPILATION_CACHE_DIR" not in os.environ
+if OWN_CACHE:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="pmjax-tests-")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+import jax  # noqa: E402
+
+from tests import soak  # noqa: E402
+from tests.small_run import SMALL, run_command  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 
-# Modules that take long, the longest first, so that no process ends alone with one of them.
-LONG = ("step", "run", "hosts", "twin", "colab", "bench", "priors_trained", "faults_kill")
+# Modules that take long, the longest first, so that no worker ends alone with one of them.
+LONG = ("step", "run", "processes", "twin", "notebooks", "bench", "priors_trained", "faults_kill")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the tests of long modules first."""
 
-    def place(item: pytest.Item) -> int:
+    def rank(item: pytest.Item) -> int:
         name = item.path.stem.removeprefix("test_")
         return LONG.index(name) if name in LONG else len(LONG)
 
-    items.sort(key=place)
+    items.sort(key=rank)
+
+
+def pytest_unconfigure() -> None:
+    """Deletes the compilation cache."""
+    if OWN_CACHE:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory) -> Iterator[Path]:
+def small_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[Path]:
     """The workdir of a finished small run, which all tests read and none changes."""
-    workdir = tmp_path_factory.mktemp("run") / "small"
-    done = run_command("main", *SMALL, "--config.profile=20:2", f"--workdir={workdir}")
-    assert done.returncode == 0, done.stderr
-    left = soak.results(workdir)
+    base = tmp_path_factory.getbasetemp()
+    base = base if worker_id == "master" else base.parent  # which all workers share
+    workdir = base / "small"
+    with open(base / "small.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (workdir / "report.html").exists():
+            done = run_command("main", *SMALL, "--config.profile=20:2", f"--workdir={workdir}")
+            assert done.returncode == 0, done.stderr
+    before = soak.results(workdir)
     yield workdir
-    assert soak.results(workdir) == left, "a test has changed what all share"
+    assert soak.results(workdir) == before, "a test changed the workdir that all tests share"
 
 
 @pytest.fixture
-def own_run(small_run, tmp_path) -> Path:
-    """A copy of the small run, to be changed."""
+def own_run(small_run: Path, tmp_path: Path) -> Path:
+    """A copy of the small run, which the test may change."""
     return shutil.copytree(small_run, tmp_path / "own")
+
+
+@pytest.fixture(scope="module")
+def optimized() -> Iterator[None]:
+    """Lets XLA optimize what a module compiles in this process: speed or FLOPs are its subject."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
