@@ -33,6 +33,7 @@ def results(tmp_path_factory):
     return json.loads(path.read_text()), done.stdout
 
 
+@pytest.mark.slow
 def test_both_stages_are_measured_on_both_sides(results):
     report, text = results
     assert report["stages"].keys() == {"1", "2"}
@@ -52,6 +53,7 @@ def test_both_stages_are_measured_on_both_sides(results):
         assert f"stage {stage}" in text
 
 
+@pytest.mark.slow
 def test_both_sides_make_the_same_first_step(results):
     report, _ = results
     after_adam = ("loss/latent_generator", "fool/mix", "fool/recon", "loss/autoencoder")
@@ -65,6 +67,7 @@ def test_both_sides_make_the_same_first_step(results):
         assert result["first_differs"] < 1e-3
 
 
+@pytest.mark.slow
 def test_evaluation_is_measured_on_both_sides(tmp_path, monkeypatch, capsys):
     path = tmp_path / "bench.json"
     small = {"BATCH": 2, "SIDE": 20, "BLOCKS": 2, "SIZE": 400, "DIM": 24}

@@ -85,6 +85,7 @@ def two(tmp_path_factory):
     return directory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize("layout", ["divided", "streamed"])
 @pytest.mark.parametrize("mode", MODES)
@@ -101,6 +102,7 @@ def test_a_divided_table_gives_the_same_batches_on_one_process(mode, one, tmp_pa
     assert_close(host_process.fit(tmp_path, mode=mode, mesh=mesh, budget=budget), one)
 
 
+@pytest.mark.slow
 def test_what_one_process_saved_two_go_on_from(one, two):
     found = np.load(two / "from_one_1.npz")
     steps = {name.split("/")[0] for name in found if name[0].isdigit()}
@@ -108,6 +110,7 @@ def test_what_one_process_saved_two_go_on_from(one, two):
     assert_close(found, {name: one[name] for name in found})
 
 
+@pytest.mark.slow
 def test_what_two_processes_saved_one_restores_bit_for_bit(two):
     restored = host_process.fit(two / "jit_divided", mesh=make_mesh(1))
     saved = np.load(two / "jit_divided_0.npz")
@@ -121,6 +124,7 @@ def test_what_two_processes_saved_one_restores_bit_for_bit(two):
 STALL = 10  # seconds, in which every process makes each of its steps even on a busy machine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stalled", [0, 1])
 def test_a_stalled_process_is_named_within_the_timeout_and_both_go_on(stalled, one, tmp_path):
     trouble = {"TROUBLE": "SIGSTOP", "TROUBLED": str(stalled)}
@@ -387,6 +391,7 @@ def interrupted(tmp_path_factory):
     return folder, stopped, left, killed, finish(begin("run"))
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_after_the_same_step(interrupted):
     folder, outputs, left, _, _ = interrupted
     log = (folder / "run" / "logs" / "host-1.log").read_text()
@@ -396,6 +401,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(interrupted):
     assert "checkpoints" in left and "autoencoder.msgpack" not in left
 
 
+@pytest.mark.slow
 def test_when_one_process_is_killed_the_other_names_it_and_ends(interrupted):
     outputs = interrupted[3]
     assert "resuming at step" in outputs[0]
@@ -403,6 +409,7 @@ def test_when_one_process_is_killed_the_other_names_it_and_ends(interrupted):
     assert "Traceback" not in outputs[0]
 
 
+@pytest.mark.slow
 def test_two_processes_after_a_stop_and_a_kill_end_with_the_same_bits(interrupted):
     folder, *_, outputs = interrupted
     assert "resuming at step" in outputs[0]

@@ -55,6 +55,7 @@ def test_notebooks_are_valid_clean_and_take_parameters(path):
     )
 
 
+@pytest.mark.slow
 def test_quickstart_trains_looks_samples_and_interpolates(tmp_path):
     done = execute(
         "quickstart.ipynb",
@@ -83,6 +84,7 @@ def celeba(directory, *, train, validation, test):
     (directory / "list_eval_partition.txt").write_text("".join(lines))
 
 
+@pytest.mark.slow
 def test_celeba_stopped_in_stage_1_goes_on_to_the_end_on_archives_in_the_official_layout(tmp_path):
     celeba(tmp_path, train=48, validation=8, test=16)
     options = [
@@ -115,6 +117,7 @@ def test_celeba_stopped_in_stage_1_goes_on_to_the_end_on_archives_in_the_officia
     assert np.isfinite(metrics["recon/mse"])
 
 
+@pytest.mark.slow
 def test_celeba_says_which_archive_is_missing(tmp_path):
     (tmp_path / "img_align_celeba.zip").touch()
     with pytest.raises(Exception, match="has no list_eval_partition.txt"):

@@ -344,6 +344,7 @@ def test_a_short_optimisation_collapses_above_the_variance_and_not_below():
     assert np.all(np.asarray(found["kl"]) >= theory.bound(found["mse"]) - 1e-3)
 
 
+@pytest.mark.slow
 def test_one_method_goes_all_the_way_from_the_command_to_the_report(tmp_path):
     command = ("reproduce", "swiss_roll", "--runlocal", "--methods=vae", f"--workdir={tmp_path}")
     small = (

@@ -53,18 +53,21 @@ def chain(tmp_path_factory):
     return workdir, done
 
 
+@pytest.mark.slow
 def test_each_of_these_moments_was_hit(chain):
     for (sent, moment), done in ((key, d) for key, d in chain[1].items() if key != "last"):
         expected = -signal.SIGKILL if sent == "SIGKILL" else 0
         assert done.returncode == expected, (sent, moment, done.stderr)
 
 
+@pytest.mark.slow
 def test_after_all_that_parameters_metrics_and_history_are_the_same_bits(chain, small_run):
     workdir, done = chain
     assert done["last"].returncode == 0, done["last"].stderr
     assert soak.results(workdir) == soak.results(small_run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "key, told",
     [
@@ -81,6 +84,7 @@ def test_who_is_asked_to_stop_says_what_is_kept_and_how_to_go_on(chain, key, tol
     assert "Traceback" not in done[key].stderr
 
 
+@pytest.mark.slow
 def test_each_start_goes_on_where_the_one_before_was(chain):
     said = {key: done.stderr for key, done in chain[1].items()}
     assert "stage1: resuming at step" in said["SIGKILL", "checkpoint"]
@@ -89,6 +93,7 @@ def test_each_start_goes_on_where_the_one_before_was(chain):
     assert "stage2: already finished" in said["SIGKILL", "metrics"]
 
 
+@pytest.mark.slow
 def test_nothing_unfinished_is_left(chain):
     left = [str(p) for p in chain[0].rglob("*") if p.suffix in (".part", ".tmp")]
     assert not left

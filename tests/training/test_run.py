@@ -66,6 +66,7 @@ def test_a_profile_that_is_not_step_and_count_is_refused(tmp_path):
     assert done.returncode == 2 and "must be STEP:COUNT, such as 100:5" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streamed", [False, True], ids=["on_device", "streamed"])
 def test_killed_anywhere_it_goes_on_to_the_same_bits(small_run, tmp_path, streamed):
     rng = random.Random(int(streamed))
@@ -85,6 +86,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_bits(small_run, tmp_path, stream
     assert results(workdir) == results(small_run)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_exits_cleanly_and_goes_on_to_the_same_bits(small_run, tmp_path):
     process = start(tmp_path / "run", program=("tests.killed_process", "SIGTERM", "step"))
     output, _ = process.communicate(timeout=600)
@@ -107,6 +109,7 @@ def test_a_finished_run_says_so_and_evaluates_again(own_run):
     assert results(own_run) == before
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_passed_over(small_run, tmp_path):
     process = start(tmp_path / "run")
     wait_for(tmp_path / "run", "stage1", 45, process)
