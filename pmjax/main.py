@@ -29,8 +29,8 @@ def main() -> None:
     from pmjax.storage import workdir
 
     settings = config.load(flags.config, overrides)
-    place = rendezvous.place()
-    set_up_cpu(place.local_devices or settings.devices // place.count)
+    spec = rendezvous.process_spec()
+    set_up_cpu(spec.local_devices or settings.devices // spec.count)
     cli.cache_compilations()
 
     from pmjax.distributed import maintenance
@@ -40,7 +40,7 @@ def main() -> None:
     from pmjax.storage import resource_errors
     from pmjax.training import stages
 
-    joined = rendezvous.join(place, workdir.shared_config(settings))
+    joined = rendezvous.join(spec, workdir.shared_config(settings))
     with joined as group, workdir.lock(flags.workdir, group):
         group.run_on_primary("the workdir", lambda: workdir.claim(settings, flags.workdir))
         workdir.check_shared(flags.workdir, group)

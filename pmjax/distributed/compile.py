@@ -1,8 +1,10 @@
-"""Compiles a training step for the devices of a mesh, by `jit` or by `pmap`."""
+"""Compiles training steps for the devices of a mesh, with `jit` or `pmap`."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 from jax import lax
@@ -16,6 +18,21 @@ Array = jax.Array
 MODES = ("jit", "pmap")
 
 
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+    """A compiled function (state, table, xs) -> (state, metrics).
+
+    `lower` returns the lowered program for the same arguments.
+    """
+
+    run: Callable[[Any, Any, Any], tuple[Any, Any]]
+    lower: Callable[[Any, Any, Any], Any]
+
+    def __call__(self, state: Any, table: Any, xs: Any) -> tuple[Any, Any]:
+        """Makes the steps of one dispatch; the state is donated."""
+        return self.run(state, table, xs)
+
+
 def compile_step(
     step: Callable,
     *,
@@ -23,43 +40,43 @@ def compile_step(
     mesh: Mesh,
     gather: bool,
     divided: tuple[int, ...] | None = None,
-) -> Callable:
+) -> CompiledStep:
     """Compiles several steps into one dispatch.
 
     Args:
       step: pure function (state, batch) -> (state, metrics).
       mode: 'jit' (sharded over the mesh) or 'pmap'.
       mesh: from `make_mesh`.
-      gather: whether batches are rows of a table that is kept on the devices.
-      divided: an example's shape, if `place_dataset` has divided that table over them.
+      gather: whether the examples are in a table on the devices, from which batches are gathered.
+      divided: an example's shape, if `place_dataset` divided that table over the devices.
 
     Returns:
       A function (state, table, xs) -> (state, metrics). `xs` holds K batches for K steps: with
       `gather`, [K, B] row numbers of the global batches; without, [K, B / processes, …] examples,
-      the rows `local_rows` of each. Metrics have a leading axis of K. The state is donated.
-      Its attribute `lower` gives the lowered program for the same arguments.
+      the rows `local_rows` of each batch. Metrics have a leading axis of K. The state is donated.
     """
 
-    def fetch(table, rows, capacity):
+    def fetch(table: Any, rows: Array, capacity: int) -> Array:
         if divided is None:
             return table[rows] if gather else rows
         part = partial(sharded_gather.gather, capacity=capacity, axis=BATCH)
-        if mode == "jit":
-            part = jax.shard_map(
-                lambda table, rows, part=part: part(table[0], rows),
-                mesh=mesh,
-                in_specs=(P(BATCH), P()),
-                out_specs=P(BATCH),
-            )
-        return part(table, rows).reshape(-1, *divided)
+        if mode == "pmap":
+            return part(table, rows).reshape(-1, *divided)
+        sharded = jax.shard_map(
+            lambda table, rows: part(table[0], rows),
+            mesh=mesh,
+            in_specs=(P(BATCH), P()),
+            out_specs=P(BATCH),
+        )
+        return sharded(table, rows).reshape(-1, *divided)
 
-    def steps(state, table, xs, *, capacity):
-        def one(state, x):
+    def steps(state: Any, table: Any, xs: Array, *, capacity: int) -> tuple[Any, Any]:
+        def one(state: Any, x: Array) -> tuple[Any, Any]:
             return step(state, fetch(table, x, capacity))
 
         if xs.shape[0] > 1:
             return lax.scan(one, state, xs)
-        # A loop of one is no loop: XLA:CPU runs convolutions inside loops fifty times slower.
+        # No loop for a single step: XLA:CPU runs convolutions in loops fifty times slower.
         state, metrics = one(state, xs[0])
         return state, jax.tree.map(lambda value: value[None], metrics)
 
@@ -68,27 +85,26 @@ def compile_step(
     compile_in = _compile_pmap if mode == "pmap" else _compile_jit
 
     @functools.cache
-    def program(capacity):
+    def program(capacity: int) -> CompiledStep:
         chosen = partial(steps, capacity=capacity)
         return compile_in(chosen, mesh, whole=gather, divided=divided is not None)
 
-    def run(state, table, xs):
-        capacity = None
+    def run(state: Any, table: Any, xs: Any) -> tuple[Any, Any]:
+        capacity = 0  # not used
         if divided is not None:
             capacity = sharded_gather.capacity_for(xs, mesh.size, table.shape[1])
         return program(capacity)(state, table, xs)
 
-    def lower(state, table, xs):
-        capacity = None
+    def lower(state: Any, table: Any, xs: Any) -> Any:
+        capacity = 0  # not used
         if divided is not None:
             capacity = sharded_gather.usual_capacity(xs.shape[1], mesh.size)
         return program(capacity).lower(state, table, xs)
 
-    run.lower = lower
-    return run
+    return CompiledStep(run, lower)
 
 
-def _compile_jit(steps: Callable, mesh: Mesh, *, whole: bool, divided: bool) -> Callable:
+def _compile_jit(steps: Callable, mesh: Mesh, *, whole: bool, divided: bool) -> CompiledStep:
     replicated = NamedSharding(mesh, P())
     table = NamedSharding(mesh, P(BATCH)) if divided else replicated
     batches = replicated if divided else NamedSharding(mesh, P(None, BATCH))
@@ -103,20 +119,19 @@ def _compile_jit(steps: Callable, mesh: Mesh, *, whole: bool, divided: bool) -> 
         for loop in (False, True)
     }
 
-    def run(state, table, xs):
+    def run(state: Any, table: Any, xs: Any) -> tuple[Any, Any]:
         with jax.sharding.set_mesh(mesh):
             return compiled[len(xs) > 1](state, table, put_global(xs, batches, whole=whole))
 
-    def lower(state, table, xs):
+    def lower(state: Any, table: Any, xs: Any) -> Any:
         shape = jax.ShapeDtypeStruct(xs.shape, xs.dtype)
         with jax.sharding.set_mesh(mesh):
             return compiled[len(xs) > 1].lower(state, table, shape)
 
-    run.lower = lower
-    return run
+    return CompiledStep(run, lower)
 
 
-def _compile_pmap(steps: Callable, mesh: Mesh, *, whole: bool, divided: bool) -> Callable:
+def _compile_pmap(steps: Callable, mesh: Mesh, *, whole: bool, divided: bool) -> CompiledStep:
     compiled = jax.pmap(
         steps,
         axis_name=BATCH,
@@ -127,38 +142,39 @@ def _compile_pmap(steps: Callable, mesh: Mesh, *, whole: bool, divided: bool) ->
     )
     batches = NamedSharding(mesh, P() if divided else P(None, BATCH))
 
-    def run(state, table, xs):
+    def run(state: Any, table: Any, xs: Any) -> tuple[Any, Any]:
         if not divided:
             devices = mesh.size if whole else mesh.local_mesh.size
             xs = xs.reshape(xs.shape[0], devices, -1, *xs.shape[2:])
         xs = put_global(xs, batches, whole=whole)
         if not spans_processes(mesh):
             return compiled(state, table, xs)
-        with jax.transfer_guard("allow"):  # pmap takes the state's key through the host
+        with jax.transfer_guard("allow"):  # pmap moves the state's key through the host
             return compiled(state, table, xs)
 
-    def lower(state, table, xs):
+    def lower(state: Any, table: Any, xs: Any) -> Any:
         if not divided:
             xs = xs.reshape(xs.shape[0], mesh.local_mesh.size, -1, *xs.shape[2:])
         return compiled.lower(state, table, jax.ShapeDtypeStruct(xs.shape, xs.dtype))
 
-    run.lower = lower
-    return run
+    return CompiledStep(run, lower)
 
 
 def compiler_options(mesh: Mesh, *, loop: bool = False) -> dict[str, bool | str]:
-    """Returns options of XLA for CPUs and for TPUs of the kind v5e; others get none.
+    """Returns XLA's options for CPUs and for TPUs v5e; others have none.
 
-    On CPUs, several devices leave each other their cores. What is independent XLA starts side by
-    side; in a loop, where steps are small, that costs more than it gains. On v5e, an operation may
-    use twice the usual part of a core's own memory, and so moves larger pieces at a time: that is
-    the compiler's estimate, no TPU has run it.
+    Several CPU devices do not use several threads each. In a loop, whose steps are small, XLA:CPU
+    does not run independent operations concurrently, because that costs more than it gains. On
+    v5e, an operation may use twice the default share of the core's own memory, and moves larger
+    blocks at a time: faster by the compiler's estimate, not measured on a TPU.
     """
     if mesh.devices.flat[0].device_kind == "TPU v5 lite":
         return {"xla_tpu_scoped_vmem_limit_kib": "32768"}
     if not on_cpu(mesh):
         return {}
-    options = {"xla_cpu_multi_thread_eigen": False} if jax.local_device_count() > 1 else {}
+    options: dict[str, bool | str] = {}
+    if jax.local_device_count() > 1:
+        options["xla_cpu_multi_thread_eigen"] = False
     if loop:
         options["xla_cpu_scheduler_type"] = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
         options["xla_cpu_copy_insertion_use_region_analysis"] = True  # copies less of the state

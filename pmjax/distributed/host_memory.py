@@ -1,11 +1,15 @@
-"""Memory of this host: how much is free, and how the C library reuses what a process frees."""
+"""Memory of the host: how much is free, and what the C library does with freed memory.
+
+Our own code, because libraries such as psutil report the machine's memory: in a container, the
+limit of its control group decides when a process is killed.
+"""
 
 import contextlib
 import ctypes
 from pathlib import Path
 
-# A container's limit, what of it is used, and what of that is files that the system gives up for
-# the asking, of both versions of control groups.
+# Limit, usage, and the part of the usage that is reclaimable file cache, in versions 2 and 1 of
+# control groups.
 _CGROUP = Path("/sys/fs/cgroup")
 _CGROUP_FILES = (
     ("memory.max", "memory.current", "inactive_file"),
@@ -14,7 +18,7 @@ _CGROUP_FILES = (
 
 
 def free_memory() -> int | None:
-    """Returns the bytes of memory that this process may still take, where the system says it."""
+    """Returns the bytes of memory that this process may still allocate, None if unknown."""
     free = []
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -27,24 +31,26 @@ def free_memory() -> int | None:
 
 
 def _cached(used: Path, name: str) -> int:
-    """Returns a number of the memory.stat beside a file, 0 if it is not there."""
+    """Returns an entry of the memory.stat next to a file, 0 if there is none."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         lines = used.with_name("memory.stat").read_text().splitlines()
         return int(dict(line.split() for line in lines)[name])
     return 0
 
 
-# Of glibc's host_memory.h.
+# From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
 def keep_freed_memory(*, one_arena: bool = False) -> None:
-    """Lets this process keep what it frees.
+    """Keeps freed memory in the process, for reuse.
 
-    It would hand the temporaries of each step back to the kernel, and get them again page by page:
-    a fifth of the time of a step of small convolutions. `one_arena`, before there are threads, does
-    so for temporaries above 64 MB, too, which do not fit into a thread's own arena; it is not for
-    training, whose threads would wait for each other (a step of digits took 1.4 times as long).
+    By default, the temporaries of each step are returned to the kernel and allocated again page by
+    page: a fifth of the time of a step with small convolutions.
+
+    Args:
+      one_arena: also keep temporaries above 64 MB, which do not fit into a thread's own arena. Call
+        it before threads start. Not for training, where threads would wait for each other.
     """
     options = [(_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26)]
     with contextlib.suppress(OSError, AttributeError):
@@ -54,10 +60,10 @@ def keep_freed_memory(*, one_arena: bool = False) -> None:
 
 
 def return_freed_memory() -> None:
-    """Gives back to the kernel, once, what this process has freed.
+    """Returns the memory that this process has freed to the kernel, once.
 
-    What happens now and then, such as a save, leaves holes in the heaps of its threads; they would
-    take more memory each time until all heaps have the size of the largest.
+    Occasional work, such as a save, leaves holes in its threads' heaps. Without this, memory grows
+    until all heaps are as large as the largest.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -1,11 +1,11 @@
-"""Maintenance that a cloud announces, taken as the wish to stop.
+"""Stops the run when the cloud announces maintenance of the host.
 
-Google's hosts say it at
+On Google's hosts, set
 
     PMJAX_MAINTENANCE_URL=http://metadata.google.internal/computeMetadata/v1/instance/maintenance-event
 
-which is asked every second: any answer but NONE. (A Spot slice that is taken away gets SIGTERM from
-its system anyhow.)
+The address is polled every second; any answer but NONE announces maintenance. (Preempted Spot
+slices get SIGTERM from their operating system.)
 """
 
 import logging
@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 EVERY = 1.0  # seconds
 QUIET = ("", "NONE", "FALSE")
 _NAME = "PMJAX_MAINTENANCE_URL"
-# The address is the host's own: a proxy (http_proxy) does not know it.
+# The address is local to the host, so proxies (http_proxy) are not used.
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def terminate() -> None:
-    """Sends SIGTERM to the process group, for the script that has started this process to know."""
+    """Sends SIGTERM to the process group, which includes the script that started this process."""
     os.killpg(os.getpgrp(), signal.SIGTERM)
 
 
@@ -36,23 +36,23 @@ def watch(
     act: Callable[[], None] = terminate,
     environ: Mapping[str, str] = os.environ,
 ) -> threading.Thread | None:
-    """Acts once when maintenance is announced, if the environment has an address to ask.
+    """Polls in a thread, if the environment has an address, and acts once on an announcement.
 
     Raises:
-      UserError: if the address is none of HTTP.
+      UserError: if the address is not an HTTP address.
     """
     url = environ.get(_NAME)
     if not url:
         return None
     if not url.startswith(("http://", "https://")):
-        raise UserError(f"{_NAME}='{url}' must be an address that starts with http://.")
-    thread = threading.Thread(target=_ask, args=(url, act), daemon=True)
+        raise UserError(f"{_NAME}='{url}' must start with http:// or https://.")
+    thread = threading.Thread(target=_poll, args=(url, act), daemon=True)
     thread.start()
     return thread
 
 
-def _ask(url: str, act: Callable[[], None]) -> None:
-    told, pause = False, threading.Event()
+def _poll(url: str, act: Callable[[], None]) -> None:
+    warned, pause = False, threading.Event()
     request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
     while True:
         answer = ""
@@ -60,9 +60,9 @@ def _ask(url: str, act: Callable[[], None]) -> None:
             with _direct.open(request, timeout=10) as response:
                 answer = response.read(200).decode(errors="replace").strip()
         except OSError as error:
-            if not told:
-                log.warning("%s does not answer (%s); it is asked again every second.", url, error)
-            told = True
+            if not warned:
+                log.warning("%s does not answer (%s); it is polled again every second.", url, error)
+            warned = True
         if answer.upper() not in QUIET:
             log.warning("Maintenance is announced (%s): stopping.", answer)
             act()

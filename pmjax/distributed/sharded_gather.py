@@ -1,4 +1,4 @@
-"""Batches from a table of examples that is divided over the devices: each takes its rows of all."""
+"""Gathers batches from a data set that is divided over the devices."""
 
 import math
 
@@ -11,22 +11,22 @@ Array = jax.Array
 
 
 def gather(table: Array, rows: Array, *, capacity: int, axis: str) -> Array:
-    """Returns this device's part of the batch `rows` of a table of which it holds a part.
+    """Returns this device's part of a batch, by an all-to-all exchange of rows.
 
-    An all-to-all: each device sends each other one `capacity` rows, also where fewer were asked.
+    Each device sends `capacity` rows to every other one, also if fewer are needed.
 
     Args:
-      table: [N / devices, values], this device's part.
-      rows: [B] numbers of examples, the global batch.
-      capacity: at least as many as any device takes of any other, as `capacity_for` finds.
+      table: [N / devices, values], this device's part of the data set.
+      rows: [B] row numbers of the global batch.
+      capacity: upper bound on the rows that a device needs from another, from `capacity_for`.
       axis: name of the devices' axis.
     """
     here, devices = lax.axis_index(axis), lax.axis_size(axis)
     owner, place = jnp.divmod(rows.reshape(devices, -1), len(table))
-    asked = owner == here
-    turn = jnp.cumsum(asked, 1) - 1
-    # A sum over products, as TPUs are slow at scattering: of each place's terms one is not zero.
-    chosen = asked[..., None] & (turn[..., None] == jnp.arange(capacity))
+    mine = owner == here
+    slot = jnp.cumsum(mine, 1) - 1
+    # A sum over one-hot products instead of a scatter, which is slow on TPUs.
+    chosen = mine[..., None] & (slot[..., None] == jnp.arange(capacity))
     sent = table[jnp.sum(place[..., None] * chosen, 1)]
     received = lax.all_to_all(sent, axis, 0, 0)
     source = owner[here]
@@ -35,14 +35,15 @@ def gather(table: Array, rows: Array, *, capacity: int, axis: str) -> Array:
 
 
 def capacity_for(xs: np.ndarray, devices: int, each: int) -> int:
-    """Returns how many rows any device may take of any other in one step, so that all fit.
+    """Returns an upper bound on the rows that a device needs from another in one step.
 
-    One number, and so one program, serves random batches. Others get a power of two.
+    The bound is the same for almost all random batches, so that one compiled program serves them.
+    For other batches it is a power of two.
 
     Args:
-      xs: [K, B] numbers of examples in K global batches.
-      devices: how many divide the batches and the table.
-      each: rows of the table that each device holds.
+      xs: [K, B] row numbers of K global batches.
+      devices: number of devices that divide the batches and the table.
+      each: rows of the table on each device.
     """
     mine = xs.shape[1] // devices
     owner = xs.reshape(-1, mine) // each
@@ -53,7 +54,7 @@ def capacity_for(xs: np.ndarray, devices: int, each: int) -> int:
 
 
 def usual_capacity(batch_size: int, devices: int) -> int:
-    """Returns how many rows a device takes of any other at most, but once in many runs."""
+    """Returns a bound, six standard deviations up, that random batches almost never exceed."""
     mine = batch_size // devices
     mean = mine / devices
     return min(mine, math.ceil(mean + 6 * math.sqrt(mean)) + 4)

@@ -30,14 +30,15 @@ def canvas(width: float, height: float) -> Canvas:
 def save(canvas: Canvas, path: Path, title: str, caption: str, *, tight: bool = False) -> Figure:
     """Writes a PNG; `tight` fits its size to what is drawn."""
     FigureCanvasAgg(canvas)
-    crop = {"bbox_inches": "tight", "pad_inches": 0.1} if tight else {}
+    crop: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.1} if tight else {}
     canvas.savefig(path, dpi=DPI, facecolor="white", metadata={"Software": None}, **crop)
     return Figure(title, caption, path)
 
 
 def class_colors(num: int) -> Sequence[Any]:
     """Returns a color for each of up to 20 classes."""
-    return matplotlib.colormaps["tab10" if num <= 10 else "tab20"].colors
+    colormap: Any = matplotlib.colormaps["tab10" if num <= 10 else "tab20"]
+    return colormap.colors
 
 
 class Scatter(NamedTuple):
@@ -83,7 +84,7 @@ def scatter_rows(
             if panel is None:
                 continue
             solid = panel.points.shape[1] == 3
-            axis = figure.add_subplot(
+            axis: Any = figure.add_subplot(
                 len(rows), columns, i * columns + j + 1, projection="3d" if solid else None
             )
             _scatter(axis, panel, limits)
@@ -156,7 +157,7 @@ def curves(values: dict[str, list[tuple[int, float]]]) -> str:
     a factor of 20 get a logarithmic axis.
     """
     height = -(-len(values) // 3)
-    style = {
+    style: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": "pmjax",
         "text.color": INK,

@@ -106,7 +106,7 @@ class RunLog:
         """
         values = {name: float(value) for name, value in values.items()}
         with resource_errors.disk(
-            "losses and metrics", self._workdir, kept="Checkpoints are kept."
+            "losses and metrics", self._workdir, kept="Checkpoints are intact."
         ):
             for logger in self._loggers:
                 logger.scalars(stage, int(step), values)

@@ -1,42 +1,45 @@
-"""A lock that one process holds, on any host, while others wait or are refused.
+"""A lock that one process holds, on any host, while others wait or are rejected.
 
-It is of an entry of the cache while that is made, and of a workdir while it is trained in.
+It protects an entry of the cache while that is prepared, and a workdir during training.
 
-The system's own lock (flock) reaches the processes of a host, ends with its owner, and on most
-network file systems reaches other hosts too. Where it does not, a file that the owner creates and
-touches every few seconds does: one that is no longer touched is of a dead owner.
+The system's lock (flock) holds between the processes of a host, ends with its owner, and on most
+network file systems holds between hosts. On the others, a file replaces it that the owner creates
+and touches every few seconds: if the file is no longer touched, its owner is dead.
 """
 
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import platform
 import secrets
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from pmjax.errors import UserError
 
-BEAT = 10.0  # seconds between two signs of life
-STALE = 60.0  # seconds without one after which the owner on another host is dead
-GRACE = 2.0  # seconds from taking the system's lock, at most, to the owner's file
+log = logging.getLogger(__name__)
+
+BEAT = 10.0  # seconds between heartbeats
+STALE = 60.0  # seconds without a heartbeat after which an owner on another host is dead
+GRACE = 2.0  # seconds, at most, from the system's lock to the owner's file
 
 
 @contextlib.contextmanager
 def lock(entry: Path, what: str, *, refuse: str = "") -> Iterator[None]:
-    """Holds the lock of an entry, after waiting, with a message, for whoever holds it.
+    """Holds the lock of an entry; waits, with a message, while another process holds it.
 
     Args:
-        entry: the path that is made under the lock; the files of the lock lie beside it.
-        what: is made there, for the message.
-        refuse: what to say behind the name of another that holds it, instead of waiting.
+        entry: path that the lock protects; the lock's files are next to it.
+        what: is there, for the message.
+        refuse: error message after the name of another owner, instead of waiting.
 
     Raises:
-        UserError: if another lives that holds it, and `refuse` is given.
+        UserError: if another process holds the lock and `refuse` is given.
     """
     owner = entry.with_name(f".{entry.name}.owner")
     with contextlib.ExitStack() as stack:
@@ -46,10 +49,10 @@ def lock(entry: Path, what: str, *, refuse: str = "") -> Iterator[None]:
         except OSError as e:
             raise UserError(
                 f"Cannot write to the cache {entry.parent}: {e.strerror}. Set cache_dir or the "
-                "variable PMJAX_CACHE to a directory of yours."
+                "variable PMJAX_CACHE to a directory that you can write."
             ) from e
-        alone = _flock(file, owner, what, refuse)
-        me = _claim(owner, what, alone, refuse)
+        locked = _flock(file, owner, what, refuse)
+        me = _claim(owner, what, locked, refuse)
         stack.callback(_remove, owner, me)
         stop = threading.Event()
         beat = threading.Thread(target=_beat, args=(owner, stop), daemon=True)
@@ -59,8 +62,8 @@ def lock(entry: Path, what: str, *, refuse: str = "") -> Iterator[None]:
         yield
 
 
-def _flock(file, owner: Path, what: str, refuse: str) -> bool:
-    """Takes the system's lock, and tells whether the file system has such locks."""
+def _flock(file: IO[str], owner: Path, what: str, refuse: str) -> bool:
+    """Takes the system's lock; returns whether the file system has such locks."""
     until = time.monotonic() + GRACE
     while True:
         try:
@@ -74,23 +77,23 @@ def _flock(file, owner: Path, what: str, refuse: str) -> bool:
         alive = here and _alive(other.get("pid"))
         if alive or time.monotonic() > until:
             break
-        time.sleep(0.05)  # its file is still to come, and may be that of a dead one before it
+        time.sleep(0.05)  # the owner has yet to write its file; this one may be an earlier owner's
     other = {} if here and not alive else other
     if refuse:
         raise UserError(f"{_name(other)} {refuse}")
-    _tell(other, what)
+    _log_wait(other, what)
     fcntl.flock(file, fcntl.LOCK_EX)
     return True
 
 
-def _claim(owner: Path, what: str, alone: bool, refuse: str) -> dict:
-    """Creates the owner's file, once it is not there or of a dead owner, and returns what is in it.
+def _claim(owner: Path, what: str, locked: bool, refuse: str) -> dict[str, Any]:
+    """Creates the owner's file, once there is none or its owner is dead; returns its content.
 
-    One on another host is dead after `STALE` seconds without a sign of life: a run that goes on
-    elsewhere after its host was taken away is not refused, but waits so long.
+    An owner on another host is dead after `STALE` seconds without a heartbeat: a run that resumes
+    elsewhere, after its host was preempted, waits so long and is not rejected.
     """
     me = {"host": platform.node(), "pid": os.getpid()}
-    told = False
+    logged = False
     seen, since = None, time.monotonic()
     while True:
         try:
@@ -98,8 +101,8 @@ def _claim(owner: Path, what: str, alone: bool, refuse: str) -> dict:
             return me
         except FileExistsError:
             other = _read(owner)
-        if other.get("host") == me["host"] and (alone or not _alive(other.get("pid"))):
-            _remove(owner, other)  # it would hold the system's lock if it lived
+        if other.get("host") == me["host"] and (locked or not _alive(other.get("pid"))):
+            _remove(owner, other)  # a living owner would hold the system's lock
             continue
         if refuse and other.get("host") == me["host"]:
             raise UserError(f"{_name(other)} {refuse}")
@@ -108,20 +111,20 @@ def _claim(owner: Path, what: str, alone: bool, refuse: str) -> dict:
                 if refuse and seen is not None:
                     raise UserError(f"{_name(other)} {refuse}")
                 seen, since = beat, time.monotonic()
-        empty = alone and not other  # by a full disk or a power cut
+        empty = locked and not other  # after a full disk or a power cut
         limit = GRACE if empty else STALE
         if time.monotonic() - since > limit:
-            print(f"{_name(other)} no longer {_does(what, refuse)}: taking over.", file=sys.stderr)
+            log.warning("%s no longer %s: taking over.", _name(other), _does(what, refuse))
             _remove(owner, other)
             continue
-        if not (told or empty):
-            _tell(other, what, refuse)
-            told = True
+        if not (logged or empty):
+            _log_wait(other, what, refuse)
+            logged = True
         time.sleep(min(1.0, limit / 4))
 
 
-def _create(owner: Path, content: dict) -> None:
-    """Makes the owner's file, which is never seen half-written; it must not be there."""
+def _create(owner: Path, content: dict[str, Any]) -> None:
+    """Creates the owner's file completely; raises FileExistsError if there is one."""
     if owner.exists():
         raise FileExistsError(owner)
     part = _aside(owner)
@@ -132,11 +135,11 @@ def _create(owner: Path, content: dict) -> None:
         part.unlink(missing_ok=True)
 
 
-def _remove(owner: Path, content: dict) -> None:
-    """Removes the owner's file if this is what it holds: another may just have taken over."""
+def _remove(owner: Path, content: dict[str, Any]) -> None:
+    """Removes the owner's file if it has this content: another may just have taken over."""
     aside = _aside(owner)
     with contextlib.suppress(FileNotFoundError):
-        owner.rename(aside)  # which one of several can do
+        owner.rename(aside)  # only one of several processes succeeds
         if _read(aside) != content:
             with contextlib.suppress(FileExistsError):
                 _link(aside, owner)
@@ -148,7 +151,7 @@ def _aside(owner: Path) -> Path:
 
 
 def _link(file: Path, owner: Path) -> None:
-    """Gives a file the owner's name too, or raises FileExistsError."""
+    """Links a file to the owner's name, or raises FileExistsError."""
     try:
         os.link(file, owner)
     except FileExistsError:
@@ -164,15 +167,15 @@ def _beat(owner: Path, stop: threading.Event) -> None:
             os.utime(owner)
 
 
-def _read(owner: Path) -> dict:
-    """Returns host and pid of an owner, or nothing if it is just coming or going."""
+def _read(owner: Path) -> dict[str, Any]:
+    """Returns host and pid of an owner, {} if its file is just being created or removed."""
     with contextlib.suppress(OSError, ValueError):
         if isinstance(content := json.loads(owner.read_text()), dict):
             return content
     return {}
 
 
-def _alive(pid) -> bool:
+def _alive(pid: Any) -> bool:
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, TypeError):
@@ -182,7 +185,7 @@ def _alive(pid) -> bool:
     return True
 
 
-def _name(owner: dict) -> str:
+def _name(owner: dict[str, Any]) -> str:
     return f"Process {owner['pid']} on {owner['host']}" if owner else "Another process"
 
 
@@ -190,6 +193,6 @@ def _does(what: str, refuse: str) -> str:
     return f"uses {what}" if refuse else f"prepares {what}"
 
 
-def _tell(owner: dict, what: str, refuse: str = "") -> None:
-    wait = f"waiting up to {STALE:.0f} s for a sign of life" if refuse else "waiting for it"
-    print(f"{_name(owner)} {_does(what, refuse)}: {wait}.", file=sys.stderr, flush=True)
+def _log_wait(owner: dict[str, Any], what: str, refuse: str = "") -> None:
+    wait = f"waiting up to {STALE:.0f} s for a heartbeat" if refuse else "waiting for it"
+    log.warning("%s %s: %s.", _name(owner), _does(what, refuse), wait)

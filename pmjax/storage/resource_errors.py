@@ -1,4 +1,4 @@
-"""A disk or a memory that is too small: found out by any library, told in one message."""
+"""Full disks and too little memory, wherever a library meets them, as one clear message."""
 
 import contextlib
 import errno
@@ -10,10 +10,10 @@ from pathlib import Path
 from pmjax.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# What libraries written in C++ say, which give no number.
+# From libraries written in C++, which give no error number.
 _FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
 _DEVICE_WORDS = ("RESOURCE_EXHAUSTED", "Out of memory", "Failed to allocate")
-_MARGIN = 1 << 18  # bytes, for directories and descriptions
+_MARGIN = 1 << 18  # bytes, for directories and metadata
 
 
 class NoSpace(UserError):
@@ -21,7 +21,7 @@ class NoSpace(UserError):
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Tells whether an error says that a disk is full, itself or by what it came from."""
+    """Returns whether an error, or one that caused it, says that a disk is full."""
     return any(
         getattr(e, "errno", None) in _FULL or any(word in str(e) for word in _FULL_WORDS)
         for e in _chain(error)
@@ -29,7 +29,7 @@ def is_full_disk(error: BaseException) -> bool:
 
 
 def is_full_device(error: BaseException) -> bool:
-    """Tells whether an error of JAX says that a device is out of memory."""
+    """Returns whether an error of JAX says that a device is out of memory."""
     return any(
         type(e).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
         and any(word in str(e) for word in _DEVICE_WORDS)
@@ -38,37 +38,37 @@ def is_full_device(error: BaseException) -> bool:
 
 
 def require_space(what: str, where: Path, *, needs: int, kept: str = "") -> None:
-    """Raises `NoSpace` if fewer bytes are free in a directory than something takes."""
+    """Raises `NoSpace` if a directory has fewer than `needs` bytes free."""
     if needs + _MARGIN > _free(where):
         raise no_space(what, where, needs=needs, kept=kept)
 
 
 def no_space(what: str, path: Path | None, *, needs: int = 0, kept: str = "") -> NoSpace:
-    """Returns the error that something, of so many bytes if that is known, finds no room."""
+    """Returns the error that there is no space for something, of `needs` bytes if that is known."""
     there = f" in {path}" if path else ""
-    numbers = [f"it takes {needs / 1e6:.1f} MB"] if needs else []
+    numbers = [f"it needs {needs / 1e6:.1f} MB"] if needs else []
     numbers += [f"{_free(path) / 1e6:.1f} MB are free there"] if path else []
     return NoSpace(
         f"No space left for {what}{there}{': ' if numbers else ''}{', and '.join(numbers)}. "
-        f"{kept}{' ' if kept else ''}Make room, and run the same command again: it goes on."
+        f"{kept}{' ' if kept else ''}Free some space and run the same command again: it continues."
     )
 
 
 @contextlib.contextmanager
 def disk(what: str, where: Path | None, *, kept: str = "") -> Iterator[None]:
-    """Turns whatever says that a disk is full into `NoSpace`.
+    """Turns errors that say that a disk is full into `NoSpace`.
 
     Args:
       what: is written.
-      where: it is written to, unless the error names the file.
-      kept: a sentence on what there is still.
+      where: directory, for errors that do not name a file.
+      kept: a sentence on what remains intact.
     """
     try:
         yield
     except Exception as error:
         if isinstance(error, UserError) or not is_full_disk(error):
             raise
-        named = [e.filename for e in _chain(error) if getattr(e, "filename", None)]
+        named = [e.filename for e in _chain(error) if isinstance(e, OSError) and e.filename]
         path = Path(os.fsdecode(named[0])) if named else where
         raise no_space(what, path, kept=kept) from error
 
@@ -80,10 +80,10 @@ def device_memory(
     """Turns an out-of-memory error of the devices into a `UserError` that says what to change.
 
     Args:
-      stage: that is being trained.
+      stage: that is trained.
       batch_size: of the global batch.
-      accumulate: batches to an update.
-      keys: of the config, of these two.
+      accumulate: batches per update.
+      keys: the config's keys of these two.
     """
     try:
         yield
@@ -94,45 +94,46 @@ def device_memory(
         half = max(1, batch_size // 2)
         raise UserError(
             f"{stage}: the devices are out of memory with {size_key}={batch_size} "
-            f"({_first_line(error)}). Take smaller batches and average their gradients, which "
-            f"gives updates of as many examples: --{size_key}={half} "
-            f"--{accumulate_key}={2 * accumulate}, with a new --workdir; or smaller nets; or let "
-            f"less of the data be kept on the devices (--config.data.device_budget_gb)."
+            f"({_first_line(error)}). Use smaller batches and average their gradients, for updates "
+            f"of as many examples: --{size_key}={half} --{accumulate_key}={2 * accumulate}, with a "
+            f"new --workdir; or smaller nets; or keep less of the data on the devices "
+            f"(--config.data.device_budget_gb)."
         ) from error
 
 
 @contextlib.contextmanager
 def as_user_errors(where: Path | None = None) -> Iterator[None]:
-    """Turns what says that disk or memory is used up, anywhere in a command, into a `UserError`."""
+    """Turns errors of a full disk or memory, anywhere in a command, into `UserError`."""
     try:
-        with disk("what this command writes", where, kept="What was finished before is kept."):
+        with disk("this command's output", where, kept="Everything finished so far is saved."):
             yield
     except MemoryError as error:
         raise UserError(
-            f"This machine's memory is too small ({_first_line(error)}). What was saved before is "
-            f"kept. Free memory, or take smaller batches or fewer samples "
+            f"This machine's memory is too small ({_first_line(error)}). What is saved is intact. "
+            f"Free memory, or use smaller batches or fewer samples "
             f"(--config.eval.num_samples)."
         ) from error
     except Exception as error:
         if not is_full_device(error):
             raise
         raise UserError(
-            f"The devices are out of memory ({_first_line(error)}). What was saved before is kept. "
-            f"Close what else uses them, or take fewer samples (--config.eval.num_samples) or "
-            f"smaller nets."
+            f"The devices are out of memory ({_first_line(error)}). What is saved is intact. "
+            f"Close other programs that use the devices, or use fewer samples "
+            f"(--config.eval.num_samples) or smaller nets."
         ) from error
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yields an error and those that it came from, members of groups too."""
-    seen, todo = set(), [error]
+    """Yields an error and its causes, including members of exception groups."""
+    seen: set[int] = set()
+    todo: list[BaseException | None] = [error]
     while todo:
-        error = todo.pop(0)
-        if error is None or id(error) in seen:
+        each = todo.pop(0)
+        if each is None or id(each) in seen:
             continue
-        seen.add(id(error))
-        yield error
-        todo += [*getattr(error, "exceptions", ()), error.__cause__, error.__context__]
+        seen.add(id(each))
+        yield each
+        todo += [*getattr(each, "exceptions", ()), each.__cause__, each.__context__]
 
 
 def _first_line(error: BaseException) -> str:
@@ -140,7 +141,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _free(path: Path) -> int:
-    """Returns the bytes that are free where a path is or would be."""
+    """Returns the free bytes of the disk that a path is on, or would be on."""
     for there in (path, *path.absolute().parents):
         with contextlib.suppress(OSError):
             return shutil.disk_usage(there).free

@@ -1,15 +1,16 @@
-"""A run's directory: what lies where, and whose it is.
+"""A run's directory: which files it has, and which config it belongs to.
 
 config.json            the complete config
-checkpoints/STAGE/     training states, from which the same command goes on
+checkpoints/STAGE/     training states, from which the same command resumes
 autoencoder.msgpack    E and G as trained
 embeddings.npy         E(x) of the training set, [N, d]
-priors/NAME.msgpack    what is fitted to the embeddings
+priors/NAME.msgpack    a prior of the embeddings
 priors/NAME/           the training of a prior that is not the run's own: checkpoints, events
-metrics.json, report.html, figures/, history.jsonl, events.*
-best/, best-prior/     workdirs of their own: the best while stage 1 or 2 trained, with best.json
-at-STEP/, at-stage2-STEP/  likewise models of checkpoints that were evaluated
-logs/host-I.log        what processes other than the first have to say
+metrics.json, report.html, figures/
+history.jsonl, events/ losses and metrics during training
+best/, best-prior/     workdirs of the best model during stage 1 and stage 2, with best.json
+at-STEP/, at-stage2-STEP/  workdirs of the models of evaluated checkpoints
+logs/host-I.log        log lines of the processes other than process 0
 """
 
 import contextlib
@@ -29,7 +30,7 @@ from pmjax import config as configs
 from pmjax import schema
 from pmjax.distributed.processes import ProcessGroup, processes
 from pmjax.errors import UserError
-from pmjax.storage import resource_errors
+from pmjax.storage import atomic
 from pmjax.storage.lock import lock as lock_file
 
 CONFIG = "config.json"
@@ -40,43 +41,38 @@ BEST_PRIOR = "best-prior"
 
 
 def prior_path(workdir: Path, name: str) -> Path:
-    """Returns where a workdir keeps a fitted prior."""
+    """Returns the path of a prior's arrays."""
     return workdir / "priors" / f"{name}.msgpack"
 
 
 def read_embeddings(workdir: Path) -> np.ndarray:
-    """Returns the training set's embeddings [N, d] that a run has left."""
+    """Returns the training set's embeddings [N, d] of a run."""
     try:
         content = (workdir / EMBEDDINGS).read_bytes()
         file = io.BytesIO(content)
         z = np.load(file, allow_pickle=False)
-        digest = content[file.tell() :]  # those of earlier versions have none
+        digest = content[file.tell() :]  # earlier versions wrote none
         if digest and digest != hashlib.sha256(content[: file.tell()]).digest():
-            raise ValueError("its contents have changed since it was written")
+            raise ValueError("its contents changed after it was written")
         return z
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
             f"{workdir / EMBEDDINGS} cannot be read ({error}). Run the training "
-            f"command again: it writes what is missing."
+            f"command again: it writes the file if it is missing."
         ) from error
 
 
 def fingerprint(z: np.ndarray) -> str:
-    """Returns the hash by which embeddings are known."""
+    """Returns the hash that identifies embeddings."""
     return hashlib.sha256(z.tobytes()).hexdigest()
 
 
 def write_embeddings(workdir: Path, z: np.ndarray) -> None:
-    """Keeps the training set's embeddings [N, d], at once or not at all, with a digest at the end.
-
-    What is behind the array, `np.load` does not read.
-    """
+    """Writes the training set's embeddings [N, d], then a digest, which `np.load` ignores."""
     file = io.BytesIO()
     np.save(file, z, allow_pickle=False)
-    part = workdir / f"part-{EMBEDDINGS}"
-    with resource_errors.disk(EMBEDDINGS, workdir, kept="Checkpoints are kept."):
-        part.write_bytes(file.getvalue() + hashlib.sha256(file.getvalue()).digest())
-        part.replace(workdir / EMBEDDINGS)
+    content = file.getvalue() + hashlib.sha256(file.getvalue()).digest()
+    atomic.write(workdir / EMBEDDINGS, content, kept="Checkpoints are intact.")
 
 
 def training_config(settings: ConfigDict) -> dict[str, Any]:
@@ -110,18 +106,18 @@ def diff(old: dict[str, Any] | str, new: dict[str, Any]) -> str:
 
 
 def require_same(found: dict[str, Any], expected: dict[str, Any], stage: str) -> None:
-    """Raises `UserError` for a checkpoint whose config or data are not those of the run."""
+    """Raises `UserError` if a checkpoint has another config or other data than the run."""
     for name, value in expected.items():
         if name == "config" and "config" in found:
             if listed := diff(found["config"], value):
                 raise UserError(
                     f"The checkpoint of {stage} belongs to another config:\n{listed}\n"
-                    f"Take a new --workdir, or the values that are there."
+                    f"Use a new --workdir, or the values that are there."
                 )
         elif found.get(name) != value:
             raise UserError(
                 f"The checkpoint of {stage} belongs to another {name} ({found.get(name)}, now "
-                f"{value}). Take a new --workdir, or bring the old {name} back."
+                f"{value}). Use a new --workdir, or restore the old {name}."
             )
 
 
@@ -141,39 +137,40 @@ def shared_config(settings: ConfigDict) -> dict[str, Any]:
     }
 
 
-def check_shared(workdir: Path, hosts: ProcessGroup) -> None:
-    """Raises `UserError` unless all hosts see the workdir that process 0 has."""
-    if hosts.count == 1:
+def check_shared(workdir: Path, group: ProcessGroup) -> None:
+    """Raises `UserError` unless all hosts see the same workdir as process 0."""
+    if group.count == 1:
         return
-    mark, token = workdir / ".hosts", hosts.all_gather_object("the workdir", secrets.token_hex())[0]
-    hosts.run_on_primary("marking the workdir", lambda: mark.write_text(token))
-    seen = hosts.all_gather_object("the mark", mark.is_file() and mark.read_text() == token)
-    hosts.run_on_primary("the mark", mark.unlink)
+    mark, token = workdir / ".hosts", group.all_gather_object("the workdir", secrets.token_hex())[0]
+    group.run_on_primary("marking the workdir", lambda: mark.write_text(token))
+    seen = group.all_gather_object("the mark", mark.is_file() and mark.read_text() == token)
+    group.run_on_primary("the mark", mark.unlink)
     if not all(seen):
         blind = processes([i for i, sees in enumerate(seen) if not sees])
         raise UserError(
             f"{blind.capitalize()} and process 0 do not see the same workdir {workdir}: it must "
-            f"lie on a file system that all hosts share."
+            f"be on a file system that all hosts share."
         )
 
 
 @contextlib.contextmanager
-def lock(workdir: Path, hosts: ProcessGroup | None = None) -> Iterator[None]:
-    """Keeps other runs out of a workdir, which it makes.
+def lock(workdir: Path, group: ProcessGroup | None = None) -> Iterator[None]:
+    """Locks a workdir against other runs; creates it if necessary.
 
     Args:
       workdir: of this run.
-      hosts: the processes of the run, the first of which holds it (None: this one alone).
+      group: the processes of the run, the first of which holds the lock (None: only this one).
 
     Raises:
-      UserError: if a run is in it, naming its process and host; or if it cannot be written.
+      UserError: if another run holds the lock (names its process and host), or the workdir cannot
+        be written.
     """
-    if hosts and hosts.index:
+    if group and group.index:
         yield
         return
     _require_writable(workdir)
     refuse = (
-        f"uses the workdir {workdir}. Wait for it or stop it (SIGTERM saves), or take another "
+        f"uses the workdir {workdir}. Wait for it, stop it (SIGTERM saves), or use another "
         f"--workdir."
     )
     with lock_file(workdir / "run", f"the workdir {workdir}", refuse=refuse):
@@ -191,24 +188,24 @@ def _require_writable(workdir: Path) -> None:
 
 
 def claim(settings: ConfigDict, workdir: Path) -> None:
-    """Makes the workdir this config's, or refuses it if it is another's.
+    """Writes this config into the workdir, unless the workdir belongs to another config.
 
     Raises:
-      UserError: if it cannot be written, holds a kept model, or belongs to another config; names
-        the differing keys.
+      UserError: if the workdir cannot be written, has a snapshot of another run, or belongs to
+        another config; names the differing keys.
     """
     _require_writable(workdir)
     if (workdir / f"{BEST}.json").is_file():
         raise UserError(
-            f"{workdir} holds a model kept of the run in {workdir.resolve().parent}, which is "
-            f"where training goes on. Take that --workdir, or another."
+            f"{workdir} has a snapshot of the run in {workdir.resolve().parent}, which is the "
+            f"--workdir to resume training with. Use that one, or another."
         )
     path = workdir / CONFIG
     if path.is_file():
         if listed := diff(training_config(configs.read(path)), training_config(settings)):
             raise UserError(
                 f"The workdir {workdir} belongs to another config:\n{listed}\n"
-                f"Take another --workdir, or the values that are there."
+                f"Use another --workdir, or the values that are there."
             )
     part = path.with_name(f"{CONFIG}.part")
     configs.save(settings, part)

@@ -68,7 +68,7 @@ def train(
     training_group = group if together else ProcessGroup()
     require_finite(data, f"{stage}: example", "Fix or remove it.")
 
-    checkpoints = Checkpoints(directory / stage, keep=options.keep, hosts=training_group)
+    checkpoints = Checkpoints(directory / stage, keep=options.keep, group=training_group)
     state, saved_info = _restore_or_init(checkpoints, spec, options, info)
     start = int(state.step)
     report.resume(stage, start)
@@ -134,7 +134,7 @@ def _restore_or_init(
 ) -> tuple[TrainState, dict[str, Any]]:
     """Returns the state and the info of the newest checkpoint, or the initial state and no info."""
     init, key = partial(init_state, spec), jax.random.key(options.seed)
-    restored = checkpoints.restore(jax.eval_shape(init, key), say=log.warning)
+    restored = checkpoints.restore(jax.eval_shape(init, key))
     if restored is None:
         return jax.jit(init)(key), {}
     require_same(restored[1], info, options.stage)

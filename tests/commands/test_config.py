@@ -212,7 +212,7 @@ def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
 def test_the_best_model_of_a_run_is_not_trained(tmp_path):
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "best.json").write_text("{}")
-    with pytest.raises(UserError, match=f"model kept of the run in {tmp_path},"):
+    with pytest.raises(UserError, match=f"snapshot of the run in {tmp_path},"):
         workdir.claim(config.load(DIGITS), tmp_path / "best")
 
 

@@ -305,7 +305,7 @@ def elsewhere(tmp_path):
 
 
 def test_an_owner_on_another_host_is_waited_for_while_it_lives(
-    elsewhere, tmp_path, capsys, monkeypatch
+    elsewhere, tmp_path, caplog, monkeypatch
 ):
     looks = []
 
@@ -318,16 +318,16 @@ def test_an_owner_on_another_host_is_waited_for_while_it_lives(
         assert len(looks) == 5
         assert json.loads(elsewhere.read_text())["pid"] == os.getpid()
     assert not elsewhere.exists()
-    assert "Process 7 on elsewhere prepares it: waiting" in capsys.readouterr().err
+    assert "Process 7 on elsewhere prepares it: waiting" in caplog.text
 
 
 def test_an_owner_on_another_host_that_gives_no_sign_of_life_is_replaced(
-    elsewhere, tmp_path, capsys, monkeypatch
+    elsewhere, tmp_path, caplog, monkeypatch
 ):
     monkeypatch.setattr(lock, "STALE", 0.1)
     with lock.lock(tmp_path / "entry", "it"):
         assert json.loads(elsewhere.read_text())["pid"] == os.getpid()
-    assert "Process 7 on elsewhere no longer prepares it" in capsys.readouterr().err
+    assert "Process 7 on elsewhere no longer prepares it" in caplog.text
 
 
 def test_an_owner_gives_signs_of_life(tmp_path, monkeypatch):

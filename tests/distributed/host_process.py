@@ -138,11 +138,11 @@ def after_trouble(directory: Path, group: ProcessGroup) -> None:
 
 def main() -> None:
     scenario, directory = globals()[sys.argv[1]], Path(sys.argv[2])
-    place = rendezvous.place()
-    set_up_cpu(place.local_devices)
+    spec = rendezvous.process_spec()
+    set_up_cpu(spec.local_devices)
     jax.config.update("jax_compilation_cache_dir", str(directory / "cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    with rendezvous.join(place, {"scenario": sys.argv[1]}) as group:
+    with rendezvous.join(spec, {"scenario": sys.argv[1]}) as group:
         scenario(directory, group)
 
 

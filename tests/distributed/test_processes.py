@@ -206,7 +206,7 @@ def test_who_is_behind_has_the_timeout_from_when_another_got_ahead():
 
 
 def test_who_does_not_come_to_an_exchange_is_named(impatient_pair):
-    with pytest.raises(UserError, match="Process 1 did not come to the count"):
+    with pytest.raises(UserError, match="Process 1 did not reach the count"):
         impatient_pair[0].all_gather_object("the count", 3)
 
 
@@ -237,7 +237,7 @@ def test_a_wish_to_stop_stops_all_after_the_same_step(pair, seed):
                 assert changed.wait_for(lambda: min(made) >= made[index] - 1, timeout=60)
             if index == wishes and step == at:
                 if index == 0:
-                    pair[0]._wanted = "SIGTERM"
+                    pair[0]._stop_reason = "SIGTERM"
                 else:
                     pair[1]._peers[0].send(kind="stop", by="SIGTERM on process 1")
             if pair[index].should_stop(together=True):
@@ -260,7 +260,7 @@ def test_a_wish_to_stop_ends_the_work_that_others_wait_for(pair):
 
 def test_a_wish_to_stop_that_came_with_the_last_step_is_not_forgotten():
     alone = ProcessGroup()
-    alone._wanted = "SIGTERM"
+    alone._stop_reason = "SIGTERM"
     with pytest.raises(Stopped, match="Stopped by SIGTERM before: evaluation"):
         alone.run_on_primary("evaluation", lambda: pytest.fail("it went on"))
 
@@ -273,7 +273,7 @@ def test_a_second_signal_does_not_disturb_what_the_first_began():
             time.sleep(60)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.01)
-    assert alone._wanted == "SIGUSR1"
+    assert alone._stop_reason == "SIGUSR1"
 
 
 def run_together(calls):
@@ -293,49 +293,49 @@ def run_together(calls):
     return errors
 
 
-# Meeting.
+# Connecting.
 
 
-def meet(*places, facts=None, timeout=60.0):
-    """Lets processes meet; returns what they raise."""
-    facts = facts or [{}] * len(places)
+def connect(*specs, shared=None, timeout=60.0):
+    """Connects processes; returns what they raise."""
+    shared = shared or [{}] * len(specs)
     coordinator = f"127.0.0.1:{free_port()}"
     return run_together(
         [
-            lambda i=i, n=n, f=f: rendezvous.meet(
+            lambda i=i, n=n, f=f: rendezvous.connect(
                 ProcessSpec(i, n, coordinator, timeout=timeout), f
             )
-            for (i, n), f in zip(places, facts, strict=True)
+            for (i, n), f in zip(specs, shared, strict=True)
         ]
     )
 
 
 def test_hosts_with_different_configs_name_the_keys():
-    errors = meet(
-        (0, 2), (1, 2), facts=[{"config.seed": 1, "a": (1,)}, {"config.seed": 2, "a": [1]}]
+    errors = connect(
+        (0, 2), (1, 2), shared=[{"config.seed": 1, "a": (1,)}, {"config.seed": 2, "a": [1]}]
     )
     assert [type(error) for error in errors] == [UserError] * 2
     assert "config.seed: 1 on process 0, 2 on process 1" in str(errors[0])
     assert "a:" not in str(errors[0])
 
 
-def test_hosts_that_agree_meet():
-    assert meet((0, 3), (2, 3), (1, 3)) == []
+def test_hosts_that_agree_are_connected():
+    assert connect((0, 3), (2, 3), (1, 3)) == []
 
 
-def test_a_process_that_does_not_come_is_named():
-    errors = meet((0, 3), (2, 3), timeout=2.0)
-    assert ["Process 1 did not come" in str(error) for error in errors] == [True, True]
+def test_a_process_that_does_not_connect_is_named():
+    errors = connect((0, 3), (2, 3), timeout=2.0)
+    assert ["Process 1 did not connect" in str(error) for error in errors] == [True, True]
 
 
-def test_a_process_zero_that_is_not_there_is_named():
-    (error,) = meet((1, 2), timeout=2.0)
+def test_a_process_zero_that_is_missing_is_named():
+    (error,) = connect((1, 2), timeout=2.0)
     assert "Process 0 cannot be reached" in str(error)
 
 
 @pytest.mark.parametrize("other", [(1, 3), (1, 4)], ids=["twice", "count"])
 def test_wrong_numbers_of_processes_are_named(other):
-    errors = meet((0, 3), (1, 3), other)
+    errors = connect((0, 3), (1, 3), other)
     assert ["started differently" in str(error) for error in errors] == [True] * 3
 
 
@@ -354,11 +354,11 @@ NAMES = ("PMJAX_COORDINATOR", "PMJAX_NUM_PROCESSES", "PMJAX_PROCESS_ID")
 )
 def test_an_incomplete_environment_is_named(values, message):
     with pytest.raises(UserError, match=message):
-        rendezvous.place(dict(zip(NAMES, values, strict=True)))
+        rendezvous.process_spec(dict(zip(NAMES, values, strict=True)))
 
 
 def test_without_an_environment_there_is_one_process():
-    assert rendezvous.place({}) == ProcessSpec()
+    assert rendezvous.process_spec({}) == ProcessSpec()
 
 
 # The command.
@@ -405,7 +405,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(interrupted):
 def test_when_one_process_is_killed_the_other_names_it_and_ends(interrupted):
     outputs = interrupted[3]
     assert "resuming at step" in outputs[0]
-    assert "process 1 has gone without a word" in outputs[0]
+    assert "process 1 disappeared" in outputs[0]
     assert "Traceback" not in outputs[0]
 
 

@@ -75,25 +75,25 @@ def files_of(folder):
     return found
 
 
-def restore(directory, state):
-    """Returns what is restored, and what is said meanwhile."""
-    said = []
+def restore(directory, state, caplog):
+    """Returns the restored state with its info, and the log meanwhile."""
+    caplog.clear()
     store = checkpoint.Checkpoints(directory)
     try:
-        return store.restore(state, say=said.append), "\n".join(said)
+        return store.restore(state), caplog.text
     finally:
         store.close()
 
 
 @pytest.mark.parametrize("damage", [cut, flip, delete, lock_away])
 def test_damage_to_any_file_of_the_newest_is_named_and_the_one_before_used(
-    damage, saved, state, tmp_path
+    damage, saved, state, tmp_path, caplog
 ):
     for name in files_of(saved / "2"):
         directory = tmp_path / "copy"
         shutil.copytree(saved, directory)
         damage(directory / "2" / name)
-        (found, info), said = restore(directory, state)
+        (found, info), said = restore(directory, state, caplog)
         if str(name) in checkpoint._LATE:  # nothing of the state is in it, nor is it needed
             assert int(found.step) == 2, (name, said)
         else:
@@ -106,21 +106,21 @@ def test_damage_to_any_file_of_the_newest_is_named_and_the_one_before_used(
         shutil.rmtree(directory)
 
 
-def test_a_checkpoint_without_its_directory_is_passed_over(saved, state, tmp_path):
+def test_a_checkpoint_without_its_directory_is_passed_over(saved, state, tmp_path, caplog):
     directory = tmp_path / "copy"
     shutil.copytree(saved, directory)
     shutil.rmtree(directory / "2" / "state")
-    (found, _), said = restore(directory, state)
+    (found, _), said = restore(directory, state, caplog)
     assert int(found.step) == 1 and "state/" in said
 
 
-def test_when_all_are_damaged_one_message_says_where(saved, state, tmp_path):
+def test_when_all_are_damaged_one_message_says_where(saved, state, tmp_path, caplog):
     directory = tmp_path / "copy"
     shutil.copytree(saved, directory)
     for step in ("1", "2"):
         flip(directory / step / "state" / "_METADATA")
     with pytest.raises(UserError, match=r"All checkpoints in .*copy are damaged") as error:
-        restore(directory, state)
+        restore(directory, state, caplog)
     assert "\n" not in str(error.value) and "Delete that directory" in str(error.value)
     assert (directory / "2").is_dir()  # nothing is deleted that might be mended
 
@@ -129,14 +129,14 @@ def test_the_list_of_files_is_one_that_sha256sum_checks(saved):
     assert os.system(f"cd {saved / '2'} && sha256sum --check --quiet {checkpoint.FILES}") == 0
 
 
-def test_a_checkpoint_of_an_earlier_version_has_no_list_and_is_read(saved, state, tmp_path):
+def test_a_checkpoint_of_an_earlier_version_has_no_list_and_is_read(saved, state, tmp_path, caplog):
     directory = tmp_path / "copy"
     shutil.copytree(saved, directory)
     (directory / "2" / checkpoint.FILES).unlink()
     path = directory / "2" / "info" / "metadata"
     info = json.loads(path.read_text())
     path.write_text(json.dumps({k: v for k, v in info.items() if k != "listed"}))
-    (found, _), said = restore(directory, state)
+    (found, _), said = restore(directory, state, caplog)
     assert int(found.step) == 2 and not said
 
 
@@ -261,11 +261,13 @@ def test_a_pickle_in_place_of_any_file_of_a_workdir_is_never_run(run, traps, tmp
                 shutil.rmtree(copy)
 
 
-def test_a_pickle_in_place_of_any_file_of_a_checkpoint_is_never_run(saved, state, traps, tmp_path):
+def test_a_pickle_in_place_of_any_file_of_a_checkpoint_is_never_run(
+    saved, state, traps, tmp_path, caplog
+):
     for name in files_of(saved / "2"):
         directory = tmp_path / "copy"
         shutil.copytree(saved, directory)
         (directory / "2" / checkpoint.FILES).unlink()  # with it none would be looked into
         (directory / "2" / name).write_bytes(traps[0])
-        restore(directory, state)
+        restore(directory, state, caplog)
         shutil.rmtree(directory)

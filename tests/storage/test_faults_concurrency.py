@@ -134,7 +134,7 @@ def test_an_owner_s_file_that_is_empty_holds_nobody_up(tmp_path, monkeypatch):
 
     def look(seconds):
         looks.append(seconds)
-        assert len(looks) < 20, "it waits for a sign of life"
+        assert len(looks) < 20, "it waits for a heartbeat"
         sleep(seconds)
 
     monkeypatch.setattr(lock.time, "sleep", look)
@@ -183,13 +183,13 @@ def test_a_run_on_another_host_is_refused_once_it_gives_a_sign_of_life(elsewhere
 
 
 def test_a_run_on_another_host_that_is_gone_is_taken_over_from(
-    elsewhere, tmp_path, capsys, monkeypatch
+    elsewhere, tmp_path, caplog, monkeypatch
 ):
     monkeypatch.setattr(lock, "STALE", 0.2)
     with workdir.lock(tmp_path):
         assert json.loads(elsewhere.read_text())["pid"] == os.getpid()
-    said = capsys.readouterr().err
-    assert "Process 7 on elsewhere uses the workdir" in said and "sign of life" in said
+    said = caplog.text
+    assert "Process 7 on elsewhere uses the workdir" in said and "for a heartbeat" in said
     assert "no longer uses the workdir" in said and "taking over" in said
 
 

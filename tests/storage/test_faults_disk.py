@@ -48,11 +48,15 @@ def small_disk(scenario):
     [
         (
             "checkpoint",
-            "for the checkpoint of step 20 in .*it takes .* MB, and 0.0 MB are free",
+            "for the checkpoint of step 20 in .*it needs .* MB, and 0.0 MB are free",
             10,
         ),
-        ("half a checkpoint", "for the .*checkpoint.* The checkpoint of step 30 is good", 30),
-        ("events", "for losses and metrics in .* 0.0 MB are free there. Checkpoints are kept", 30),
+        ("half a checkpoint", "for the .*checkpoint.* The checkpoint of step 30 is intact", 30),
+        (
+            "events",
+            "for losses and metrics in .* 0.0 MB are free there. Checkpoints are intact",
+            30,
+        ),
         ("autoencoder", "for autoencoder.msgpack in .*run: 0.0 MB are free", 60),
         ("embeddings", "for embeddings.npy in .*run: 0.0 MB are free", 60),
         ("metrics", "in .*: 0.0 MB are free", 60),
@@ -63,7 +67,7 @@ def test_a_disk_that_is_full_ends_a_run_with_one_message(moment, message, newest
     found = small_disk("run")[moment]
     last = found["said"].strip().splitlines()[-1]
     assert found["status"] == 2, found["said"]
-    assert last.startswith("Error: No space left ") and "Make room, and run the same" in last
+    assert last.startswith("Error: No space left ") and "Free some space and run the same" in last
     assert re.search(message, last), last
     assert "Traceback" not in found["said"]
     assert found["newest"] == newest and not found["torn"]

@@ -73,7 +73,7 @@ def test_after_all_that_parameters_metrics_and_history_are_the_same_bits(chain, 
     [
         (("SIGUSR1", "step"), "stage1: stopped by SIGUSR1 after step"),
         (("maintenance", "step"), "Maintenance is announced (TERMINATE_ON_HOST_MAINTENANCE)"),
-        (("SIGTERM", "evaluation"), "Stopped by SIGTERM; what was finished is kept."),
+        (("SIGTERM", "evaluation"), "Stopped by SIGTERM; everything finished so far is saved."),
     ],
 )
 def test_who_is_asked_to_stop_says_what_is_kept_and_how_to_go_on(chain, key, told):

@@ -107,7 +107,7 @@ def saved(directory, step=None):
         shutil.copytree(directory / "stage1" / str(step), folder / str(step))
     store = checkpoint.Checkpoints(folder, keep=9)
     like = jax.eval_shape(partial(init_state, game()), jax.random.key(0))
-    state, info = store.restore(like, say=print)
+    state, info = store.restore(like)
     store.close()
     return plain(state), info
 

@@ -140,7 +140,7 @@ def test_divergence_stops_names_step_and_loss_and_keeps_the_last_checkpoint(tmp_
     "args, message",
     [
         (["--config.metod=pm"], "Did you mean 'config.method'?"),
-        (["--config.data.batch_size=33", "--config.devices=2"], "cannot be divided over 2 devices"),
+        (["--config.data.batch_size=33", "--config.devices=2"], "is not divisible by 2 devices"),
         (["--confg=x"], "Did you mean '--config'"),
         (["--config.seed=5"], "config.seed: 0 there, 5 now"),
     ],

@@ -113,7 +113,7 @@ def test_a_checkpoint_of_stage_2_is_the_prior_of_that_step(run):
 
 def test_a_checkpoint_s_workdir_is_not_trained(run):
     folder = snapshots.from_checkpoint(run, "10")
-    with pytest.raises(UserError, match=f"a model kept of the run in {run},"):
+    with pytest.raises(UserError, match=f"a snapshot of the run in {run},"):
         workdir.claim(config.read(run / "config.json"), folder)
 
 
@@ -137,7 +137,7 @@ def test_where_there_is_no_checkpoint_at_all_it_is_told(tmp_path):
 def test_a_damaged_checkpoint_is_told_and_left_as_it_is(run):
     folder = run / "checkpoints" / "stage1" / "20"
     (folder / "SHA256SUMS").write_text("")
-    with pytest.raises(UserError, match="20 is damaged .* Take another one"):
+    with pytest.raises(UserError, match="20 is damaged .* Use another one"):
         snapshots.from_checkpoint(run, "latest")
     assert folder.is_dir() and not (run / "at-20").exists()
 
