@@ -193,7 +193,7 @@ def _curve(axis: Any, name: str, steps: np.ndarray, values: np.ndarray) -> None:
     smooth = np.convolve(mean, window, "same") / np.convolve(np.ones(len(mean)), window, "same")
     axis.plot(middle, mean, color=BLUE, alpha=0.35, lw=0.6)
     axis.fill_between(middle, low, high, color=BLUE, alpha=0.18, lw=0)
-    axis.plot(middle, smooth, color=BLUE, lw=1.4)
+    axis.plot(middle, smooth, color=BLUE, lw=1.4, marker="." if len(middle) == 1 else "")
     if values.min() > 0 and values.max() > 20 * values.min():
         axis.set_yscale("log")
         axis.yaxis.set_minor_formatter(NullFormatter())

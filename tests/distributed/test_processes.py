@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from pmjax.errors import UserError
 from pmjax.reporting import history
 from tests import soak
 from tests.distributed import host_process
+from tests.readme_example import import_example
 from tests.small_run import ROOT, SMALL
 
 
@@ -218,6 +221,22 @@ def test_an_exchange_gives_everyone_everything(pair):
 
     assert run_together([lambda: ask(0), lambda: ask(1)]) == []
     assert found == [[[0, "a"], [1, "a"]]] * 2
+
+
+def test_readme_example(pair, tmp_path, monkeypatch):
+    module = import_example("pmjax.distributed", tmp_path, monkeypatch)
+    module.require(ProcessGroup(), tmp_path, 1)
+    found = iter([10, 1000])
+    lock = threading.Lock()
+
+    def usage(folder):
+        with lock:
+            return SimpleNamespace(free=next(found))
+
+    monkeypatch.setattr(module.shutil, "disk_usage", usage)
+    errors = run_together([partial(module.require, group, tmp_path, 100) for group in pair])
+    assert len(errors) == 2 and len({str(error) for error in errors}) == 1
+    assert "has less than 100 bytes free: process " in str(errors[0])
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -7,8 +7,9 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from pmjax.errors import UserError
-from pmjax.reporting import console, history
+from pmjax.reporting import console, history, run_log
 from pmjax.reporting.run_log import RunLog
+from tests.readme_example import import_example
 
 
 def write_rows(workdir, stages):
@@ -136,3 +137,17 @@ def test_other_processes_append_values_and_log_lines_to_their_file(tmp_path):
         "stage1  25  loss/a 0.5  loss/b 2",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+
+
+def test_readme_example(tmp_path, monkeypatch):
+    (tmp_path / "code").mkdir()
+    module = import_example("pmjax.reporting", tmp_path / "code", monkeypatch)
+    monkeypatch.setattr(run_log, "LOGGERS", (*run_log.LOGGERS, module.CsvFile))
+    write_rows(tmp_path, {"stage1": [10, 20, 30]})
+    writer = RunLog(tmp_path)
+    writer.resume("stage1", 20)
+    writer.scalars("stage1", 25, {"loss/a": 0.5})
+    writer.close()
+    written = (tmp_path / "csv" / "stage1.csv").read_text().splitlines()
+    assert written == ["10,loss/a,10.0", "20,loss/a,20.0", "25,loss/a,0.5"]
+    assert steps_of(tmp_path, "stage1") == [10, 20, 25]
