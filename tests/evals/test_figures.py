@@ -89,7 +89,7 @@ def test_the_moments_of_each_coordinate_are_drawn(dim, tmp_path, monkeypatch):
     z = np.random.default_rng(0).normal(3, 2, (400, dim)).astype("f")
     z[:, -1] = 0.5  # a coordinate that says nothing is uncorrelated with all others
     canvases = []
-    monkeypatch.setattr(figures, "_png", lambda canvas, *args: canvases.append(canvas))
+    monkeypatch.setattr(figures.plots, "save", lambda canvas, *args: canvases.append(canvas))
     figures._moments(SimpleNamespace(embeddings=lambda split: {"train": z}[split]), tmp_path)
     mean, variance, correlations = canvases[0].axes[:3]
     np.testing.assert_allclose(mean.lines[-1].get_ydata(), z.mean(0), rtol=1e-6)

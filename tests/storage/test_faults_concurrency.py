@@ -20,23 +20,23 @@ from tests.small_run import ROOT, SMALL, run_command
 HOLD = """
 import sys, time
 from pathlib import Path
-from pmjax import workdir
-with workdir.held(Path(sys.argv[1])):
-    print("held", flush=True)
+from pmjax.storage import workdir
+with workdir.lock(Path(sys.argv[1])):
+    print("locked", flush=True)
     time.sleep(600)
 """
 
-# It takes the system's lock, and says who it is when it is told to.
+# Takes the system's lock, and writes the owner's file once it reads a line.
 LATE = (
     """
 import sys
-from pmjax.datasets import _lock
-claim = _lock._claim
+from pmjax.storage import lock
+claim = lock._claim
 def late(*args):
-    print("locked", flush=True)
+    print("flock", flush=True)
     sys.stdin.readline()
     return claim(*args)
-_lock._claim = late
+lock._claim = late
 """
     + HOLD
 )
@@ -63,7 +63,7 @@ def started(code, folder, said):
 @pytest.fixture
 def holder(tmp_path):
     """A process that trains in tmp_path/run, as far as others can see."""
-    with started(HOLD, tmp_path / "run", "held") as process:
+    with started(HOLD, tmp_path / "run", "locked") as process:
         yield process
 
 
@@ -102,13 +102,13 @@ def test_who_is_refused_waits_until_the_first_has_said_who_it_is(
     folder.mkdir()
     if before != "none":
         (folder / ".run.owner").write_text(dead if before == "dead" else "")
-    with started(LATE, folder, "locked") as first:
+    with started(LATE, folder, "flock") as first:
 
         def sleep(seconds):  # until the next look
             monkeypatch.undo()
             first.stdin.write("\n")
             first.stdin.flush()
-            assert first.stdout.readline() == "held\n"
+            assert first.stdout.readline() == "locked\n"
 
         monkeypatch.setattr(lock, "GRACE", 600.0)
         monkeypatch.setattr(lock.time, "sleep", sleep)
@@ -119,7 +119,7 @@ def test_who_is_refused_waits_until_the_first_has_said_who_it_is(
 
 def test_a_first_that_never_says_who_it_is_is_not_taken_for_a_dead_one(dead, tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "GRACE", 0.1)
-    with started(LATE, tmp_path, "locked"):
+    with started(LATE, tmp_path, "flock"):
         (tmp_path / ".run.owner").write_text(dead)
         with pytest.raises(UserError, match="Another process uses the workdir"):
             with workdir.lock(tmp_path):
@@ -274,7 +274,7 @@ def test_of_many_that_start_at_once_one_gets_the_workdir(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     (winner,) = [p for p in processes if p.poll() is None]
-    assert winner.stdout.readline() == "held\n"
+    assert winner.stdout.readline() == "locked\n"
     winner.kill()
     for process in processes:
         error = process.communicate()[1]
