@@ -19,6 +19,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
 from pmjax import errors
 from pmjax.distributed.processes import TIMEOUT, Connection, ProcessGroup, ProcessSpec, processes
 from pmjax.errors import UserError
@@ -83,8 +87,6 @@ def join(spec: ProcessSpec, shared: dict[str, Any]) -> ProcessGroup:
     """
     if spec.count == 1 and not spec.detect:
         return ProcessGroup()
-    import jax
-
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # `signals` handles SIGTERM
     timeouts: dict[str, Any] = {
@@ -124,10 +126,6 @@ def connect(spec: ProcessSpec, shared: dict[str, Any]) -> tuple[dict[int, Connec
 
 def _detected(spec: ProcessSpec) -> ProcessSpec:
     """Completes a specification with what JAX detected; process 0 sends the others its address."""
-    import jax
-    import numpy as np
-    from jax.experimental import multihost_utils
-
     address = np.zeros(64, np.uint8)
     if jax.process_index() == 0:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -193,8 +191,7 @@ def _accept(
     if missing:
         why = (
             f"{processes(missing).capitalize()} did not connect to {spec.coordinator} within "
-            f"{spec.timeout:.0f} s (PMJAX_HOST_TIMEOUT). Were they started, and can they "
-            "reach it?"
+            f"{spec.timeout:.0f} s (PMJAX_HOST_TIMEOUT). Were they started, and can they reach it?"
         )
     if differences:
         listed = "\n".join(differences)

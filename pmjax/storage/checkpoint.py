@@ -203,11 +203,9 @@ class Checkpoints:
     def _kept(self) -> str:
         """Returns a sentence on the newest complete checkpoint."""
         steps = [int(p.name) for p in self._directory.glob("*") if p.name.isdigit()]
-        return (
-            f"The checkpoint of step {max(steps)} is intact."
-            if steps
-            else "No checkpoint was saved yet."
-        )
+        if not steps:
+            return "No checkpoint was saved yet."
+        return f"The checkpoint of step {max(steps)} is intact."
 
     def _remove_unfinished(self) -> None:
         """Removes checkpoints that a full disk or a kill cut short; Orbax ignores them."""
@@ -263,7 +261,7 @@ def _file_digest(path: Path) -> str:
 
 
 def _check_files(folder: Path) -> bool:
-    """Raises an error that names a file that differs from the list; returns if there is a list."""
+    """Returns whether a checkpoint has a list of digests; an error names a file that differs."""
     if not (folder / FILES).exists():
         return False
     known = {}

@@ -180,8 +180,8 @@ def _alive(pid: Any) -> bool:
         os.kill(pid, 0)
     except (ProcessLookupError, TypeError):
         return False
-    except PermissionError:
-        return True
+    except PermissionError:  # a process of another user
+        pass
     return True
 
 
