@@ -309,7 +309,7 @@ def test_an_owner_on_another_host_is_waited_for_while_it_lives(
 ):
     looks = []
 
-    def sleep(seconds):  # until the next look: a sign of life each time, and then the end
+    def sleep(seconds):  # until the next look: a heartbeat each time, and then the end
         looks.append(seconds)
         os.utime(elsewhere) if len(looks) < 5 else elsewhere.unlink()
 

@@ -9,7 +9,7 @@ import pytest
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this is not glibc")
 
 
-def test_freed_memory_is_kept_until_it_is_given_back():
+def test_freed_memory_is_kept_until_it_is_returned():
     code = """
 import resource
 from pathlib import Path

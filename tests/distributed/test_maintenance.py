@@ -4,7 +4,7 @@ from pmjax.distributed import maintenance
 from tests.killed_process import announcer
 
 
-def test_no_proxy_is_asked(monkeypatch, caplog):
+def test_no_proxy_is_used(monkeypatch, caplog):
     monkeypatch.setenv("PMJAX_MAINTENANCE_URL", "")  # which the server sets
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):

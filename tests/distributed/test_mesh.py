@@ -21,7 +21,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize("mode, devices", [("jit", 4), ("jit", 8), ("pmap", 8)])
-def test_a_divided_table_gives_the_rows_that_are_asked_for(mode, devices):
+def test_a_divided_table_gives_the_requested_rows(mode, devices):
     mesh = make_mesh(devices)
     table, divided = place_dataset(IMAGES, mesh, budget=IMAGES.nbytes)
     assert divided == IMAGES.shape[1:]
@@ -39,7 +39,7 @@ def test_a_divided_table_gives_the_rows_that_are_asked_for(mode, devices):
         np.testing.assert_array_equal(found, IMAGES[rows], err_msg=name)
 
 
-def test_a_device_may_have_nothing_of_the_table():
+def test_a_device_may_have_no_rows_of_the_table():
     table, _ = place_dataset(IMAGES[:9], make_mesh(8), budget=IMAGES[:9].nbytes)
     np.testing.assert_array_equal(table.reshape(-1, 2, 2, 3)[:9], IMAGES[:9])
 
@@ -60,7 +60,7 @@ def test_shuffled_batches_need_one_capacity(devices):
     "device, expected",
     [(AbstractDevice("TPU v5 lite", 1, "tpu"), True), (AbstractDevice("cpu", None, "cpu"), False)],
 )
-def test_a_mesh_of_tpus_is_told_from_others(device, expected):
+def test_a_mesh_of_tpus_is_recognized(device, expected):
     assert not collectives.on_tpus()
     with jax.sharding.use_abstract_mesh(AbstractMesh((2,), ("batch",), abstract_device=device)):
         assert collectives.on_tpus() is expected

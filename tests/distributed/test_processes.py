@@ -106,7 +106,7 @@ def test_a_divided_table_gives_the_same_batches_on_one_process(mode, one, tmp_pa
 
 
 @pytest.mark.slow
-def test_what_one_process_saved_two_go_on_from(one, two):
+def test_two_processes_resume_a_checkpoint_of_one(one, two):
     found = np.load(two / "from_one_1.npz")
     steps = {name.split("/")[0] for name in found if name[0].isdigit()}
     assert steps == {str(step) for step in range(host_process.KEPT + 1, host_process.STEPS + 1)}
@@ -129,7 +129,7 @@ STALL = 10  # seconds, in which every process makes each of its steps even on a 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stalled", [0, 1])
-def test_a_stalled_process_is_named_within_the_timeout_and_both_go_on(stalled, one, tmp_path):
+def test_a_stalled_process_is_named_within_the_timeout_and_both_resume(stalled, one, tmp_path):
     trouble = {"TROUBLE": "SIGSTOP", "TROUBLED": str(stalled)}
     pair = start("tests/distributed/host_process.py", "trouble", tmp_path, timeout=STALL, **trouble)
     output, _ = pair[1 - stalled].communicate(timeout=200)
@@ -184,13 +184,13 @@ def test_a_process_that_makes_no_step_is_named(impatient_pair):
     wait_for_end(first, "process 1 made no step")
 
 
-def test_a_process_that_gives_no_sign_of_life_is_named(impatient_pair):
+def test_a_process_without_heartbeats_is_named(impatient_pair):
     first, second = impatient_pair
     second._closed = True  # ends its beats; the connection stays
     wait_for_end(first, "process 1 has been silent")
 
 
-def test_who_is_behind_has_the_timeout_from_when_another_got_ahead():
+def test_the_timeout_of_a_slow_process_starts_when_another_gets_ahead():
     ends = ProcessGroup(ProcessSpec(index=0, count=3, timeout=10.0))
     ends._peers = {i: Connection(socket.socket()) for i in (1, 2)}
 
@@ -208,12 +208,12 @@ def test_who_is_behind_has_the_timeout_from_when_another_got_ahead():
     assert at(141, 6, 7, 7) == 0
 
 
-def test_who_does_not_come_to_an_exchange_is_named(impatient_pair):
+def test_a_process_that_does_not_reach_a_gather_is_named(impatient_pair):
     with pytest.raises(UserError, match="Process 1 did not reach the count"):
         impatient_pair[0].all_gather_object("the count", 3)
 
 
-def test_an_exchange_gives_everyone_everything(pair):
+def test_all_processes_gather_all_values(pair):
     found = [None, None]
 
     def ask(index):
@@ -240,7 +240,7 @@ def test_readme_example(pair, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_wish_to_stop_stops_all_after_the_same_step(pair, seed):
+def test_a_stop_request_stops_all_after_the_same_step(pair, seed):
     rng = random.Random(seed)
     wishes, at = rng.randrange(2), rng.randrange(5, 20)
     made, stopped, changed = [0, 0], [None, None], threading.Condition()
@@ -266,7 +266,7 @@ def test_a_wish_to_stop_stops_all_after_the_same_step(pair, seed):
     assert stopped[0] == stopped[1] and at < stopped[0] < 1000
 
 
-def test_a_wish_to_stop_ends_the_work_that_others_wait_for(pair):
+def test_a_stop_request_ends_the_work_that_others_wait_for(pair):
     def evaluate():
         pair[1]._peers[0].send(kind="stop", by="SIGTERM on process 1")
         time.sleep(60)
@@ -277,14 +277,14 @@ def test_a_wish_to_stop_ends_the_work_that_others_wait_for(pair):
     assert "Stopped by SIGTERM" in pair[1]._answer("1 evaluation")
 
 
-def test_a_wish_to_stop_that_came_with_the_last_step_is_not_forgotten():
+def test_a_stop_request_during_the_last_step_is_not_lost():
     alone = ProcessGroup()
     alone._stop_reason = "SIGTERM"
     with pytest.raises(Stopped, match="Stopped by SIGTERM before: evaluation"):
         alone.run_on_primary("evaluation", lambda: pytest.fail("it went on"))
 
 
-def test_a_second_signal_does_not_disturb_what_the_first_began():
+def test_a_second_signal_does_not_disturb_the_first():
     alone = ProcessGroup()
     with alone.signals(steps=False):
         with pytest.raises(Stopped):

@@ -20,7 +20,7 @@ def test_lines_are_plain_and_warnings_are_marked():
     assert stream.getvalue() == "100% of 7 steps\nWarning: low disk\n"
 
 
-def test_other_packages_are_heard_of_errors_only():
+def test_only_errors_of_other_packages_are_shown():
     stream = io.StringIO()
     console.setup(stream)
     for name in ("", "jax"):

@@ -59,13 +59,13 @@ def test_the_newest_state_comes_back_bit_for_bit(tmp_path, state):
     store.close()
 
 
-def test_only_the_last_ones_are_kept(tmp_path, state):
+def test_only_the_newest_checkpoints_are_kept(tmp_path, state):
     save_all(tmp_path, state, [1, 2, 3, 4], keep=2)
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == [3, 4]
 
 
 @pytest.mark.parametrize("how", ["deleted", "cut", "flipped"])
-def test_of_a_damaged_checkpoint_the_one_before_is_used_and_said(tmp_path, state, how, caplog):
+def test_the_checkpoint_before_a_damaged_one_is_used_with_a_warning(tmp_path, state, how, caplog):
     save_all(tmp_path, state, [1, 2])
     damage(tmp_path / "2", how)
     store = checkpoint.Checkpoints(tmp_path)
@@ -79,7 +79,7 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used_and_said(tmp_path, state
     assert (tmp_path / "2").is_dir()
 
 
-def test_when_all_are_damaged_it_says_so(tmp_path, state):
+def test_all_checkpoints_damaged_is_a_user_error(tmp_path, state):
     save_all(tmp_path, state, [1, 2])
     for step in ("1", "2"):
         damage(tmp_path / step, "cut")

@@ -106,7 +106,7 @@ def test_damage_to_any_file_of_the_newest_is_named_and_the_one_before_used(
         shutil.rmtree(directory)
 
 
-def test_a_checkpoint_without_its_directory_is_passed_over(saved, state, tmp_path, caplog):
+def test_a_checkpoint_without_its_state_directory_is_skipped(saved, state, tmp_path, caplog):
     directory = tmp_path / "copy"
     shutil.copytree(saved, directory)
     shutil.rmtree(directory / "2" / "state")
@@ -125,7 +125,7 @@ def test_when_all_are_damaged_one_message_says_where(saved, state, tmp_path, cap
     assert (directory / "2").is_dir()  # nothing is deleted that might be mended
 
 
-def test_the_list_of_files_is_one_that_sha256sum_checks(saved):
+def test_sha256sum_accepts_the_list_of_files(saved):
     assert os.system(f"cd {saved / '2'} && sha256sum --check --quiet {checkpoint.FILES}") == 0
 
 
@@ -150,7 +150,7 @@ def of_earlier_version(binding, how):
 
 
 @pytest.mark.parametrize("how", ["keys", "hash"])
-def test_a_checkpoint_of_an_earlier_version_of_the_config_is_taken(how):
+def test_a_checkpoint_of_an_earlier_version_of_the_config_is_accepted(how):
     settings = config.load("configs/digits.py:runlocal")
     info = {"config": workdir.training_config(settings), "data": "a"}
     found = {"config": of_earlier_version(info["config"], how), "data": "a"}
@@ -161,7 +161,7 @@ def test_a_checkpoint_of_an_earlier_version_of_the_config_is_taken(how):
     "how, told",
     [("keys", "config.precision: 'float32' there, 'bfloat16' now"), ("hash", "the config's hash")],
 )
-def test_one_of_another_config_is_refused_with_the_keys_that_differ(how, told):
+def test_a_checkpoint_of_another_config_is_rejected_with_the_differing_keys(how, told):
     settings = config.load("configs/digits.py:runlocal", {"precision": "bfloat16"})
     info = {"config": workdir.training_config(settings), "data": "a"}
     found = {"config": of_earlier_version(info["config"], how), "data": "a"}

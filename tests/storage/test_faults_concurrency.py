@@ -75,7 +75,7 @@ def dead():
     return json.dumps({"host": platform.node(), "pid": process.pid})
 
 
-def test_a_second_run_is_refused_with_the_process_and_host_of_the_first(holder, tmp_path):
+def test_a_second_run_is_rejected_with_the_process_and_host_of_the_first(holder, tmp_path):
     done = run_command("main", *SMALL, f"--workdir={tmp_path / 'run'}")
     assert done.returncode == 2
     first = f"Process {holder.pid} on {platform.node()} uses the workdir {tmp_path / 'run'}"
@@ -84,7 +84,7 @@ def test_a_second_run_is_refused_with_the_process_and_host_of_the_first(holder, 
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_a_killed_run_leaves_a_lock_that_holds_nobody_up(holder, tmp_path):
+def test_the_lock_of_a_killed_run_blocks_nobody(holder, tmp_path):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     owner = tmp_path / "run" / ".run.owner"
@@ -95,9 +95,7 @@ def test_a_killed_run_leaves_a_lock_that_holds_nobody_up(holder, tmp_path):
 
 
 @pytest.mark.parametrize("before", ["none", "empty", "dead"])
-def test_who_is_refused_waits_until_the_first_has_said_who_it_is(
-    before, dead, tmp_path, monkeypatch
-):
+def test_a_rejection_waits_for_the_name_of_the_owner(before, dead, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     folder.mkdir()
     if before != "none":
@@ -117,7 +115,7 @@ def test_who_is_refused_waits_until_the_first_has_said_who_it_is(
                 pytest.fail("it lives")
 
 
-def test_a_first_that_never_says_who_it_is_is_not_taken_for_a_dead_one(dead, tmp_path, monkeypatch):
+def test_an_owner_that_never_writes_its_name_is_not_regarded_as_dead(dead, tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "GRACE", 0.1)
     with started(LATE, tmp_path, "flock"):
         (tmp_path / ".run.owner").write_text(dead)
@@ -126,7 +124,7 @@ def test_a_first_that_never_says_who_it_is_is_not_taken_for_a_dead_one(dead, tmp
                 pytest.fail("it lives")
 
 
-def test_an_owner_s_file_that_is_empty_holds_nobody_up(tmp_path, monkeypatch):
+def test_an_empty_owner_file_blocks_nobody(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "STALE", 10**6)
     owner = tmp_path / ".run.owner"
     owner.touch()
@@ -143,7 +141,7 @@ def test_an_owner_s_file_that_is_empty_holds_nobody_up(tmp_path, monkeypatch):
     assert not owner.exists()
 
 
-def test_on_a_full_disk_no_owner_s_file_is_left(tmp_path):
+def test_no_owner_file_remains_on_a_full_disk(tmp_path):
     full = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (0, r.RLIM_INFINITY))"
     done = subprocess.run(
         [sys.executable, "-c", HOLD.replace("with w", f"{full}\nwith w"), str(tmp_path)],
@@ -163,7 +161,7 @@ def elsewhere(tmp_path):
     return owner
 
 
-def test_a_run_on_another_host_is_refused_once_it_gives_a_sign_of_life(elsewhere, tmp_path):
+def test_a_lock_of_another_host_rejects_after_its_heartbeat(elsewhere, tmp_path):
     refused = threading.Event()
 
     def live():
@@ -182,9 +180,7 @@ def test_a_run_on_another_host_is_refused_once_it_gives_a_sign_of_life(elsewhere
     assert elsewhere.exists()
 
 
-def test_a_run_on_another_host_that_is_gone_is_taken_over_from(
-    elsewhere, tmp_path, caplog, monkeypatch
-):
+def test_the_lock_of_a_dead_host_is_taken_over(elsewhere, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(lock, "STALE", 0.2)
     with workdir.lock(tmp_path):
         assert json.loads(elsewhere.read_text())["pid"] == os.getpid()
@@ -203,7 +199,7 @@ def unsupported(monkeypatch):
     monkeypatch.setattr(lock.fcntl, "flock", flock)
 
 
-def test_without_locks_of_the_system_a_living_process_is_refused(holder, tmp_path, unsupported):
+def test_without_system_locks_a_living_owner_still_rejects(holder, tmp_path, unsupported):
     with pytest.raises(UserError, match=f"Process {holder.pid} on"):
         with workdir.lock(tmp_path / "run"):
             pytest.fail("it lives")
@@ -214,7 +210,7 @@ def test_without_locks_of_the_system_a_living_process_is_refused(holder, tmp_pat
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_who_has_just_taken_over_from_the_dead_is_not_taken_for_them(
+def test_a_new_owner_is_not_mistaken_for_the_dead_one(
     links, dead, holder, tmp_path, monkeypatch, unsupported
 ):
     owner = tmp_path / "run" / ".run.owner"
@@ -242,7 +238,7 @@ def no_link(*args):
     raise PermissionError(errno.EPERM, "no hard links here")
 
 
-def test_a_file_system_without_hard_links_will_do(dead, tmp_path, monkeypatch):
+def test_locks_work_without_hard_links(dead, tmp_path, monkeypatch):
     monkeypatch.setattr(lock.os, "link", no_link)
     owner = tmp_path / ".run.owner"
     owner.write_text(dead)
@@ -251,14 +247,14 @@ def test_a_file_system_without_hard_links_will_do(dead, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == [".run.lock"]
 
 
-def test_who_was_taken_over_from_leaves_the_other_its_file(tmp_path):
+def test_an_old_owner_does_not_remove_the_new_owner_s_file(tmp_path):
     owner = tmp_path / ".run.owner"
     with workdir.lock(tmp_path):
         owner.write_text(json.dumps({"host": "elsewhere", "pid": 7}))
     assert json.loads(owner.read_text())["pid"] == 7
 
 
-def test_of_many_that_start_at_once_one_gets_the_workdir(tmp_path):
+def test_one_of_many_simultaneous_runs_gets_the_workdir(tmp_path):
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", HOLD, str(tmp_path / "run")],

@@ -74,7 +74,7 @@ def test_a_disk_that_is_full_ends_a_run_with_one_message(moment, message, newest
 
 
 @pytest.mark.slow
-def test_after_space_is_made_each_time_the_result_has_the_same_bits(small_run):
+def test_with_space_freed_each_time_the_result_has_the_same_bits(small_run):
     end = small_disk("run")["end"]
     assert end["status"] == 0, end["said"]
     whole = {f: hashlib.sha256((small_run / f).read_bytes()).hexdigest() for f in RESULTS}
@@ -83,7 +83,7 @@ def test_after_space_is_made_each_time_the_result_has_the_same_bits(small_run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["digits None", "digits _about", "swiss_roll _points"])
-def test_a_cache_on_a_full_disk_is_told_and_made_when_there_is_space(case):
+def test_a_cache_on_a_full_disk_is_an_error_and_built_once_there_is_space(case):
     found = small_disk("cache")[case]
     assert found["said"].startswith(f"UserError: No space left for data set '{case.split()[0]}'")
     assert "--config.data.cache_dir" in found["said"]
@@ -110,7 +110,7 @@ jax.jit(lambda x: jax.numpy.sin(x).sum())(1.0)
     sys.version_info >= (3, 14) or find_spec("zstandard") is not None,
     reason="JAX compresses with zstd here, which is not checked",
 )
-def test_a_compiled_program_that_a_full_disk_has_cut_is_made_again(tmp_path):
+def test_a_compiled_program_truncated_by_a_full_disk_is_compiled_again(tmp_path):
     said, sizes = [], []
     own = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     for limit in (1000, 1 << 30, 1 << 30):

@@ -97,9 +97,7 @@ def test_free_memory_is_at_most_what_the_machine_has():
     ],
     ids=["v2 without stat", "v2", "more files than used", "no limit", "v1"],
 )
-def test_files_that_a_container_gives_up_for_the_asking_are_free(
-    files, free, tmp_path, monkeypatch
-):
+def test_reclaimable_file_cache_of_a_container_counts_as_free(files, free, tmp_path, monkeypatch):
     monkeypatch.setattr(host_memory, "_CGROUP", tmp_path)
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -107,7 +105,7 @@ def test_files_that_a_container_gives_up_for_the_asking_are_free(
     assert free_memory() == free or free is None and free_memory() > 1000
 
 
-def test_a_machine_out_of_memory_is_told_in_one_message():
+def test_too_little_memory_is_one_message():
     with pytest.raises(UserError, match="memory is too small .*Unable to allocate"):
         with resource_errors.as_user_errors():
             np.ones(1 << 45)
