@@ -12,6 +12,7 @@ import jinja2
 import markupsafe
 from PIL import Image
 
+from pmjax.config import flat
 from pmjax.reporting import history
 from pmjax.reporting.images import Figure
 from pmjax.storage import atomic
@@ -87,8 +88,8 @@ def write_report(
 ) -> Path:
     """Writes report.html of a run, with the curves of history.jsonl; returns its path."""
     rows = history.read(workdir)
-    config = dict(_flat(config))
-    facts = {name.removesuffix(".name"): config[name] for name in HEAD if name in config}
+    values = flat(config)
+    facts = {name.removesuffix(".name"): values[name] for name in HEAD if name in values}
     facts |= {row["stage"]: f"{row['step']:,} steps" for row in rows}  # the last row's remains
     page = Page(
         title,
@@ -96,7 +97,7 @@ def write_report(
         metrics=tables,
         figures=figures,
         curves=history.curves(rows),
-        config={name: json.dumps(value, default=str) for name, value in config.items()},
+        config={name: json.dumps(value, default=str) for name, value in values.items()},
     )
     return write(workdir / FILE, page)
 
@@ -131,11 +132,3 @@ def _png(figure: Figure) -> dict[str, str]:
         "shape": "wide" if width > 1.6 * height else "square",
         "source": f"data:image/png;base64,{base64.b64encode(content).decode()}",
     }
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -170,9 +170,9 @@ def ends_of_two(timeout):
         ends._closed = True
 
 
-def wait_for_end(ends, told):
+def wait_for_end(ends, reason):
     """Waits until a process would end for this reason; a busy machine may give others first."""
-    while told not in ends.ended.get(timeout=60):
+    while reason not in ends.ended.get(timeout=60):
         pass
 
 

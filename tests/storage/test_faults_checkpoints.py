@@ -122,7 +122,7 @@ def test_when_all_are_damaged_one_message_says_where(saved, state, tmp_path, cap
     with pytest.raises(UserError, match=r"All checkpoints in .*copy are damaged") as error:
         restore(directory, state, caplog)
     assert "\n" not in str(error.value) and "Delete that directory" in str(error.value)
-    assert (directory / "2").is_dir()  # nothing is deleted that might be mended
+    assert (directory / "2").is_dir()  # nothing is deleted that could be repaired
 
 
 def test_sha256sum_accepts_the_list_of_files(saved):
@@ -158,14 +158,14 @@ def test_a_checkpoint_of_an_earlier_version_of_the_config_is_accepted(how):
 
 
 @pytest.mark.parametrize(
-    "how, told",
+    "how, message",
     [("keys", "config.precision: 'float32' there, 'bfloat16' now"), ("hash", "the config's hash")],
 )
-def test_a_checkpoint_of_another_config_is_rejected_with_the_differing_keys(how, told):
+def test_a_checkpoint_of_another_config_is_rejected_with_the_differing_keys(how, message):
     settings = config.load("configs/digits.py:runlocal", {"precision": "bfloat16"})
     info = {"config": workdir.training_config(settings), "data": "a"}
     found = {"config": of_earlier_version(info["config"], how), "data": "a"}
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=message) as error:
         workdir.require_same(found, info, "stage1")
     assert "checkpoint of stage1 belongs to another config" in str(error.value)
     assert "latent_dim" not in str(error.value)

@@ -87,7 +87,9 @@ def test_a_cache_on_a_full_disk_is_an_error_and_built_once_there_is_space(case):
     found = small_disk("cache")[case]
     assert found["said"].startswith(f"UserError: No space left for data set '{case.split()[0]}'")
     assert "--config.data.cache_dir" in found["said"]
-    assert ("are free" in found["said"]) == (case == "digits None")  # told before anything is done
+    assert ("are free" in found["said"]) == (
+        case == "digits None"
+    )  # checked before anything is written
     assert not found["left"]
     assert found["after"] == loader.load(case.split()[0], "train").fingerprint
 
