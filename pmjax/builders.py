@@ -6,11 +6,9 @@ from ml_collections import ConfigDict
 from pmjax import plugins
 from pmjax.datasets import loader
 from pmjax.datasets.base import Dataset
-from pmjax.distributed import collectives
 from pmjax.errors import UserError
 from pmjax.methods.base import MethodSpec, NetBuilder, combine
 from pmjax.priors import base as priors
-from pmjax.training.optimizers import make_optimizer
 
 
 def dataset(settings: ConfigDict, split: str) -> Dataset:
@@ -30,8 +28,6 @@ def dataset(settings: ConfigDict, split: str) -> Dataset:
 
 def stage1_spec(settings: ConfigDict, shape: tuple[int, ...]) -> MethodSpec:
     """Returns the spec of stage 1 for examples of a shape; of both stages if trained jointly."""
-    axis = collectives.batch_axis(settings.parallel)
-    optimizer = make_optimizer(steps=settings.steps, **settings.optimizer)
     method = plugins.load("methods", settings.method).Method
     build = NetBuilder(
         shape=tuple(shape),
@@ -39,11 +35,9 @@ def stage1_spec(settings: ConfigDict, shape: tuple[int, ...]) -> MethodSpec:
         family=settings.nets,
         net_args=settings.nets_args.to_dict(),
         batch_norm=settings.batch_norm.to_dict(),
-        optimizer=optimizer,
         precision=settings.precision,
-        axis=axis,
     )
-    spec = method(**settings.method_args).game(build)
+    spec = method(**settings.method_args).spec(build)
     if settings.schedule == "two_stage":
         return spec
     prior = priors.make(settings.prior, settings.prior_args.to_dict())
@@ -58,7 +52,7 @@ def stage1_spec(settings: ConfigDict, shape: tuple[int, ...]) -> MethodSpec:
             f"embeddings, so its base cannot be fitted to them. Set "
             f"--config.prior_args.base_prior=gaussian."
         )
-    second = prior.game(settings.latent_dim, optimizer, axis)
+    second = prior.spec(settings.latent_dim)
     return combine(spec, second, averaged=("G", *second.averaged))
 
 
@@ -70,9 +64,7 @@ def stage2_spec(
     Nets that are initialized from the embeddings z [N, d] need them, unless only shapes matter.
     """
     chosen = prior(settings, name)
-    wanted = settings.stage2.optimizer.to_dict() | getattr(chosen, "optimizer", {})
-    optimizer = make_optimizer(steps=settings.stage2.steps, **wanted)
-    spec = chosen.game(settings.latent_dim, optimizer, collectives.batch_axis(settings.parallel))
+    spec = chosen.spec(settings.latent_dim)
     return spec if z is None else chosen.init_from_embeddings(spec, z, seed=settings.seed)
 
 

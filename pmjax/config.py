@@ -21,7 +21,7 @@ from pmjax.errors import UserError
 from pmjax.schema import METRIC_ARGS
 
 # Fields of nets that nets_args does not set.
-_FLAX_FIELDS = {"parent", "name", "latent_dim", "dtype", "axis"}
+_FLAX_FIELDS = {"parent", "name", "latent_dim", "dtype"}
 
 
 def load(reference: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:

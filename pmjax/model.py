@@ -214,8 +214,8 @@ def build(
     shape = tuple(int(size) for size in arrays["shape"])
     spec = builders.stage1_spec(settings, shape)
     return Model(
-        encoder=spec.nets["E"][0],
-        decoder=spec.nets["G"][0],
+        encoder=spec.nets["E"].module,
+        decoder=spec.nets["G"].module,
         arrays={"params": arrays["params"], "stats": arrays["stats"]},
         shape=shape,
         latent_dim=settings.latent_dim,

@@ -28,6 +28,7 @@ from pmjax.benchmarks.tpus import EXAMPLES, all_reduce_s, all_to_all_s, parse_sh
 from pmjax.distributed.compile import compile_step
 from pmjax.distributed.mesh import BATCH
 from pmjax.errors import UserError
+from pmjax.training.optimizers import stage1_optimizer
 from pmjax.training.step import init_state, train_step
 
 log = logging.getLogger(__name__)
@@ -193,12 +194,12 @@ def measure(
 
 def lowered(settings: ConfigDict, mesh: Mesh, data: tuple[int, ...]) -> jax.stages.Lowered:
     """Lowers a dispatch of stage 1 for a mesh, with the data where training places it."""
-    spec = builders.stage1_spec(settings, data[1:])
-    state = jax.eval_shape(partial(init_state, spec), jax.random.key(settings.seed))
+    spec, optimizer = builders.stage1_spec(settings, data[1:]), stage1_optimizer(settings)
+    state = jax.eval_shape(partial(init_state, spec, optimizer), jax.random.key(settings.seed))
     # As in `place_dataset`.
     divided = mesh.size > 1 and math.prod(data) > settings.data.device_budget_gb * 1e8
     table_shape = (mesh.size, -(-data[0] // mesh.size), math.prod(data[1:])) if divided else data
-    step = partial(train_step, game=spec, ema_decay=settings.ema_decay)
+    step = partial(train_step, spec=spec, optimizer=optimizer, ema_decay=settings.ema_decay)
     run = compile_step(
         step, mode="jit", mesh=mesh, gather=True, divided=data[1:] if divided else None
     )
@@ -222,9 +223,10 @@ def written_flops(settings: ConfigDict, batch_size: int, shape: tuple[int, ...])
     matrix products, which must not count as useful work.
     """
     changed = _with_batch(settings, batch_size)
-    spec = builders.stage1_spec(changed, shape)
-    state = jax.eval_shape(partial(init_state, spec), jax.random.key(changed.seed))
-    step = jax.jit(partial(train_step, game=spec, ema_decay=changed.ema_decay))
+    spec, optimizer = builders.stage1_spec(changed, shape), stage1_optimizer(changed)
+    state = jax.eval_shape(partial(init_state, spec, optimizer), jax.random.key(changed.seed))
+    one = partial(train_step, spec=spec, optimizer=optimizer, ema_decay=changed.ema_decay)
+    step = jax.jit(one)
     images = jax.ShapeDtypeStruct((batch_size, *shape), jnp.uint8)
     return step.trace(state, images).lower(lowering_platforms=("cuda",)).cost_analysis()["flops"]
 

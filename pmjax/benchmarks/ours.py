@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from pmjax import builders
 from pmjax.benchmarks.process import About, Block
 from pmjax.datasets.batches import batch_indices, stream, to_float
-from pmjax.distributed import collectives, host_memory
+from pmjax.distributed import host_memory
 from pmjax.distributed.compile import compile_step, compiler_options
 from pmjax.distributed.mesh import (
     BATCH,
@@ -33,6 +33,7 @@ from pmjax.errors import UserError
 from pmjax.evals.features import inception_2015
 from pmjax.methods.base import MethodSpec
 from pmjax.nets import base as nets
+from pmjax.training.optimizers import stage1_optimizer, stage2_optimizer
 from pmjax.training.step import TrainState, init_state, train_step
 
 PACKAGES = ("pmjax", "jax", "jaxlib", "flax", "optax", "numpy")
@@ -54,11 +55,14 @@ class TrainingStep:
         check_batch(self._batch_size, mesh, where)
         data = builders.dataset(settings, "train").data
         spec = builders.stage1_spec(settings, data.shape[1:])
+        optimizer = stage1_optimizer(settings)
         start: dict[str, Any] = {}  # what the peer starts from
         if stage == 2:
             data = start["table"] = _embeddings(spec, data, settings.seed)
             spec = builders.stage2_spec(settings, z=data)
-        state = jax.jit(partial(init_state, spec))(jax.random.key(settings.seed))
+            optimizer = stage2_optimizer(settings)
+        init = jax.jit(partial(init_state, spec, optimizer))
+        state = init(jax.random.key(settings.seed))
         arrays = (state.params, state.stats, draws(settings, stage, state, 0))
         start |= dict(zip(("params", "stats", "draws"), jax.device_get(arrays), strict=True))
 
@@ -73,9 +77,9 @@ class TrainingStep:
         self._run = compile_step(
             partial(
                 train_step,
-                game=spec,
+                spec=spec,
+                optimizer=optimizer,
                 ema_decay=settings.ema_decay,
-                axis=collectives.batch_axis(settings.parallel),
             ),
             mode=settings.parallel,
             mesh=mesh,
@@ -199,10 +203,11 @@ def draws(settings: ConfigDict, stage: int, state: TrainState, step: int) -> dic
 
 
 def _embeddings(spec: MethodSpec, data: np.ndarray, seed: int) -> np.ndarray:
-    """Encodes the data with the first weights: the time of a step does not depend on the values."""
-    state = jax.jit(partial(init_state, spec))(jax.random.key(seed))
-    params, stats, (E, _) = state.params["E"], state.stats["E"], spec.nets["E"]
-    encode = jax.jit(lambda x: nets.apply(E, params, stats, to_float(x), train=True))
+    """Encodes the data with untrained weights: a step takes the same time on any embeddings."""
+    E = spec.nets["E"]
+    x = jnp.zeros((2, *E.input_shape))
+    params, stats = jax.jit(partial(nets.init, E.module))(jax.random.key(seed), x)
+    encode = jax.jit(lambda x: nets.apply(E.module, params, stats, to_float(x), train=True))
     return np.concatenate([np.asarray(encode(data[i : i + 256])) for i in range(0, len(data), 256)])
 
 

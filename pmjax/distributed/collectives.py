@@ -1,8 +1,7 @@
-"""What a loss or a layer may ask of the whole batch, the same under `jit` and under `pmap`.
+"""Operations on the global batch, with the same result under `jit` and under `pmap`.
 
-Losses and layers are written for the global batch. Under `jit` they see it, and XLA divides the
-work over the mesh. Under `pmap` each device sees its own rows and the axis has a name; these
-functions give both the same numbers.
+Losses and layers are written for the global batch. Under `jit` they see all of it, and XLA divides
+the work over the mesh. Under `pmap` each device sees its own rows, and the batch axis has a name.
 """
 
 from collections.abc import Callable
@@ -16,46 +15,53 @@ from jax.sharding import PartitionSpec as P
 from pmjax.distributed.mesh import BATCH
 
 Array = jax.Array
+Sampler = Callable[[Array, tuple[int, ...]], Array]
 
 
 def on_tpus() -> bool:
-    """Tells whether what is traced is for a mesh of TPUs; under pmap it is not known."""
+    """Returns whether the traced function runs on a mesh of TPUs; always False under pmap."""
     mesh = jax.sharding.get_abstract_mesh()
     return not mesh.empty and mesh.abstract_device.platform == "tpu"
 
 
-def batch_axis(mode: str) -> str | None:
-    """Returns the name that the batch axis has inside a step compiled with `mode`."""
-    return BATCH if mode == "pmap" else None
+def batch_axis() -> str | None:
+    """Returns the name of the batch axis: `BATCH` while tracing under pmap, else None."""
+    try:
+        lax.axis_size(BATCH)
+    except NameError:
+        return None
+    return BATCH
 
 
-def mean(tree: Any, axis: str | None) -> Any:
-    """Averages over the devices what each computed from its own rows."""
+def mean(tree: Any) -> Any:
+    """Averages over the devices what each has computed from its own rows."""
+    axis = batch_axis()
     return tree if axis is None else lax.pmean(tree, axis)
 
 
-def sample_batch(sampler: Callable, key: Array, shape: tuple[int, ...], axis: str | None) -> Array:
-    """Draws random rows for the batch: the same for each example however it is divided.
+def sample_batch(sampler: Sampler, key: Array, shape: tuple[int, ...]) -> Array:
+    """Draws one random row per example; an example's row does not depend on the number of devices.
 
     Args:
       sampler: such as `jax.random.normal`, called with (key, shape).
       key: one key, the same on all devices.
-      shape: of this device's rows; the first size is the rows'.
-      axis: name of the batch axis, if it has one.
+      shape: of the rows to return, [N, …], as many as this device has examples.
     """
+    axis = batch_axis()
     if axis is None:
-        drawn = sampler(key, shape)
+        rows = sampler(key, shape)
         mesh = jax.sharding.get_abstract_mesh()
-        # Nothing else would tell XLA to divide what is computed from draws alone.
+        # Without the constraint XLA would not divide computations that start from random rows.
         alone = mesh.empty or mesh.size == 1
-        return drawn if alone else lax.with_sharding_constraint(drawn, P(BATCH))
-    rows = shape[0]
-    everything = sampler(key, (rows * lax.axis_size(axis), *shape[1:]))
-    return lax.dynamic_slice_in_dim(everything, lax.axis_index(axis) * rows, rows)
+        return rows if alone else lax.with_sharding_constraint(rows, P(BATCH))
+    num = shape[0]
+    all_rows = sampler(key, (num * lax.axis_size(axis), *shape[1:]))
+    return lax.dynamic_slice_in_dim(all_rows, lax.axis_index(axis) * num, num)
 
 
-def roll_batch(x: Array, axis: str | None) -> Array:
-    """Gives each example its successor in the global batch, the last one the first."""
+def roll_batch(x: Array) -> Array:
+    """Returns each example's successor in the global batch; the first follows the last."""
+    axis = batch_axis()
     if axis is None:
         return jnp.roll(x, -1, axis=0)
     size = lax.axis_size(axis)
@@ -63,16 +69,17 @@ def roll_batch(x: Array, axis: str | None) -> Array:
     return jnp.concatenate([x[1:], first])
 
 
-def all_gather(x: Array, axis: str | None) -> Array:
-    """Returns the whole batch's rows, for what compares each example with all others."""
+def all_gather(x: Array) -> Array:
+    """Returns the rows of the global batch, for losses that compare all pairs of examples."""
+    axis = batch_axis()
     return x if axis is None else lax.all_gather(x, axis, tiled=True)
 
 
 def sum_over_shards(fn: Callable, *args: Array) -> Array:
-    """Sums `fn` over the parts of the batch that the devices hold.
+    """Sums `fn` over the devices' parts of the batch.
 
-    `fn` must be a sum over examples, such as a filter's gradient. XLA would move the rows of a
-    sharded batch between devices where `fn` cuts it into pieces; here each device cuts its own.
+    `fn` must be a sum over examples, such as a filter's gradient. If `fn` slices a sharded batch,
+    XLA moves rows between devices; here each device slices its own part.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or BATCH in mesh.manual_axes:

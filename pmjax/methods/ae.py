@@ -1,12 +1,15 @@
-"""Plain autoencoder: nothing but reconstruction, the least that any claim has to beat."""
+"""Plain autoencoder: reconstruction alone, the baseline of every comparison."""
 
 import dataclasses
 
-from pmjax import errors
-from pmjax.methods.base import MethodSpec, NetBuilder, Objective, autoencode
-from pmjax.methods.losses import absolute_error, squared_error
+import jax
 
-RECONSTRUCTION = {"squared": squared_error, "absolute": absolute_error}
+from pmjax import errors
+from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared, autoencode
+from pmjax.methods.losses import RECONSTRUCTION
+from pmjax.nets.base import Nets
+
+Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,18 +19,21 @@ class Method:
     reconstruction: str = "squared"  # or 'absolute'
     batch_norm: bool = False  # a BatchNorm on the embedding
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.reconstruction not in RECONSTRUCTION:
             raise errors.unknown("reconstruction", self.reconstruction, RECONSTRUCTION)
 
-    def game(self, plan: NetBuilder) -> MethodSpec:
-        """Returns the nets E and G, and the objective who moves both."""
-        E, G = plan.encoder(batch_norm=self.batch_norm), plan.decoder()
+    def spec(self, build: NetBuilder) -> MethodSpec:
+        """Returns the nets E and G, and the objective that updates both."""
+        E = build.encoder(build.latent_norm() if self.batch_norm else None)
+        objective = Objective("autoencoder", ("E", "G"), self.autoencoder_loss)
+        return MethodSpec({"E": E, "G": build.decoder()}, self.forward, ("E", "G"), (objective,))
 
-        def autoencoder_loss(params, stats, shared, key):
-            """‖x - x̂‖²."""
-            loss = RECONSTRUCTION[self.reconstruction](shared["x"], shared["x_hat"])
-            return loss, ({"recon": loss}, stats)
+    def forward(self, nets: Nets, x: Array, key: Array) -> dict[str, Array]:
+        """Computes z = E(x), x̂ = G(z)."""
+        return autoencode(nets, x)
 
-        autoencoder = Objective("autoencoder", ("E", "G"), autoencoder_loss, plan.optimizer)
-        return MethodSpec({"E": E, "G": G}, autoencode(E[0], G[0]), ("E", "G"), (autoencoder,))
+    def autoencoder_loss(self, nets: Nets, s: Shared, key: Array) -> LossValue:
+        """‖x - x̂‖²."""
+        recon = RECONSTRUCTION[self.reconstruction](s.x, s.x_hat)
+        return recon, {"recon": recon}

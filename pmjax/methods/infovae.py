@@ -1,8 +1,8 @@
-"""InfoVAE: a VAE whose divergence is divided between each posterior and their mixture.
+"""InfoVAE: a VAE with separate weights for the posteriors' divergence and their mixture's.
 
 Zhao, Song, Ermon: InfoVAE: Balancing Learning and Inference in Variational Autoencoders (2019),
-with the maximum mean discrepancy for the divergence of q(z) from p(z). α = 0, λ = 1
-is the VAE; α = 1, λ > 0 has no KL divergence left: the MMD-VAE, or WAE-MMD with a stochastic E.
+with the maximum mean discrepancy as the divergence of q(z) from p(z). α = 0, λ = 1 is the VAE;
+α = 1, λ > 0 has no KL divergence: the MMD-VAE, or WAE-MMD with a stochastic E.
 """
 
 import dataclasses
@@ -10,51 +10,60 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from pmjax import errors
-from pmjax.distributed import collectives
-from pmjax.methods.base import MethodSpec, NetBuilder, Objective, autoencode_with_noise
+from pmjax.distributed.collectives import sample_batch
+from pmjax.methods.base import (
+    LossValue,
+    MethodSpec,
+    NetBuilder,
+    Objective,
+    Shared,
+    autoencode_with_noise,
+    num_values,
+)
 from pmjax.methods.losses import KERNELS, gaussian_kl, mmd, squared_error
+from pmjax.nets.base import Nets
+
+Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
     """Hyper-parameters, named as in the paper.
 
-    α and λ are the paper's, whose loss is in nats and sums over an example's values; all of it is
-    divided by their number here, and multiplied by twice the variance of p(x|z): the loss starts
-    with the mean ‖x - x̂‖².
+    The paper's loss is in nats and sums over an example's values. Here it is divided by their
+    number and multiplied by twice the variance of p(x|z): its first term is the mean ‖x - x̂‖².
     """
 
     alpha: float = 0.0  # 1 - α is the weight of KL(q(z|x) ‖ N(0, I))
     lambda_: float = 1000.0  # α + λ - 1 is the weight of MMD(q(z), N(0, I))
-    variance: float = 0.5  # of the Gaussian p(x|z); less weighs both divergences less
+    variance: float = 0.5  # of the Gaussian p(x|z); a smaller one weighs both divergences less
     kernel: str = "rbf"  # exp(-‖a - b‖²/C), or 'imq', C/(C + ‖a - b‖²), with C = 2·latent_dim
 
     prior = "standard_normal"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.kernel not in KERNELS:
             raise errors.unknown("kernel", self.kernel, KERNELS)
 
-    def game(self, plan: NetBuilder) -> MethodSpec:
-        """Returns the nets E and G, and the objective who moves both."""
-        E, G = plan.posterior(), plan.decoder()
-        nat = 2 * self.variance / float(np.prod(plan.shape))
-        everyone = partial(collectives.all_gather, axis=plan.axis)
-        kernel = partial(KERNELS[self.kernel], scale=2 * plan.latent_dim)
+    def spec(self, build: NetBuilder) -> MethodSpec:
+        """Returns the nets E and G, and the objective that updates both."""
+        nets = {"E": build.posterior(), "G": build.decoder()}
+        objective = Objective("autoencoder", ("E", "G"), self.autoencoder_loss)
+        return MethodSpec(nets, self.forward, ("E", "G"), (objective,))
 
-        def autoencoder_loss(params, stats, shared, key):
-            """E_q[-log p(x|z)] + (1 - α) KL(q(z|x) ‖ p(z)) + (α + λ - 1) MMD(q(z), p(z))."""
-            prior = collectives.sample_batch(jax.random.normal, key, shared["z"].shape, plan.axis)
-            recon = squared_error(shared["x"], shared["x_hat"])
-            kl = jnp.mean(gaussian_kl(shared["z"], shared["log_variance"]))
-            distance = mmd(shared["z_drawn"], prior, kernel, everyone)
-            of_one, of_all = 1 - self.alpha, self.alpha + self.lambda_ - 1
-            loss = recon + nat * (of_one * kl + of_all * distance)
-            return loss, ({"recon": recon, "kl": kl, "mmd": distance}, stats)
+    def forward(self, nets: Nets, x: Array, key: Array) -> dict[str, Array]:
+        """Computes z ~ q(z|x), x̂ = G(z)."""
+        return autoencode_with_noise(nets, x, key)
 
-        autoencoder = Objective("autoencoder", ("E", "G"), autoencoder_loss, plan.optimizer)
-        forward = autoencode_with_noise(E[0], G[0], plan.axis)
-        return MethodSpec({"E": E, "G": G}, forward, ("E", "G"), (autoencoder,))
+    def autoencoder_loss(self, nets: Nets, s: Shared, key: Array) -> LossValue:
+        """E_q[-log p(x|z)] + (1 - α) KL(q(z|x) ‖ p(z)) + (α + λ - 1) MMD(q(z), p(z))."""
+        prior = sample_batch(jax.random.normal, key, s.z.shape)
+        recon = squared_error(s.x, s.x_hat)
+        kl = jnp.mean(gaussian_kl(s.z, s.log_variance))
+        kernel = partial(KERNELS[self.kernel], scale=2 * s.z.shape[-1])
+        distance = mmd(s.z_drawn, prior, kernel)
+        divergence = (1 - self.alpha) * kl + (self.alpha + self.lambda_ - 1) * distance
+        nat = 2 * self.variance / num_values(s.x)
+        return recon + nat * divergence, {"recon": recon, "kl": kl, "mmd": distance}

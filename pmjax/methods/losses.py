@@ -1,30 +1,35 @@
-"""Losses: arrays in, a scalar out. Norms of examples are means over their values."""
+"""Losses of arrays, averaged over the batch and over the values of an example."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from pmjax.distributed import collectives
+
 Array = jax.Array
 
 
 def squared_error(a: Array, b: Array | float) -> Array:
-    """Returns the mean of (a - b)² over everything."""
+    """Returns the mean of (a - b)² over all values."""
     return jnp.mean(jnp.square(a - b))
 
 
 def absolute_error(a: Array, b: Array | float) -> Array:
-    """Returns the mean of |a - b| over everything."""
+    """Returns the mean of |a - b| over all values."""
     return jnp.mean(jnp.abs(a - b))
 
 
+RECONSTRUCTION = {"squared": squared_error, "absolute": absolute_error}
+
+
 def hinge_critic(real: Array, fake: Array) -> Array:
-    """Returns E[relu(1 - D(real))] + E[relu(1 + D(fake))], equation (12)."""
+    """Returns E[relu(1 - D(real))] + E[relu(1 + D(fake))], equation (12) of Geng et al."""
     return jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + fake))
 
 
 def hinge_generator(fake: Array) -> Array:
-    """Returns E[-D(fake)], equation (13)."""
+    """Returns E[-D(fake)], equation (13) of Geng et al."""
     return -jnp.mean(fake)
 
 
@@ -34,11 +39,11 @@ def logistic_critic(real: Array, fake: Array) -> Array:
 
 
 def logistic_generator(fake: Array) -> Array:
-    """Returns -E[log σ(D(fake))], which does not saturate."""
+    """Returns -E[log σ(D(fake))], the non-saturating loss (Goodfellow et al. 2014)."""
     return jnp.mean(jax.nn.softplus(-fake))
 
 
-# Each is (critic's loss, generator's loss).
+# The critic's loss and the generator's loss.
 ADVERSARIAL = {
     "hinge": (hinge_critic, hinge_generator),
     "logistic": (logistic_critic, logistic_generator),
@@ -46,7 +51,7 @@ ADVERSARIAL = {
 
 
 def gaussian_kl(mean: Array, log_variance: Array) -> Array:
-    """Returns KL(N(mean, variance) ‖ N(0, I)) in nats, one for each example: [N, d] to [N]."""
+    """Returns KL(N(mean, variance) ‖ N(0, I)) in nats for each example: [N, d] to [N]."""
     variance = jnp.exp(log_variance)
     return jnp.sum(jnp.square(mean) + variance - 1 - log_variance, axis=-1) / 2
 
@@ -55,8 +60,8 @@ def gradient_penalty(fn: Callable[[Array], Array], x: Array) -> Array:
     """Returns E[‖∇fn(x)‖²], summed over an example's values.
 
     Args:
-      fn: from examples [N, …] to numbers [N], each of its own example only.
-      x: where, [N, …].
+      fn: from examples [N, …] to numbers [N], each a function of its own example only.
+      x: [N, …].
     """
     gradient = jax.grad(lambda x: jnp.sum(fn(x)))(x)
     return jnp.sum(jnp.square(gradient)) / len(x)
@@ -75,28 +80,22 @@ def rbf(squared_distance: Array, scale: float) -> Array:
 KERNELS = {"imq": imq, "rbf": rbf}
 
 
-def mmd(
-    a: Array,
-    b: Array,
-    kernel: Callable[[Array], Array],
-    everyone: Callable[[Array], Array] = lambda x: x,
-) -> Array:
+def mmd(a: Array, b: Array, kernel: Callable[[Array], Array]) -> Array:
     """Returns the unbiased estimate of the squared maximum mean discrepancy (Gretton et al. 2012).
 
     Args:
-      a: examples [N, d].
-      b: examples of the other distribution, as many.
+      a: examples [N, d], rows of the global batch.
+      b: as many examples of the other distribution.
       kernel: from squared distances to similarities.
-      everyone: from this device's rows to those of all devices, whose mean is then the estimate.
     """
-    everyone_a, everyone_b = everyone(a), everyone(b)
-    num = len(everyone_a)
+    all_a, all_b = collectives.all_gather(a), collectives.all_gather(b)
+    num = len(all_a)
 
-    def others(x, y):  # similarity to all but oneself
+    def others(x: Array, y: Array) -> Array:  # mean similarity to all other examples
         return (jnp.sum(kernel(_squared_distances(x, y)), -1) - kernel(jnp.zeros(()))) / (num - 1)
 
-    cross = jnp.mean(kernel(_squared_distances(a, everyone_b)), -1)
-    return jnp.mean(others(a, everyone_a) + others(b, everyone_b) - 2 * cross)
+    cross = jnp.mean(kernel(_squared_distances(a, all_b)), -1)
+    return jnp.mean(others(a, all_a) + others(b, all_b) - 2 * cross)
 
 
 def _squared_distances(a: Array, b: Array) -> Array:

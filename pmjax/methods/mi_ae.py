@@ -1,8 +1,8 @@
-"""Multidimensional interpolation: every latent coordinate is mixed by a share of its own.
+"""Multidimensional interpolation: every latent coordinate is mixed by its own share.
 
 Qian, Li, Cao, Liu, Wu, Wong: Improving Representation Learning in Autoencoders via
-Multidimensional Interpolation and Dual Regularizations (2019). After ACAI, with two additions: a
-maximum mean discrepancy to the prior on z, and an adversarial loss on what the prior generates.
+Multidimensional Interpolation and Dual Regularizations (2019). It extends ACAI by a maximum mean
+discrepancy between z and the prior, and by an adversarial loss on images of the prior.
 """
 
 import dataclasses
@@ -11,10 +11,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from pmjax.distributed import collectives
-from pmjax.methods.base import MethodSpec, NetBuilder, Objective, autoencode
+from pmjax.distributed.collectives import roll_batch, sample_batch
+from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared
 from pmjax.methods.losses import imq, mmd, squared_error
-from pmjax.nets import base as nets
+from pmjax.nets.base import Net, Nets
 
 Array = jax.Array
 
@@ -26,66 +26,56 @@ def mix(z: Array, other: Array, alpha: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
-    """Hyper-parameters; norms are means over values, and the weights those of the authors' code.
+    """Hyper-parameters; norms are means over values, the weights are those of the authors' code.
 
-    Their code also mixes embeddings with draws of the prior; here the prior's own images are
-    judged, as the paper's summary says.
+    Their code also mixes embeddings with draws of the prior. Here d rates the prior's own images,
+    as the paper's summary says.
     """
 
     mix_weight: float = 0.5  # of ‖d(x_α)‖² for the autoencoder
     generated_weight: float = 0.1  # of ‖d(G(h))‖², h ~ N(0, I), for the autoencoder
     mmd_weight: float = 0.1  # of MMD(q(z), N(0, I)), kernel C/(C + ‖a - b‖²) with C = 2·latent_dim
-    gamma: float = 0.2  # share of x in what d must take for real
-    generated_target: float = 0.5  # what d says of G(h): the farthest from data that it knows
+    gamma: float = 0.2  # share of x in the blend that d must rate as not mixed
+    generated_target: float = 0.5  # d's target for G(h): the largest share that it sees
 
     prior = "standard_normal"
 
-    def game(self, plan: NetBuilder) -> MethodSpec:
-        """Returns the nets E, G and d, and the objectives who move them; d answers in [N, d]."""
-        E, G = plan.encoder(batch_norm=False), plan.decoder()
-        d = plan.trunk(plan.latent_dim), plan.shape
-        encode = autoencode(E[0], G[0])
-        everyone = partial(collectives.all_gather, axis=plan.axis)
-        kernel = partial(imq, scale=2 * plan.latent_dim)
-
-        def forward(params, stats, batch, key):
-            def call(name, net, x):
-                return nets.apply(net[0], params[name], stats[name], x, train=True)
-
-            shared, moved = encode(params, stats, batch, key)
-            x, z, x_hat = shared["x"], shared["z"], shared["x_hat"]
-            alpha_key, prior_key = jax.random.split(key)
-            alpha = collectives.sample_batch(jax.random.uniform, alpha_key, z.shape, plan.axis) / 2
-            h = collectives.sample_batch(jax.random.normal, prior_key, z.shape, plan.axis)
-            z_alpha = mix(z, collectives.roll_batch(z, plan.axis), alpha)
-            x_alpha, x_h = jnp.split(call("G", G, jnp.concatenate([z_alpha, h])), 2)
-            blend = self.gamma * x + (1 - self.gamma) * x_hat
-            d_blend, stats_d = nets.update(d[0], params["d"], stats["d"], blend)
-            shared |= {"alpha": alpha, "h": h, "d_blend": d_blend}
-            shared |= {"d_alpha": call("d", d, x_alpha), "d_h": call("d", d, x_h)}
-            return shared, moved | {"d": stats_d}
-
-        def critic_loss(params, stats, shared, key):
-            """‖d(x_α) - α‖² + ‖d(γx + (1 - γ)x̂)‖² + ‖d(G(h)) - ½‖²."""
-            mixed = squared_error(shared["d_alpha"], shared["alpha"])
-            real = squared_error(shared["d_blend"], 0)
-            generated = squared_error(shared["d_h"], self.generated_target)
-            metrics = {"d/mix": mixed, "d/real": real, "d/generated": generated}
-            return mixed + real + generated, (metrics, stats)
-
-        def autoencoder_loss(params, stats, shared, key):
-            """‖x - x̂‖² + ω₁‖d(x_α)‖² + ω₂‖d(G(h))‖² + ω₃ MMD(q(z), N(0, I))."""
-            recon = squared_error(shared["x"], shared["x_hat"])
-            fool_mix = squared_error(shared["d_alpha"], 0)
-            fool_generated = squared_error(shared["d_h"], 0)
-            distance = mmd(shared["z"], shared["h"], kernel, everyone)
-            loss = recon + self.mix_weight * fool_mix + self.generated_weight * fool_generated
-            metrics = {"recon": recon, "fool/mix": fool_mix, "fool/generated": fool_generated}
-            return loss + self.mmd_weight * distance, (metrics | {"mmd": distance}, stats)
-
+    def spec(self, build: NetBuilder) -> MethodSpec:
+        """Returns the nets E, G and d, and the objectives that update them; d is [N, d]."""
+        d = Net(build.trunk(build.latent_dim), build.shape)
+        nets = {"E": build.encoder(), "G": build.decoder(), "d": d}
         objectives = (
-            Objective("critic", ("d",), critic_loss, plan.optimizer),
-            Objective("autoencoder", ("E", "G"), autoencoder_loss, plan.optimizer),
+            Objective("critic", ("d",), self.critic_loss),
+            Objective("autoencoder", ("E", "G"), self.autoencoder_loss),
         )
-        everything = {"E": E, "G": G, "d": d}
-        return MethodSpec(everything, forward, tuple(everything), objectives)
+        return MethodSpec(nets, self.forward, ("E", "G", "d"), objectives)
+
+    def forward(self, nets: Nets, x: Array, key: Array) -> dict[str, Array]:
+        """x_α = G(α ∘ z₁ + (1 - α) ∘ z₂), α ~ U[0, ½]ᵈ; d of x_α, G(h) and γx + (1 - γ)x̂."""
+        alpha_key, prior_key = jax.random.split(key)
+        z = nets.E(x)
+        x_hat = nets.G(z)
+        alpha = sample_batch(jax.random.uniform, alpha_key, z.shape) / 2
+        h = sample_batch(jax.random.normal, prior_key, z.shape)
+        mixed = jnp.concatenate([mix(z, roll_batch(z), alpha), h])
+        x_alpha, x_h = jnp.split(nets.G(mixed, update_stats=False), 2)
+        d_blend = nets.d(self.gamma * x + (1 - self.gamma) * x_hat)
+        d_alpha, d_h = (nets.d(image, update_stats=False) for image in (x_alpha, x_h))
+        critic = {"alpha": alpha, "h": h, "d_blend": d_blend, "d_alpha": d_alpha, "d_h": d_h}
+        return {"x": x, "z": z, "x_hat": x_hat, **critic}
+
+    def critic_loss(self, nets: Nets, s: Shared, key: Array) -> LossValue:
+        """‖d(x_α) - α‖² + ‖d(γx + (1 - γ)x̂)‖² + ‖d(G(h)) - ½‖²."""
+        mixed, real = squared_error(s.d_alpha, s.alpha), squared_error(s.d_blend, 0)
+        generated = squared_error(s.d_h, self.generated_target)
+        metrics = {"d/mix": mixed, "d/real": real, "d/generated": generated}
+        return mixed + real + generated, metrics
+
+    def autoencoder_loss(self, nets: Nets, s: Shared, key: Array) -> LossValue:
+        """‖x - x̂‖² + ω₁‖d(x_α)‖² + ω₂‖d(G(h))‖² + ω₃ MMD(q(z), N(0, I))."""
+        recon = squared_error(s.x, s.x_hat)
+        fool_mix, fool_generated = squared_error(s.d_alpha, 0), squared_error(s.d_h, 0)
+        distance = mmd(s.z, s.h, partial(imq, scale=2 * s.z.shape[-1]))
+        loss = recon + self.mix_weight * fool_mix + self.generated_weight * fool_generated
+        metrics = {"recon": recon, "fool/mix": fool_mix, "fool/generated": fool_generated}
+        return loss + self.mmd_weight * distance, metrics | {"mmd": distance}

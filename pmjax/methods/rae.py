@@ -1,7 +1,7 @@
-"""Regularized autoencoder: a deterministic rival of the VAE, with a mixture fitted to its codes.
+"""Regularized autoencoder: deterministic, with a mixture of Gaussians fitted to its embeddings.
 
 Ghosh, Sajjadi, Vergari, Black, Schölkopf: From Variational to Deterministic Autoencoders (2020):
-reconstruction + β‖z‖²/2 + λ·(one of three ways to keep the decoder smooth).
+reconstruction + β‖z‖²/2 + λ·L_REG, where L_REG is one of three ways to make the decoder smooth.
 """
 
 import dataclasses
@@ -12,16 +12,16 @@ import optax
 from flax import linen as nn
 
 from pmjax import errors
-from pmjax.distributed import collectives
-from pmjax.methods.base import MethodSpec, NetBuilder, Objective, autoencode
+from pmjax.distributed.collectives import sample_batch
+from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared, autoencode
 from pmjax.methods.losses import squared_error
-from pmjax.nets import base as nets
+from pmjax.nets.base import Nets
 
 Array = jax.Array
 
 
 class SpectrallyNormalized(nn.Module):
-    """G with every weight matrix over its largest singular value (Miyato et al. 2018)."""
+    """G with every weight matrix divided by its largest singular value (Miyato et al. 2018)."""
 
     decoder: nn.Module
 
@@ -46,36 +46,35 @@ class Method:
 
     prior = "gmm"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.regularizer not in REGULARIZERS:
             raise errors.unknown("regularizer", self.regularizer, REGULARIZERS)
 
-    def game(self, plan: NetBuilder) -> MethodSpec:
-        """Returns the nets E and G, and the objective who moves both."""
-        E, (decoder, latent) = plan.encoder(batch_norm=False), plan.decoder()
-        if self.regularizer == "spectral_norm":
-            decoder = SpectrallyNormalized(decoder)
-        G = decoder, latent
+    def spec(self, build: NetBuilder) -> MethodSpec:
+        """Returns the nets E and G, and the objective that updates both."""
+        wrap = SpectrallyNormalized if self.regularizer == "spectral_norm" else None
+        nets = {"E": build.encoder(), "G": build.decoder(wrap)}
+        objective = Objective("autoencoder", ("E", "G"), self.autoencoder_loss)
+        return MethodSpec(nets, self.forward, ("E", "G"), (objective,))
 
-        def jacobian(params, stats, z, key):
-            """E‖∂G/∂z‖² over the number of values, by one random projection for each example."""
-            x_hat, pull_back = jax.vjp(
-                lambda z: nets.apply(G[0], params["G"], stats["G"], z, train=True), z
-            )
-            projection = collectives.sample_batch(jax.random.normal, key, x_hat.shape, plan.axis)
-            return jnp.sum(jnp.square(pull_back(projection)[0])) / x_hat.size
+    def forward(self, nets: Nets, x: Array, key: Array) -> dict[str, Array]:
+        """Computes z = E(x), x̂ = G(z)."""
+        return autoencode(nets, x)
 
-        def autoencoder_loss(params, stats, shared, key):
-            """‖x - x̂‖² + β ‖z‖²/2 + λ L_REG(G)."""
-            recon = squared_error(shared["x"], shared["x_hat"])
-            norm = jnp.mean(jnp.sum(jnp.square(shared["z"]), -1)) / 2
-            loss, metrics = recon + self.embedding_weight * norm, {"recon": recon, "norm": norm}
-            if self.regularizer == "l2":
-                loss += self.l2_weight * optax.tree.norm(params["G"], squared=True)
-            if self.regularizer == "gradient_penalty":
-                metrics["jacobian"] = jacobian(params, stats, shared["z"], key)
-                loss += self.gradient_weight * metrics["jacobian"] / 2
-            return loss, (metrics, stats)
+    def autoencoder_loss(self, nets: Nets, s: Shared, key: Array) -> LossValue:
+        """‖x - x̂‖² + β ‖z‖²/2 + λ L_REG, L_REG = ‖θ_G‖² ('l2') or ‖∂G/∂z‖²/2 (the penalty)."""
+        recon, norm = squared_error(s.x, s.x_hat), jnp.mean(jnp.sum(jnp.square(s.z), -1)) / 2
+        loss, metrics = recon + self.embedding_weight * norm, {"recon": recon, "norm": norm}
+        if self.regularizer == "l2":
+            loss += self.l2_weight * optax.tree.norm(nets.G.params, squared=True)
+        if self.regularizer == "gradient_penalty":
+            metrics["jacobian"] = jacobian(nets, s, key)
+            loss += self.gradient_weight * metrics["jacobian"] / 2
+        return loss, metrics
 
-        autoencoder = Objective("autoencoder", ("E", "G"), autoencoder_loss, plan.optimizer)
-        return MethodSpec({"E": E, "G": G}, autoencode(E[0], G[0]), ("E", "G"), (autoencoder,))
+
+def jacobian(nets: Nets, s: Shared, key: Array) -> Array:
+    """E‖∂G/∂z‖² over the number of values, by one random projection for each example."""
+    x_hat, pull_back = jax.vjp(lambda z: nets.G(z, update_stats=False), s.z)
+    projection = sample_batch(jax.random.normal, key, x_hat.shape)
+    return jnp.sum(jnp.square(pull_back(projection)[0])) / x_hat.size

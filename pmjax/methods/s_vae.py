@@ -8,25 +8,24 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
-from pmjax.datasets.batches import to_float
 from pmjax.errors import UserError
 from pmjax.methods import von_mises_fisher as vmf
-from pmjax.methods.base import MethodSpec, NetBuilder, Objective, Sphere
+from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared, num_values
 from pmjax.methods.losses import squared_error
-from pmjax.nets import base as nets
+from pmjax.nets.base import Net, Nets
+from pmjax.nets.heads import Sphere
 
 Array = jax.Array
 
-# κ starts near 5·d, with draws whose mean is 0.9 long. Much less drowns the mean in noise before
-# G has learned to use it, and everything becomes one blur.
-_START = 5.0
+# κ starts near 5·d, where the mean of a draw has length 0.9. A much smaller κ drowns the mean in
+# noise before G has learned to use it, and all reconstructions become the same blur.
+_INITIAL_KAPPA = 5.0
 
 
 class Direction(nn.Module):
-    """E of the posterior q(z|x) = vMF(mean, κ) on the unit sphere; its mean is the embedding."""
+    """E of the posterior q(z|x) = vMF(mean, κ) on the unit sphere; the mean is the embedding."""
 
     trunk: nn.Module
 
@@ -39,12 +38,12 @@ class Direction(nn.Module):
         """Maps examples [N, …] to the mean direction [N, d] and the concentration κ [N]."""
         out = self.trunk(x, train=train)
         dim = out.shape[-1] - 1
-        kappa = 1 + dim * jax.nn.softplus(_START + out[:, dim])
+        kappa = 1 + dim * jax.nn.softplus(_INITIAL_KAPPA + out[:, dim])
         return Sphere()(out[:, :dim], train=train), kappa
 
 
 class ScaledDecoder(nn.Module):
-    """G; the net inside sees a sphere of radius √d, whose coordinates have variance one."""
+    """G; the net inside sees a sphere of radius √d, whose coordinates have variance 1."""
 
     decoder: nn.Module
 
@@ -58,7 +57,7 @@ class Method:
     """Hyper-parameters.
 
     The loss is the negative ELBO in nats, over an example's number of values, times twice the
-    variance of p(x|z): it starts with the mean ‖x - x̂‖².
+    variance of p(x|z): its first term is the mean ‖x - x̂‖².
     """
 
     beta: float = 1.0  # weight of the KL divergence
@@ -66,32 +65,25 @@ class Method:
 
     prior = "sphere_uniform"
 
-    def game(self, plan: NetBuilder) -> MethodSpec:
-        """Returns the nets E and G, and the objective who moves both."""
-        if plan.latent_dim < 2:
-            raise UserError(f"latent_dim={plan.latent_dim} has no sphere: take 2 or more.")
-        E = Direction(plan.trunk(plan.latent_dim + 1)), plan.shape
-        decoder, latent = plan.decoder()
-        G = ScaledDecoder(decoder), latent
-        nat = 2 * self.variance / float(np.prod(plan.shape))
+    def spec(self, build: NetBuilder) -> MethodSpec:
+        """Returns the nets E and G, and the objective that updates both."""
+        if build.latent_dim < 2:
+            raise UserError(f"latent_dim={build.latent_dim} has no sphere: use 2 or more.")
+        E = Net(Direction(build.trunk(build.latent_dim + 1)), build.shape)
+        nets = {"E": E, "G": build.decoder(ScaledDecoder)}
+        objective = Objective("autoencoder", ("E", "G"), self.autoencoder_loss)
+        return MethodSpec(nets, self.forward, ("E", "G"), (objective,))
 
-        def forward(params, stats, batch, key):
-            """The draw z ~ vMF(mean, κ) of each posterior, and x̂ = G(z)."""
-            x = to_float(batch)
-            (mean, kappa), stats_E = nets.update(
-                E[0], params["E"], stats["E"], x, method="posterior"
-            )
-            z_drawn = vmf.sample(mean, kappa, key, plan.axis)
-            x_hat, stats_G = nets.update(G[0], params["G"], stats["G"], z_drawn)
-            shared = {"x": x, "z": mean, "kappa": kappa, "z_drawn": z_drawn, "x_hat": x_hat}
-            return shared, stats | {"E": stats_E, "G": stats_G}
+    def forward(self, nets: Nets, x: Array, key: Array) -> dict[str, Array]:
+        """Computes z ~ vMF(mean, κ), x̂ = G(z)."""
+        mean, kappa = nets.E.posterior(x)
+        z_drawn = vmf.sample(mean, kappa, key)
+        x_hat = nets.G(z_drawn)
+        return {"x": x, "z": mean, "kappa": kappa, "z_drawn": z_drawn, "x_hat": x_hat}
 
-        def autoencoder_loss(params, stats, shared, key):
-            """E_q[-log p(x|z)] + β KL(vMF(mean, κ) ‖ uniform)."""
-            recon = squared_error(shared["x"], shared["x_hat"])
-            kl = jnp.mean(vmf.kl_from_uniform(plan.latent_dim, shared["kappa"]))
-            metrics = {"recon": recon, "kl": kl, "kappa": shared["kappa"].mean()}
-            return recon + nat * self.beta * kl, (metrics, stats)
-
-        autoencoder = Objective("autoencoder", ("E", "G"), autoencoder_loss, plan.optimizer)
-        return MethodSpec({"E": E, "G": G}, forward, ("E", "G"), (autoencoder,))
+    def autoencoder_loss(self, nets: Nets, s: Shared, key: Array) -> LossValue:
+        """E_q[-log p(x|z)] + β KL(vMF(mean, κ) ‖ uniform)."""
+        recon = squared_error(s.x, s.x_hat)
+        kl = jnp.mean(vmf.kl_from_uniform(s.z.shape[-1], s.kappa))
+        nat = 2 * self.variance / num_values(s.x)
+        return recon + nat * self.beta * kl, {"recon": recon, "kl": kl, "kappa": s.kappa.mean()}

@@ -1,7 +1,7 @@
-"""Spherical autoencoder: in high dimensions, the sphere alone makes embeddings fit the prior.
+"""Spherical autoencoder: in high dimensions the sphere alone makes embeddings match the prior.
 
-Zhao, Zhu, Zhang: Latent Variables on Spheres for Autoencoders in High Dimensions (2019). Every z is
-centred over its coordinates, then put on the unit sphere, embeddings and draws of the prior alike.
+Zhao, Zhu, Zhang: Latent Variables on Spheres for Autoencoders in High Dimensions (2019). Embeddings
+and draws of the prior are centered over their coordinates, then projected onto the unit sphere.
 """
 
 import dataclasses
@@ -10,25 +10,27 @@ import jax
 from flax import linen as nn
 
 from pmjax.errors import UserError
-from pmjax.methods.base import Embedding, MethodSpec, NetBuilder, Objective, Sphere, autoencode
+from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared, autoencode
 from pmjax.methods.losses import squared_error
+from pmjax.nets.base import Nets
+from pmjax.nets.heads import Sphere
 
 Array = jax.Array
 
 
-class CentredSphere(nn.Module):
-    """Subtracts from each z [N, d] the mean of its own coordinates, and divides by the norm."""
+class CenteredSphere(nn.Module):
+    """Subtracts from each z the mean of its coordinates, and projects it onto the unit sphere."""
 
     @nn.compact
     def __call__(self, z: Array, *, train: bool) -> Array:
-        """Maps [N, d] to [N, d]; what it has mapped already stays as it is."""
+        """Maps [N, d] to [N, d]; applied twice it is the same as once."""
         return Sphere()(z - z.mean(-1, keepdims=True), train=train)
 
 
 class SphericalDecoder(nn.Module):
-    """G, which puts whatever it is given on the sphere first.
+    """G, which first projects its input onto the sphere.
 
-    The net inside sees radius √d, coordinates of variance one, with which it learns faster.
+    The net inside sees radius √d, coordinates of variance 1, with which it learns faster.
     """
 
     decoder: nn.Module
@@ -36,7 +38,7 @@ class SphericalDecoder(nn.Module):
     @nn.compact
     def __call__(self, z: Array, *, train: bool) -> Array:
         """Maps z [N, d] to examples [N, …]."""
-        z = CentredSphere()(z, train=train)
+        z = CenteredSphere()(z, train=train)
         return self.decoder(z.shape[-1] ** 0.5 * z, train=train)
 
 
@@ -46,21 +48,22 @@ class Method:
 
     prior = "sphere_uniform"
 
-    def game(self, plan: NetBuilder) -> MethodSpec:
-        """Returns the nets E and G, and the objective who moves both."""
-        if plan.latent_dim < 3:
+    def spec(self, build: NetBuilder) -> MethodSpec:
+        """Returns the nets E and G, and the objective that updates both."""
+        if build.latent_dim < 3:
             raise UserError(
-                f"latent_dim={plan.latent_dim} leaves too little of a sphere once coordinates are "
-                f"centred: take 3 (a circle), 4 (a sphere) or more."
+                f"latent_dim={build.latent_dim} leaves too little of a sphere after centering: "
+                f"use 3 (a circle), 4 (a sphere) or more."
             )
-        E = Embedding(plan.trunk(plan.latent_dim), CentredSphere()), plan.shape
-        decoder, latent = plan.decoder()
-        G = SphericalDecoder(decoder), latent
+        nets = {"E": build.encoder(CenteredSphere()), "G": build.decoder(SphericalDecoder)}
+        objective = Objective("autoencoder", ("E", "G"), self.autoencoder_loss)
+        return MethodSpec(nets, self.forward, ("E", "G"), (objective,))
 
-        def autoencoder_loss(params, stats, shared, key):
-            """‖x - x̂‖²."""
-            loss = squared_error(shared["x"], shared["x_hat"])
-            return loss, ({"recon": loss}, stats)
+    def forward(self, nets: Nets, x: Array, key: Array) -> dict[str, Array]:
+        """Computes z = E(x), x̂ = G(z)."""
+        return autoencode(nets, x)
 
-        autoencoder = Objective("autoencoder", ("E", "G"), autoencoder_loss, plan.optimizer)
-        return MethodSpec({"E": E, "G": G}, autoencode(E[0], G[0]), ("E", "G"), (autoencoder,))
+    def autoencoder_loss(self, nets: Nets, s: Shared, key: Array) -> LossValue:
+        """‖x - x̂‖²."""
+        recon = squared_error(s.x, s.x_hat)
+        return recon, {"recon": recon}

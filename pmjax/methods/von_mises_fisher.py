@@ -75,34 +75,31 @@ def _debye(order: float, kappa: Array) -> Array:
     return -jnp.log(square) / 4 + jnp.log1p(first / order + second / order**2)
 
 
-def sample(mean: Array, kappa: Array, key: Array, axis: str | None) -> Array:
+def sample(mean: Array, kappa: Array, key: Array) -> Array:
     """Draws z = t·mean + √(1 - t²)·v, v uniform across the mean; differentiable in both.
 
     Args:
       mean: [N, dim] of norm one.
       kappa: [N].
       key: one key for the global batch.
-      axis: name of the batch axis, if it has one.
     """
     cosine_key, across_key = jax.random.split(key)
-    t = _cosine(mean.shape[-1], kappa, cosine_key, axis)[:, None]
-    across = collectives.sample_batch(jax.random.normal, across_key, mean.shape, axis)
+    t = _cosine(mean.shape[-1], kappa, cosine_key)[:, None]
+    across = collectives.sample_batch(jax.random.normal, across_key, mean.shape)
     across -= jnp.sum(across * mean, -1, keepdims=True) * mean
     across /= jnp.linalg.norm(across, axis=-1, keepdims=True)
     z = t * mean + jnp.sqrt(1 - t**2) * across
     return z / jnp.linalg.norm(z, axis=-1, keepdims=True)  # noise along the mean loses digits
 
 
-def _cosine(dim: int, kappa: Array, key: Array, axis: str | None) -> Array:
+def _cosine(dim: int, kappa: Array, key: Array) -> Array:
     """Draws ⟨mean, z⟩ [N] by rejection (Wood 1994), with the exact gradient in κ."""
     fixed = lax.stop_gradient(kappa)[:, None]
     beta_key, uniform_key = jax.random.split(key)
     shape = (len(kappa), _PROPOSALS)
     half = (dim - 1) / 2
-    beta = collectives.sample_batch(
-        lambda k, s: jax.random.beta(k, half, half, s), beta_key, shape, axis
-    )
-    uniform = collectives.sample_batch(jax.random.uniform, uniform_key, shape, axis)
+    beta = collectives.sample_batch(lambda k, s: jax.random.beta(k, half, half, s), beta_key, shape)
+    uniform = collectives.sample_batch(jax.random.uniform, uniform_key, shape)
     b = half / (fixed + jnp.sqrt(fixed**2 + half**2))
     middle = (1 - b) / (1 + b)
     proposed = (1 - (1 + b) * beta) / (1 - (1 - b) * beta)

@@ -1,7 +1,7 @@
-"""Wasserstein autoencoder whose penalty is a latent GAN.
+"""Wasserstein autoencoder with a latent GAN as its penalty.
 
 Tolstikhin, Bousquet, Gelly, Schölkopf: Wasserstein Auto-Encoders (2018), algorithm 1. They note
-that with squared error it is an adversarial autoencoder; what differs here is the weight λ.
+that with squared error it is an adversarial autoencoder; only the weight λ differs here.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ from pmjax.methods import aae
 class Method(aae.Method):
     """Hyper-parameters; norms are means over an example's values.
 
-    The paper's λ (10 on MNIST, in [0, 1], for sums over 784 values) would be 0.05 here; the
-    critic's spectral norm (they have none) makes less do.
+    The paper's λ (10 on MNIST, in [0, 1], for sums over 784 values) would be 0.05 here. The
+    critic's spectral norm, which the paper does not have, allows a smaller one.
     """
 
     weight: float = 0.02  # λ

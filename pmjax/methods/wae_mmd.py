@@ -1,17 +1,20 @@
-"""Wasserstein autoencoder whose penalty is a maximum mean discrepancy.
+"""Wasserstein autoencoder with a maximum mean discrepancy as its penalty.
 
 Tolstikhin, Bousquet, Gelly, Schölkopf: Wasserstein Auto-Encoders (2018), algorithm 2.
 """
 
 import dataclasses
-from functools import partial
+from typing import Any
 
 import jax
 
 from pmjax import errors
-from pmjax.distributed import collectives
-from pmjax.methods.base import MethodSpec, NetBuilder, Objective, autoencode
+from pmjax.distributed.collectives import sample_batch
+from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared, autoencode
 from pmjax.methods.losses import KERNELS, mmd, squared_error
+from pmjax.nets.base import Nets
+
+Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,26 +31,27 @@ class Method:
 
     prior = "standard_normal"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.kernel not in KERNELS:
             raise errors.unknown("kernel", self.kernel, KERNELS)
 
-    def game(self, plan: NetBuilder) -> MethodSpec:
-        """Returns the nets E and G, and the objective who moves both."""
-        E, G = plan.encoder(batch_norm=False), plan.decoder()
-        everyone = partial(collectives.all_gather, axis=plan.axis)
+    def spec(self, build: NetBuilder) -> MethodSpec:
+        """Returns the nets E and G, and the objective that updates both."""
+        nets = {"E": build.encoder(), "G": build.decoder()}
+        objective = Objective("autoencoder", ("E", "G"), self.autoencoder_loss)
+        return MethodSpec(nets, self.forward, ("E", "G"), (objective,))
 
-        def kernel(squared_distance):
-            scales = [2 * plan.latent_dim * scale for scale in self.scales]
+    def forward(self, nets: Nets, x: Array, key: Array) -> dict[str, Array]:
+        """Computes z = E(x), x̂ = G(z)."""
+        return autoencode(nets, x)
+
+    def autoencoder_loss(self, nets: Nets, s: Shared, key: Array) -> LossValue:
+        """‖x - x̂‖² + λ MMD(q(z), N(0, I))."""
+
+        def kernel(squared_distance: Array) -> Any:
+            scales = [2 * s.z.shape[-1] * scale for scale in self.scales]
             return sum(KERNELS[self.kernel](squared_distance, scale) for scale in scales)
 
-        def autoencoder_loss(params, stats, shared, key):
-            """‖x - x̂‖² + λ MMD(q(z), N(0, I))."""
-            z = shared["z"]
-            prior = collectives.sample_batch(jax.random.normal, key, z.shape, plan.axis)
-            recon = squared_error(shared["x"], shared["x_hat"])
-            penalty = mmd(z, prior, kernel, everyone)
-            return recon + self.weight * penalty, ({"recon": recon, "mmd": penalty}, stats)
-
-        autoencoder = Objective("autoencoder", ("E", "G"), autoencoder_loss, plan.optimizer)
-        return MethodSpec({"E": E, "G": G}, autoencode(E[0], G[0]), ("E", "G"), (autoencoder,))
+        prior = sample_batch(jax.random.normal, key, s.z.shape)
+        recon, distance = squared_error(s.x, s.x_hat), mmd(s.z, prior, kernel)
+        return recon + self.weight * distance, {"recon": recon, "mmd": distance}

@@ -1,18 +1,9 @@
-"""Neural nets: a family is one file that defines `Encoder`, `Decoder` and `Critic`.
+"""What a net is, how it is initialized and called, and nets bound to their parameters."""
 
-    Encoder(latent_dim=…, **common, **args)(x) -> [N, latent_dim]
-    Decoder(shape=…, **common, **args)(z)      -> [N, *shape], images within [-1, 1]
-    Critic(**common, **args)(x)                -> [N]
-    Critic.features(x)                         -> its last features [N, k], and [N]
-
-`args` are the family's own (`config.nets_args`); all three take the same ones. `common` are
-`dtype`, in which the net computes (parameters, statistics and outputs are float32), and `axis`,
-the name of the batch axis under pmap. A net is called with `train`, and may keep mutable
-collections, which the training state carries. A net that takes a tuple of batches in the place of
-one, and gives as many outputs, has a true `supports_multi_batch`.
-"""
-
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import ModuleType
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 from flax import linen as nn
@@ -20,71 +11,144 @@ from flax import linen as nn
 from pmjax import plugins
 from pmjax.distributed import collectives
 
-_SPECTRAL_TURNS = 15
+Array = jax.Array
 Params = dict[str, Any]
 Stats = dict[str, Any]
 
+_SPECTRAL_ITERATIONS = 15
 
-def family(name: str):
-    """Returns the module `pmjax.nets.NAME`; an unknown name is a `UserError`."""
+
+class Net(NamedTuple):
+    """A Flax module and the shape of one example of its input."""
+
+    module: nn.Module
+    input_shape: tuple[int, ...]
+
+
+class Critic(nn.Module):
+    """Base class of the families' critics.
+
+    Attributes:
+      supports_multi_batch: whether a call also accepts a tuple of batches, and returns a tuple.
+    """
+
+    supports_multi_batch: ClassVar[bool] = False
+
+
+def family(name: str) -> ModuleType:
+    """Returns the module `pmjax.nets.NAME`; raises `UserError` for an unknown name."""
     return plugins.load("nets", name)
 
 
-def init(net: nn.Module, key: jax.Array, *inputs: jax.Array) -> tuple[Params, Stats]:
-    """Initialises one net: its parameters, and its mutable collections.
+def init(module: nn.Module, key: Array, *inputs: Array) -> tuple[Params, Stats]:
+    """Initializes a net; returns its parameters and its statistics (all other collections).
 
-    The power iterations of spectral norm make their first turns here: a deep net whose layers all
-    underestimate their singular values starts with outputs of hundreds.
+    Spectral norm starts after some power iterations: a deep net whose layers all underestimate
+    their singular values would start with outputs in the hundreds.
     """
-    stats = net.init(key, *inputs, train=True)
-    params = stats.pop("params", {})
+    stats: Stats = dict(module.init(key, *inputs, train=True))
+    params: Params = stats.pop("params", {})
     if "spectral" in stats:
 
-        def turn(_, spectral):
-            return update(net, params, stats | {"spectral": spectral}, *inputs)[1]["spectral"]
+        def iterate(_, spectral):
+            return update(module, params, stats | {"spectral": spectral}, *inputs)[1]["spectral"]
 
-        stats["spectral"] = jax.lax.fori_loop(0, _SPECTRAL_TURNS, turn, stats["spectral"])
+        stats["spectral"] = jax.lax.fori_loop(0, _SPECTRAL_ITERATIONS, iterate, stats["spectral"])
     return params, stats
 
 
 def apply(
-    net: nn.Module,
+    module: nn.Module,
     params: Params,
     stats: Stats,
-    *inputs,
+    *inputs: Any,
     train: bool = False,
     method: str | None = None,
-):
-    """Calls a net and leaves its mutable collections as they are."""
-    output, _ = update(net, params, stats, *inputs, train=train, method=method)
+) -> Any:
+    """Calls a net, by default in inference mode, and discards changes of its statistics."""
+    output, _ = update(module, params, stats, *inputs, train=train, method=method)
     return output
 
 
 def update(
-    net: nn.Module,
+    module: nn.Module,
     params: Params,
     stats: Stats,
-    *inputs,
+    *inputs: Any,
     train: bool = True,
     method: str | None = None,
-):
-    """Calls a net, or one of its methods; returns the output and the collections after the call."""
+) -> tuple[Any, Stats]:
+    """Calls a net or one of its methods; returns the output and the new statistics."""
     variables = {"params": params, **stats}
-    return net.apply(variables, *inputs, train=train, mutable=list(stats), method=method)
+    after: Any
+    output, after = module.apply(
+        variables, *inputs, train=train, mutable=list(stats), method=method
+    )
+    return output, after
 
 
-def update_on_several(
-    net: nn.Module, params: Params, stats: Stats, *batches: jax.Array
-) -> tuple[tuple[jax.Array, ...], Stats]:
-    """Calls a net on each of several batches, in training mode.
+class BoundNet:
+    """A net with its parameters and statistics, called in training mode: `nets.E(x)`.
 
-    On TPUs in one pass, if the net can: what it makes of its weights, such as spectral norm, is
-    then made once, and gradients are added before they go back through it, not behind. Elsewhere
-    that gains little, and they would be rounded otherwise.
+    A method of the module is called by its name: `nets.E.posterior(x)`.
 
-    Returns the outputs, and the collections after a single call.
+    Attributes:
+      params: the net's parameters.
+      stats: the net's statistics after the calls so far.
     """
-    if collectives.on_tpus() and getattr(net, "supports_multi_batch", False):
-        return update(net, params, stats, batches)
-    first, after = update(net, params, stats, batches[0])
-    return (first, *(apply(net, params, stats, x, train=True) for x in batches[1:])), after
+
+    def __init__(self, module: nn.Module, params: Params, stats: Stats):
+        """Binds a module to its parameters and statistics."""
+        self.params, self.stats = params, stats
+        self._module, self._initial_stats = module, stats
+
+    def __call__(self, *inputs: Any, update_stats: bool = True, method: str | None = None) -> Any:
+        """Applies the net.
+
+        Args:
+          *inputs: of the net.
+          update_stats: whether to record the new statistics; the next call then continues from
+            them. If False, the call sees the statistics that the net was bound to.
+          method: of the module; None: its `__call__`.
+        """
+        stats = self.stats if update_stats else self._initial_stats
+        output, stats = update(self._module, self.params, stats, *inputs, method=method)
+        if update_stats:
+            self.stats = stats
+        return output
+
+    def __getattr__(self, name: str) -> Callable:
+        getattr(type(self._module), name)  # AttributeError if the module has no such method
+        return partial(self, method=name)
+
+    def on_each(self, first: Array, *others: Array) -> tuple[Array, ...]:
+        """Applies a critic to several batches; records the statistics of a single call.
+
+        On TPUs the critic makes one pass over all batches if it can: weights are then normalized
+        once, and gradients are summed before they flow back through the norm. Elsewhere one pass
+        gains little and would round differently.
+        """
+        if collectives.on_tpus() and self._module.supports_multi_batch:
+            return self((first, *others))
+        return (self(first), *(self(x, update_stats=False) for x in others))
+
+
+class Nets:
+    """The nets of a method in one pass, each a `BoundNet`: `nets.E`, `nets.G`."""
+
+    def __init__(
+        self, nets: Mapping[str, Net], params: Mapping[str, Params], stats: Mapping[str, Stats]
+    ):
+        """Binds all nets to their parameters and statistics, given by the nets' names."""
+        self._nets = {n: BoundNet(net.module, params[n], stats[n]) for n, net in nets.items()}
+
+    def __getattr__(self, name: str) -> BoundNet:
+        try:
+            return self._nets[name]
+        except KeyError:
+            raise AttributeError(f"There is no net '{name}', only {list(self._nets)}.") from None
+
+    @property
+    def stats(self) -> dict[str, Stats]:
+        """All nets' statistics after the calls so far."""
+        return {name: net.stats for name, net in self._nets.items()}

@@ -1,7 +1,8 @@
-"""Layers that the nets share: convolution, resampling, residual blocks, latent BatchNorm."""
+"""Layers that the families share: convolution, resampling, spectral norm, latent BatchNorm."""
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,28 +10,26 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from pmjax.distributed.collectives import sum_over_shards
+from pmjax.distributed.collectives import batch_axis, sum_over_shards
 from pmjax.nets import tpu_layers
 
 Array = jax.Array
 
-# XLA:CPU's filter gradient unrolls the whole batch into one matrix; beyond the cache that costs
-# two to three times the work itself. Sixteen images at a time stay inside.
+# XLA:CPU's filter gradient unrolls the whole batch into one matrix, which is two to three times
+# slower once the matrix exceeds the cache. Sixteen images fit.
 _FILTER_GRADIENT_CHUNK = 16
+_FEW_CHANNELS = 4
 
-
-_FEW = 4  # channels, as images have
-
-Batches = Array | tuple[Array, ...]  # one or several; weights are prepared once for all
+Batches = Any  # an Array, or a tuple of Arrays that share one preparation of the weights
 
 
 def each(fn: Callable[..., Array], *batches: Batches) -> Batches:
-    """Applies a function to a batch, or to each of several."""
+    """Applies a function to a batch, or to each batch of a tuple."""
     return jax.tree.map(fn, *batches)
 
 
 def channels(x: Batches) -> int:
-    """Returns the last size of a batch, or of several."""
+    """Returns the number of channels of a batch, or of all batches of a tuple."""
     return jax.tree.leaves(x)[0].shape[-1]
 
 
@@ -43,19 +42,19 @@ def _conv(x: Array, w: Array, padding: int) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv2d(x: Array, w: Array, padding: int) -> Array:
-    """Convolves images [N, H, W, C] with a kernel [k, k, C, O], stride 1, zeros around.
+    """Convolves images [N, H, W, C] with a kernel [k, k, C, O]; stride 1, zero padding.
 
-    Forward it is `lax.conv_general_dilated`; the filter's gradient is computed in chunks of the
-    batch on CPU, where XLA's own is slow, and by XLA elsewhere.
+    The forward pass is `lax.conv_general_dilated`. On CPUs, where XLA's filter gradient is slow,
+    it is computed in chunks of the batch.
     """
     return _conv(x, w, padding)
 
 
-def _conv2d_forward(x, w, padding):
+def _conv2d_forward(x: Array, w: Array, padding: int) -> tuple[Array, tuple[Array, Array]]:
     return _conv(x, w, padding), (x, w)
 
 
-def _conv2d_backward(padding, residuals, g):
+def _conv2d_backward(padding: int, residuals: tuple[Array, Array], g: Array) -> tuple:
     x, w = residuals
     dx = _conv(g, jnp.flip(w, (0, 1)).swapaxes(2, 3), w.shape[0] - 1 - padding)
 
@@ -83,27 +82,27 @@ conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 
 
 def paired_conv(x: Array, w: Array) -> Array:
-    """Is `conv2d` for a kernel [3, 3, C, O], in the form that suits TPUs if channels are few."""
+    """Computes `conv2d` for a kernel [3, 3, C, O]; on TPUs with few channels, a faster form."""
     return lax.platform_dependent(
         x, w, tpu=tpu_layers.paired_conv, default=partial(conv2d, padding=1)
     )
 
 
 def pointwise(x: Array, w: Array) -> Array:
-    """Is a 1×1 convolution with a kernel [1, 1, C, O]."""
+    """Computes a 1×1 convolution with a kernel [1, 1, C, O]."""
     return lax.platform_dependent(x, w, tpu=tpu_layers.pointwise, default=lambda x, w: x @ w[0, 0])
 
 
-# What a 3-tap filter becomes, seen from the coarser grid: [tap, position in the pixel pair, 3].
+# A 3-tap filter on the coarser grid: [tap, position in the pixel pair, 3].
 _DOWN = np.array([[[1, 0, 0], [1, 1, 0]], [[0, 1, 1], [0, 0, 1]]]) / 2
 
 
 def conv_down(x: Batches, w: Array, dtype: str | None = None) -> Batches:
     """Convolves with a kernel [k, k, C, O], k = 1 or 3, then averages 2×2 pixels: halves H and W.
 
-    For k = 3 the two are one 4×4 convolution with stride 2, which has 16/36 of the products; with
-    2×2 pixels folded into channels it is a 2×2 one with stride 1. A 1×1 convolution is cheaper
-    behind the average. It computes in `dtype` (None: that of x).
+    For k = 3 both are one 4×4 convolution with stride 2, with 16/36 of the products; with 2×2
+    pixels folded into channels, a 2×2 convolution with stride 1. A 1×1 convolution is cheaper
+    after the average. Computes in `dtype` (None: that of x).
     """
     dtype = dtype or jax.tree.leaves(x)[0].dtype
     default = _conv_down if w.shape[0] > 1 else _average_down
@@ -129,8 +128,8 @@ def _conv_down(x: Array, w: Array, *, dtype: str) -> Array:
 def conv_up(x: Array, w: Array) -> Array:
     """Doubles H and W bilinearly, then convolves with a kernel [3, 3, C, O].
 
-    On a CPU in the other order, which is the same: the coarse pixels are multiplied by all nine
-    taps at once, a quarter of the products, and the nine results are resampled into their places.
+    On CPUs in the opposite order, with the same result: the coarse pixels are multiplied by all
+    nine taps, a quarter of the products, and the nine results are resampled.
     """
 
     def taps_first(x, w):
@@ -149,7 +148,7 @@ def conv_up(x: Array, w: Array) -> Array:
 
 
 def _upsample_taps(taps: list[Array], axis: int) -> Array:
-    """Doubles an axis of three taps' products, and adds them as a convolution with zeros around."""
+    """Doubles an axis of three taps' products, and adds them as a zero-padded convolution does."""
     size = taps[0].shape[axis]
     (even0, odd0), (even1, odd1), (even2, odd2) = (_halves(tap, axis) for tap in taps)
     zero = jnp.zeros_like(_at(even0, axis, 0, 1))
@@ -159,15 +158,15 @@ def _upsample_taps(taps: list[Array], axis: int) -> Array:
 
 
 class Conv(nn.Module):
-    """Convolution with bias, stride 1, Xavier-uniform with a gain (Mimicry's initialisation)."""
+    """Convolution with bias, stride 1, Xavier-uniform with a gain (Mimicry's initialization)."""
 
     features: int
     kernel: int = 3
     gain: float = 1.0
-    up: bool = False  # doubles height and width bilinearly before it
-    down: bool = False  # averages 2×2 pixels behind it
-    paired: bool = False  # on TPUs, two pixels of a row in one; for rows of such layers
-    normed: bool = False  # whether a BatchNorm takes away again what the bias adds
+    up: bool = False  # doubles height and width bilinearly before the convolution
+    down: bool = False  # averages 2×2 pixels after the convolution
+    paired: bool = False  # on TPUs, folds two pixels of a row into one; for stacks of such layers
+    normed: bool = False  # whether a BatchNorm follows, which cancels the bias
     dtype: str = "float32"  # of the computation; the parameters are float32
 
     @nn.compact
@@ -192,27 +191,27 @@ class Conv(nn.Module):
         if self.paired:
             return paired_conv(x, w) + bias
         y = conv2d(x, w, self.kernel // 2)
-        if x.shape[-1] > _FEW:
+        if x.shape[-1] > _FEW_CHANNELS:
             return y + bias
         return lax.platform_dependent(y, bias, tpu=tpu_layers.add_bias, default=jnp.add)
 
 
 def at_least_float32(x: Array) -> Array:
-    """Returns what a net computed in half precision as float32, and anything else unchanged."""
+    """Converts half precision to float32; returns other types unchanged."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def spectral_norm(layer: nn.Module, x: Batches, *, train: bool) -> Batches:
-    """Applies a layer over its weights' largest singular value (Miyato et al. 2018).
+    """Applies a layer, its weights divided by their largest singular value (Miyato et al. 2018).
 
-    One power iteration a call; its vectors are the collection 'spectral', and move if `train` and
-    the caller makes them mutable.
+    Each call makes one power iteration. The collection 'spectral' holds its vectors, which change
+    if `train` and the caller makes them mutable.
     """
     return nn.SpectralNorm(layer, collection_name="spectral")(x, update_stats=train)
 
 
 def upsample(x: Array) -> Array:
-    """Doubles height and width bilinearly (pixel centres, as PyTorch's align_corners=False)."""
+    """Doubles height and width bilinearly (pixel centers, as PyTorch's align_corners=False)."""
 
     def interleaved(x):
         for axis in (1, 2):
@@ -263,23 +262,22 @@ def depth_to_space(x: Array, factor: int) -> Array:
 class LatentBatchNorm(nn.Module):
     """Equation (11): gives every latent coordinate mean 0 and variance 1 over the batch.
 
-    Non-affine unless `affine`. The statistics are the global batch's on any number of devices;
-    the running ones, which inference uses, live in the collection 'batch_stats' and move only
-    when the caller makes it mutable.
+    The statistics are those of the global batch on any number of devices. Inference uses the
+    running statistics in the collection 'batch_stats', which change if the caller makes them
+    mutable.
     """
 
-    affine: bool = False
+    affine: bool = False  # whether a learned scale and bias follow
     momentum: float = 0.99
-    axis: str | None = None
 
     @nn.compact
     def __call__(self, z: Array, *, train: bool) -> Array:
-        """Maps [N, d] to [N, d]; `train` takes the batch's statistics, else the running ones."""
+        """Maps [N, d] to [N, d], with the batch's statistics if `train`, else the running ones."""
         return nn.BatchNorm(
             use_running_average=not train,
             momentum=self.momentum,
             use_bias=self.affine,
             use_scale=self.affine,
             use_fast_variance=False,
-            axis_name=self.axis,
+            axis_name=batch_axis(),
         )(z)

@@ -1,20 +1,23 @@
 """Mimicry's residual nets for 32 and 64 pixels (Lee and Town 2020): G32, D32, G64 and D64.
 
-G and d are Mimicry's in every layer; E is d's trunk without spectral norm, flattened into a linear
-layer. `scale` multiplies all numbers of channels, for trying things out.
+G and d are Mimicry's in every layer. E is d's trunk without spectral norm, flattened into a linear
+layer. `scale` multiplies all numbers of channels, for quick trials.
 """
+
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from pmjax.errors import UserError
+from pmjax.nets.base import Critic as BaseCritic
 from pmjax.nets.layers import Batches, Conv, at_least_float32, each, spectral_norm
 from pmjax.nets.resnet import DBlock, GBlock, dense, image_norm
 
 Array = jax.Array
 
-# By the side of the image: G's channels from 4×4 pixels on, and D's blocks (channels, down).
+# By image size: G's channels from 4×4 pixels up, and D's blocks (channels, down).
 _GENERATOR = {32: (256, 256, 256, 256), 64: (1024, 512, 256, 128, 64)}
 _CRITIC = {
     32: ((128, True), (128, True), (128, False), (128, False)),
@@ -32,24 +35,26 @@ def critic_blocks(height: int, width: int, scale: float) -> list[tuple[int, bool
     return [(max(1, int(scale * n)), down) for n, down in _of_size(_CRITIC, height, width)]
 
 
-def _of_size(table: dict, height: int, width: int):
+def _of_size(table: dict[int, Any], height: int, width: int) -> Any:
     if height != width or height not in table:
         raise UserError(
             f"The nets 'mimicry' are for images of 32×32 or 64×64 pixels, not {height}×{width}: "
-            f"take --config.data.size=64, or --config.nets=resnet."
+            f"set --config.data.size=64, or --config.nets=resnet."
         )
     return table[height]
 
 
 class _Trunk(nn.Module):
+    """The blocks of D, which E shares."""
+
     scale: float
     spectral_norm: bool
     dtype: str
 
     @nn.compact
     def __call__(self, x: Batches, *, train: bool) -> Batches:
-        size = jax.tree.leaves(x)[0].shape[1:3]
-        for index, (channels, down) in enumerate(critic_blocks(*size, self.scale)):
+        _, height, width, _ = jax.tree.leaves(x)[0].shape
+        for index, (channels, down) in enumerate(critic_blocks(height, width, self.scale)):
             x = DBlock(
                 channels,
                 down=down,
@@ -66,7 +71,6 @@ class Encoder(nn.Module):
     latent_dim: int
     scale: float = 1.0
     dtype: str = "float32"
-    axis: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -81,29 +85,26 @@ class Decoder(nn.Module):
     shape: tuple[int, int, int]
     scale: float = 1.0
     dtype: str = "float32"
-    axis: str | None = None
 
     @nn.compact
     def __call__(self, z: Array, *, train: bool) -> Array:
-        """Applies a linear layer to 4×4 pixels, blocks that double them, and a convolution."""
+        """Applies a linear layer to 4×4 pixels, blocks that double the size, and a convolution."""
         height, width, channels = self.shape
         first, *others = [max(1, int(self.scale * n)) for n in _of_size(_GENERATOR, height, width)]
         x = dense(4 * 4 * first, self.dtype)(z).reshape(-1, 4, 4, first)
-        common = {"dtype": self.dtype, "axis": self.axis}
         for features in others:
-            x = GBlock(features, up=True, batch_norm=True, **common)(x, train=train)
-        x = nn.relu(image_norm(x, train=train, **common))
+            x = GBlock(features, up=True, batch_norm=True, dtype=self.dtype)(x, train=train)
+        x = nn.relu(image_norm(x, train=train, dtype=self.dtype))
         return jnp.tanh(at_least_float32(Conv(channels, paired=True, dtype=self.dtype)(x)))
 
 
-class Critic(nn.Module):
-    """D32 and D64: [N, H, W, C] to one number an image [N], with spectral norm in every layer."""
+class Critic(BaseCritic):
+    """D32 and D64: [N, H, W, C] to one number per image [N], with spectral norm in every layer."""
 
     scale: float = 1.0
     dtype: str = "float32"
-    axis: str | None = None
 
-    supports_multi_batch = True
+    supports_multi_batch: ClassVar[bool] = True
 
     def __call__(self, x: Batches, *, train: bool) -> Batches:
         """Sums the trunk's features over the pixels into a linear layer."""
@@ -111,12 +112,14 @@ class Critic(nn.Module):
 
     @nn.compact
     def features(self, x: Batches, *, train: bool) -> tuple[Batches, Batches]:
-        """Returns the trunk's features [N, k], and the number [N]."""
+        """Maps images to the trunk's features [N, k], and to the number [N]."""
         x = _Trunk(self.scale, True, self.dtype)(x, train=train)
         sums = each(lambda x: x.sum((1, 2)), x)
         if isinstance(sums, tuple):
             sums = jnp.stack(sums, 1)
-        out = at_least_float32(spectral_norm(dense(1, self.dtype), sums, train=train)[..., 0])
+        out: Batches = at_least_float32(
+            spectral_norm(dense(1, self.dtype), sums, train=train)[..., 0]
+        )
         if isinstance(x, tuple):
             out = tuple(out[:, index] for index in range(len(x)))
         return each(lambda x: at_least_float32(x.reshape(x.shape[0], -1)), x), out

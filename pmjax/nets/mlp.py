@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons: for points, and for the latent space's g and D."""
+"""Multi-layer perceptrons: a family for points, and the nets of the latent space."""
 
 from math import prod
 
@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from pmjax.nets.base import Critic as BaseCritic
 from pmjax.nets.layers import at_least_float32, spectral_norm
 
 Array = jax.Array
 
 
 class MLP(nn.Module):
-    """`layers` hidden layers of `width` with ReLU, and a linear one."""
+    """`layers` hidden layers of `width` with ReLU, then a linear layer."""
 
     features: int
     width: int
@@ -20,14 +21,14 @@ class MLP(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x: Array, *, hidden: bool = False) -> Array | tuple[Array, Array]:
-        """Maps [N, …] to [N, features]; with `hidden`, returns what the last layer sees, too."""
+    def __call__(self, x: Array) -> tuple[Array, Array]:
+        """Maps [N, …] to the last hidden layer [N, width], and to [N, features]."""
         x = x.reshape(x.shape[0], -1)
         for _ in range(self.layers):
             dense = nn.Dense(self.width, kernel_init=nn.initializers.he_normal(), dtype=self.dtype)
             x = nn.relu(dense(x))
         out = at_least_float32(nn.Dense(self.features, dtype=self.dtype)(x))
-        return (at_least_float32(x), out) if hidden else out
+        return at_least_float32(x), out
 
 
 class Encoder(nn.Module):
@@ -37,12 +38,11 @@ class Encoder(nn.Module):
     width: int = 400
     layers: int = 2
     dtype: str = "float32"
-    axis: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Applies the perceptron."""
-        return MLP(self.latent_dim, self.width, self.layers, self.dtype)(x)
+        return MLP(self.latent_dim, self.width, self.layers, self.dtype)(x)[1]
 
 
 class Decoder(nn.Module):
@@ -52,22 +52,21 @@ class Decoder(nn.Module):
     width: int = 400
     layers: int = 2
     dtype: str = "float32"
-    axis: str | None = None
 
     @nn.compact
     def __call__(self, z: Array, *, train: bool) -> Array:
         """Applies the perceptron."""
-        x = MLP(prod(self.shape), self.width, self.layers, self.dtype)(z).reshape(-1, *self.shape)
+        _, x = MLP(prod(self.shape), self.width, self.layers, self.dtype)(z)
+        x = x.reshape(-1, *self.shape)
         return jnp.tanh(x) if len(self.shape) == 3 else x
 
 
-class Critic(nn.Module):
-    """d: [N, …] to one number an example [N]."""
+class Critic(BaseCritic):
+    """d: [N, …] to one number per example [N]."""
 
     width: int = 400
     layers: int = 2
     dtype: str = "float32"
-    axis: str | None = None
 
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Applies the perceptron."""
@@ -75,8 +74,8 @@ class Critic(nn.Module):
 
     @nn.compact
     def features(self, x: Array, *, train: bool) -> tuple[Array, Array]:
-        """Returns the last hidden layer [N, width], and the number [N]."""
-        hidden, out = MLP(1, self.width, self.layers, self.dtype)(x, hidden=True)
+        """Maps examples to the last hidden layer [N, width], and to the number [N]."""
+        hidden, out = MLP(1, self.width, self.layers, self.dtype)(x)
         return hidden, out[:, 0]
 
 
@@ -98,7 +97,7 @@ class LatentGenerator(nn.Module):
 
 
 class LatentCritic(nn.Module):
-    """D: embeddings [N, d] to one number each [N]; spectral norm on every layer by option."""
+    """D: embeddings [N, d] to one number each [N]; optional spectral norm on every layer."""
 
     width: int
     blocks: int
@@ -108,7 +107,7 @@ class LatentCritic(nn.Module):
     def __call__(self, z: Array, *, train: bool) -> Array:
         """Applies dense, residual blocks as in g, relu, dense."""
 
-        def dense(features, x):
+        def dense(features: int, x: Array) -> Array:
             layer = nn.Dense(features)
             return spectral_norm(layer, x, train=train) if self.spectral_norm else layer(x)
 

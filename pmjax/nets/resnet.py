@@ -1,15 +1,18 @@
-"""Residual convolutional nets after Mimicry (Lee and Town, 2020), in laptop size.
+"""Residual convolutional nets after Mimicry (Lee and Town 2020), in laptop size.
 
-The blocks are Mimicry's; the nets fold `patch`×`patch` pixels into channels first, so that all
+The blocks are Mimicry's. The nets first fold `patch`×`patch` pixels into channels, so that all
 convolutions run at half the resolution or less.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from pmjax.distributed.collectives import batch_axis
+from pmjax.nets.base import Critic as BaseCritic
 from pmjax.nets.layers import (
     Batches,
     Conv,
@@ -29,7 +32,7 @@ _GAIN = 2**0.5
 class DBlock(nn.Module):
     """Discriminator block: ReLU-conv-ReLU-conv-(pool), shortcut 1×1-(pool); hidden width = in.
 
-    The first block of a net (`optimized`) has no first ReLU, and hidden width = out.
+    The first block of a net is `optimized`: no first ReLU, and hidden width = out.
     """
 
     features: int
@@ -42,7 +45,7 @@ class DBlock(nn.Module):
     def __call__(self, x: Batches, *, train: bool) -> Batches:
         """Maps [N, H, W, C] to [N, H, W, features], or half of H and W if `down`."""
 
-        def conv(x, features, **args):
+        def conv(x: Batches, features: int, **args: Any) -> Batches:
             layer = Conv(features, dtype=self.dtype, **args)
             return spectral_norm(layer, x, train=train) if self.spectral_norm else layer(x)
 
@@ -57,45 +60,50 @@ class DBlock(nn.Module):
 class GBlock(nn.Module):
     """Generator block: (norm)-ReLU-(up)-conv-(norm)-ReLU-conv, shortcut (up)-1×1; hidden = out.
 
-    With `batch_norm`, a norm must also be behind the last of the blocks.
+    With `batch_norm`, a norm must also follow the last block.
     """
 
     features: int
     up: bool = False
     batch_norm: bool = False
     dtype: str = "float32"
-    axis: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Maps [N, H, W, C] to [N, H, W, features], or twice H and W if `up`."""
         normed = self.batch_norm and train
         conv = partial(Conv, self.features, normed=normed, dtype=self.dtype)
-        norm = partial(image_norm, train=train, dtype=self.dtype, axis=self.axis)
-        norm = norm if self.batch_norm else lambda x: x
-        grow = upsample if self.up else lambda x: x
+
+        def norm(x: Array) -> Array:
+            return image_norm(x, train=train, dtype=self.dtype) if self.batch_norm else x
+
         h = conv(gain=_GAIN, up=self.up)(nn.relu(norm(x)))
         h = conv(gain=_GAIN, paired=True)(nn.relu(norm(h)))
         if self.up or x.shape[-1] != self.features:
             # The 1×1 convolution commutes with the resampling and is cheaper before it.
-            x = grow(conv(kernel=1)(x))
+            x = conv(kernel=1)(x)
+            x = upsample(x) if self.up else x
         return h + x
 
 
-def image_norm(x: Array, *, train: bool, dtype: str, axis: str | None) -> Array:
-    """Applies BatchNorm over [N, H, W], as PyTorch has it by default; call it inside a module."""
+def image_norm(x: Array, *, train: bool, dtype: str) -> Array:
+    """Applies BatchNorm over [N, H, W], with PyTorch's defaults; call it inside a module."""
     return nn.BatchNorm(
-        use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, axis_name=axis
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=1e-5,
+        dtype=dtype,
+        axis_name=batch_axis(),
     )(x)
 
 
 def dense(features: int, dtype: str) -> nn.Dense:
-    """Returns a linear layer with Mimicry's initialisation."""
+    """Returns a linear layer with Mimicry's initialization."""
     return nn.Dense(features, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype)
 
 
 class _Trunk(nn.Module):
-    """Image to features at a quarter (with `patch=2`) of its height and width."""
+    """Maps an image to features at a quarter (with `patch=2`) of its height and width."""
 
     width: int
     blocks: int
@@ -121,7 +129,6 @@ class Encoder(nn.Module):
     blocks: int = 1
     patch: int = 2
     dtype: str = "float32"
-    axis: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -139,7 +146,6 @@ class Decoder(nn.Module):
     blocks: int = 1
     patch: int = 2
     dtype: str = "float32"
-    axis: str | None = None
 
     @nn.compact
     def __call__(self, z: Array, *, train: bool) -> Array:
@@ -154,15 +160,14 @@ class Decoder(nn.Module):
         return jnp.tanh(depth_to_space(at_least_float32(x), self.patch))
 
 
-class Critic(nn.Module):
-    """d: [N, H, W, C] to one number an image [N]."""
+class Critic(BaseCritic):
+    """d: [N, H, W, C] to one number per image [N]."""
 
     width: int = 32
     critic_width: int = 16
     blocks: int = 1
     patch: int = 2
     dtype: str = "float32"
-    axis: str | None = None
 
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Flattens the trunk's features into a linear layer."""
@@ -170,7 +175,7 @@ class Critic(nn.Module):
 
     @nn.compact
     def features(self, x: Array, *, train: bool) -> tuple[Array, Array]:
-        """Returns the trunk's features [N, k], and the number [N]."""
+        """Maps images to the trunk's features [N, k], and to the number [N]."""
         x = _Trunk(self.critic_width, self.blocks, self.patch, self.dtype)(x, train=train)
         x = x.reshape(x.shape[0], -1)
         return at_least_float32(x), at_least_float32(dense(1, self.dtype)(x)[:, 0])

@@ -1,6 +1,6 @@
-"""Convolution and resampling in the forms that TPUs are fast at; the values are the same.
+"""The layers' convolutions and resampling in forms that are fast on TPUs, with the same values.
 
-A TPU multiplies for 128 output channels at a time, and moving pixels costs more than multiplying.
+A TPU multiplies for 128 output channels at a time; moving pixels costs more than multiplying.
 """
 
 import itertools
@@ -12,13 +12,13 @@ from jax import lax
 
 Array = jax.Array
 _COLUMNS = 128  # of a matrix unit
-_PIXELS = 64  # of an image that is resampled by one product, most of it with zeros
+_PIXELS = 64  # largest image that is resampled by one matrix product, mostly with zeros
 
 
 def _conv(
     x: Array, w: Array, rows: tuple, columns: tuple, stride: int = 1, doubled: bool = False
 ) -> Array:
-    """Convolves; `doubled` puts a row of zeros between each two rows first."""
+    """Convolves; `doubled` first inserts a row of zeros between rows."""
     return lax.conv_general_dilated(
         x,
         w,
@@ -30,18 +30,18 @@ def _conv(
 
 
 def paired_conv(x: Array, w: Array) -> Array:
-    """Is `layers.conv2d` for a kernel [3, 3, C, O]; few channels are folded, two pixels into one.
+    """Computes `layers.conv2d` for [3, 3, C, O]; folds two pixels of few channels into one.
 
-    Half of the folded kernel is zeros, but without folding more of the matrix unit is idle.
+    Half of the folded kernel is zeros, but without folding more of the matrix unit would be idle.
     """
     if not _folds(x.shape[2], w.shape[-1]):
         return _conv(x, w, (1, 1), (1, 1))
-    before, centre, after = (w[:, tap] for tap in range(3))
-    none = jnp.zeros_like(centre)
+    before, center, after = (w[:, tap] for tap in range(3))
+    none = jnp.zeros_like(center)
     kernel = jnp.stack(
         [
             _fold([none, none], [before, none]),
-            _fold([centre, before], [after, centre]),
+            _fold([center, before], [after, center]),
             _fold([none, after], [none, none]),
         ],
         1,
@@ -52,9 +52,9 @@ def paired_conv(x: Array, w: Array) -> Array:
 
 
 def pointwise(x: Array, w: Array) -> Array:
-    """Is `layers.pointwise`; for few channels not as a product of matrices.
+    """Computes `layers.pointwise`; with few channels as a convolution.
 
-    Their images lie in memory as the convolutions around them want it, and would be moved for it.
+    A matrix product would change the memory layout that the neighboring convolutions need.
     """
     return x @ w[0, 0] if 2 * w.shape[-1] > _COLUMNS else _conv(x, w, (0, 0), (0, 0))
 
@@ -64,21 +64,21 @@ def _folds(width: int, features: int) -> bool:
 
 
 def _fold(*kernels: list[Array]) -> Array:
-    """Makes one kernel of those from each pixel of a pair (a list) to each (its elements)."""
+    """Joins the kernels from each pixel of a pair (a list) to each pixel (its elements)."""
     return jnp.concatenate([jnp.concatenate(to, -1) for to in kernels], -2)
 
 
 def unmoved(bias: Array) -> Array:
-    """Is a bias that is taken away again: its gradient is 0, which need not be summed up."""
+    """Stops the gradient of a bias that a BatchNorm cancels: it is 0 and needs no sum."""
     return lax.stop_gradient(bias)
 
 
 @jax.custom_vjp
 def add_bias(y: Array, bias: Array) -> Array:
-    """Adds a bias [C] to [N, H, W, C]; what is before gets a gradient that is computed already.
+    """Adds a bias [C] to [N, H, W, C]; y's gradient is computed before it is used.
 
-    For a convolution of few channels: it would otherwise compute the gradient again for each of
-    its nine taps, which costs more than the convolution.
+    XLA would otherwise compute the gradient again for each of the nine taps of a convolution of
+    few channels, which costs more than the convolution.
     """
     return y + bias
 
@@ -90,33 +90,33 @@ add_bias.defvjp(
 
 
 def conv_down(x: Array | tuple[Array, ...], w: Array) -> Array | tuple[Array, ...]:
-    """Is `layers.conv_down`, as one convolution with stride 2; w is [k, k, C, O], k = 1 or 3."""
+    """Computes `layers.conv_down` as one convolution with stride 2; w is [k, k, C, O], k = 1, 3."""
     padding = w.shape[0] // 2
     places = ((0, 1), (1, 0))
-    w = sum(jnp.pad(w, (*place, (0, 0), (0, 0))) for place in itertools.product(places, places)) / 4
-    w = w.astype(jax.tree.leaves(x)[0].dtype)
+    shifted = [jnp.pad(w, (*place, (0, 0), (0, 0))) for place in itertools.product(places, places)]
+    w = jnp.asarray(sum(shifted) / 4).astype(jax.tree.leaves(x)[0].dtype)
     return jax.tree.map(lambda x: _conv(x, w, (padding, padding), (padding, padding), 2), x)
 
 
 def conv_up(x: Array, w: Array) -> Array:
-    """Is `layers.conv_up` in one of two orders, by the number of channels.
+    """Computes `layers.conv_up` in one of two orders, depending on the number of channels.
 
-    Many: the coarse pixels are multiplied by all nine taps, a quarter of the products, and the
-    results are resampled into their places. Few, where the nine results would be too much to move:
-    the image is upsampled in height, and in width convolved from the coarse. The even and the odd
-    pixels of a row are then channels of a convolution of the coarse row, and the row's ends, where
-    neither the image nor its upsampling goes on, are put right.
+    Many channels: the coarse pixels are multiplied by all nine taps, a quarter of the products, and
+    the results are resampled. Few channels, where moving nine results would cost too much: the
+    image is upsampled in height, and the width is convolved on the coarse grid. The even and odd
+    pixels of a row are then channels of a convolution of the coarse row, with a correction at the
+    row's ends, where the padding of the image and of its upsampling differ.
     """
     if 2 * w.shape[-1] > _COLUMNS:
         return _taps_first(x, w)
     x = _double_height(x)
-    before, centre, after = (w[:, tap].astype(jnp.float32) for tap in range(3))
+    before, center, after = (w[:, tap].astype(jnp.float32) for tap in range(3))
     kernel = [
-        _fold([3 * before + centre, before]),
-        _fold([before + 3 * (centre + after), 3 * (before + centre) + after]),
-        _fold([after, centre + 3 * after]),
+        _fold([3 * before + center, before]),
+        _fold([before + 3 * (center + after), 3 * (before + center) + after]),
+        _fold([after, center + 3 * after]),
     ]
-    return _from_coarse(x, kernel, _fold([centre - before, before]), _fold([after, centre - after]))
+    return _from_coarse(x, kernel, _fold([center - before, before]), _fold([after, center - after]))
 
 
 def _taps_first(x: Array, w: Array) -> Array:
@@ -133,7 +133,7 @@ def _taps_first(x: Array, w: Array) -> Array:
 
 
 def upsample(x: Array) -> Array:
-    """Is `layers.upsample`, as products of matrices or, for few channels, as convolutions."""
+    """Computes `layers.upsample` as matrix products or, for few channels, as convolutions."""
     if 2 * x.shape[-1] > _COLUMNS:
         return _double(_double(x, 2), 1)
     one = jnp.eye(x.shape[-1])[None]
@@ -143,37 +143,36 @@ def upsample(x: Array) -> Array:
 
 
 def _from_coarse(x: Array, kernel: list[Array], first: Array, last: Array) -> Array:
-    """Makes two pixels of each one of a row.
+    """Computes two pixels for each pixel of a row.
 
     Args:
       x: [N, H, W, C].
-      kernel: four times that for the pixel before, this pixel and the one after, to channels of
-        both: [k, C, 2 O] each.
-      first: four times what the first pixel adds beyond.
-      last: four times what the last pixel adds beyond.
+      kernel: four times the kernels of the previous, this and the next pixel, [k, C, 2 O] each, to
+        the channels of both new pixels.
+      first: four times the correction at the first pixel.
+      last: four times the correction at the last pixel.
     """
     rows = (len(first) // 2, len(first) // 2)
-    kernel, first, last = (
-        (taps / 4).astype(x.dtype) for taps in (jnp.stack(kernel, 1), first[:, None], last[:, None])
-    )
+    all_taps = (jnp.stack(kernel, 1), first[:, None], last[:, None])
+    inner, start, stop = ((taps / 4).astype(x.dtype) for taps in all_taps)
     x, left, right = _with_ends(x)
-    y = _conv(x, kernel, rows, (1, 1))
+    y = _conv(x, inner, rows, (1, 1))
     n, height, width, _ = y.shape
-    for end, taps, space in ((left, first, (0, width - 1)), (right, last, (width - 1, 0))):
+    for end, taps, space in ((left, start, (0, width - 1)), (right, stop, (width - 1, 0))):
         y += jnp.pad(_conv(end, taps, rows, (0, 0)), ((0, 0), (0, 0), space, (0, 0)))
     return y.reshape(n, height, 2 * width, -1)
 
 
 @jax.custom_vjp
 def _with_ends(x: Array) -> tuple[Array, Array, Array]:
-    """Returns rows of pixels, the first of each and the last.
+    """Returns rows of pixels, and their first and last pixels.
 
-    Their gradients are added in place: padded to whole rows, they would be convolved in full.
+    The gradients of both ends are added in place; padded to rows, they would be convolved in full.
     """
     return x, x[:, :, :1], x[:, :, -1:]
 
 
-def _with_ends_backward(_, gradients):
+def _with_ends_backward(_: None, gradients: tuple[Array, Array, Array]) -> tuple[Array]:
     g, first, last = gradients
     g = lax.dynamic_update_slice_in_dim(g, g[:, :, :1] + first, 0, 2)
     return (lax.dynamic_update_slice_in_dim(g, g[:, :, -1:] + last, g.shape[2] - 1, 2),)
@@ -189,10 +188,10 @@ def _double(x: Array, axis: int) -> Array:
 
 
 def _double_height(x: Array) -> Array:
-    """Doubles the height bilinearly by a convolution: XLA may lay its result out as the next needs.
+    """Doubles the height bilinearly by a convolution, whose layout XLA may choose freely.
 
-    There are zeros around the image, where it should have the last pixel again: the ends are 3/4 of
-    what they should be.
+    Zero padding, in place of the repeated last pixel, leaves the ends at 3/4 of their value, which
+    is corrected.
     """
     taps = np.multiply.outer([1, 3, 3, 1], np.eye(x.shape[-1]))[:, None] / 4
     y = _conv(x, jnp.asarray(taps, x.dtype), (2, 2), (0, 0), doubled=True)
@@ -201,7 +200,7 @@ def _double_height(x: Array) -> Array:
 
 
 def _taps_up(size: int) -> np.ndarray:
-    """Returns [2 size, 3, size]: where the products of each of three taps go on a doubled axis."""
+    """Returns [2 size, 3, size]: the places of three taps' products on a doubled axis."""
     beyond = np.pad(_bilinear(size), ((1, 1), (0, 0)))
     return np.stack([beyond[tap : tap + 2 * size] for tap in range(3)], 1)
 
@@ -210,5 +209,5 @@ def _bilinear(size: int) -> np.ndarray:
     """Returns the matrix [2 size, size] that doubles one axis."""
     places = np.arange(2 * size)
     pixel = places // 2
-    neighbour = np.clip(pixel + np.where(places % 2, 1, -1), 0, size - 1)
-    return 0.75 * np.eye(size)[pixel] + 0.25 * np.eye(size)[neighbour]
+    neighbor = np.clip(pixel + np.where(places % 2, 1, -1), 0, size - 1)
+    return 0.75 * np.eye(size)[pixel] + 0.25 * np.eye(size)[neighbor]

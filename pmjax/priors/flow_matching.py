@@ -14,9 +14,9 @@ from jax import lax
 
 from pmjax import errors
 from pmjax.distributed import collectives
-from pmjax.methods.base import MethodSpec
+from pmjax.methods.base import LossValue, MethodSpec
 from pmjax.methods.losses import squared_error
-from pmjax.nets import base as nets
+from pmjax.nets.base import Net, Nets, apply
 from pmjax.priors import standardized
 from pmjax.priors.base import TrainedPrior
 from pmjax.training.step import TrainState
@@ -71,25 +71,18 @@ class Prior(TrainedPrior):
         if self.solver not in SOLVERS:
             raise errors.unknown("solver", self.solver, SOLVERS)
 
-    @property
-    def optimizer(self) -> dict[str, float]:
-        """What differs from config.stage2.optimizer."""
-        return {"b1": self.b1}
-
-    def game(self, latent_dim: int, optimizer, axis: str | None) -> MethodSpec:
+    def spec(self, latent_dim: int) -> MethodSpec:
         """Returns the net v, and the objective who moves it."""
-        v = Velocity(self.width, self.blocks)
+        parts = {"v": Net(Velocity(self.width, self.blocks), (latent_dim + 1,))}
+        return standardized.spec(parts, self.loss, latent_dim, self.b1)
 
-        def loss(params, z, key):
-            """E‖v((1 - t) z' + t z, t) - (z - z')‖², the mean over coordinates."""
-            time_key, noise_key = jax.random.split(key)
-            t = collectives.sample_batch(jax.random.uniform, time_key, (len(z), 1), axis)
-            noise = collectives.sample_batch(jax.random.normal, noise_key, z.shape, axis)
-            z_and_t = jnp.concatenate([noise + t * (z - noise), t], -1)
-            return squared_error(nets.apply(v, params["v"], {}, z_and_t), z - noise), {}
-
-        parts = {"v": (v, (latent_dim + 1,))}
-        return standardized.game(parts, loss, latent_dim, optimizer, axis)
+    def loss(self, nets: Nets, z: Array, key: Array) -> LossValue:
+        """E‖v((1 - t) z' + t z, t) - (z - z')‖², the mean over coordinates."""
+        time_key, noise_key = jax.random.split(key)
+        t = collectives.sample_batch(jax.random.uniform, time_key, (len(z), 1))
+        noise = collectives.sample_batch(jax.random.normal, noise_key, z.shape)
+        z_and_t = jnp.concatenate([noise + t * (z - noise), t], -1)
+        return squared_error(nets.v(z_and_t), z - noise), {}
 
     def export(self, state: TrainState) -> dict:
         """Returns what `sample` needs: v's averaged parameters, and the standardisation."""
@@ -105,7 +98,7 @@ class Prior(TrainedPrior):
 
         def v(z, t):
             z_and_t = jnp.concatenate([z, jnp.full((num, 1), t)], -1)
-            return nets.apply(net, params["v"], {}, z_and_t)
+            return apply(net, params["v"], {}, z_and_t)
 
         def step(index, z):
             return SOLVERS[self.solver](v, z, index * dt, dt)

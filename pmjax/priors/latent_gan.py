@@ -7,7 +7,6 @@ before, that g corrects.
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +17,9 @@ from flax.core import FrozenDict
 from pmjax import errors
 from pmjax.distributed import collectives
 from pmjax.errors import UserError
-from pmjax.methods.base import MethodSpec, Objective
+from pmjax.methods.base import LossValue, MethodSpec, Objective, Shared
 from pmjax.methods.losses import hinge_critic, hinge_generator
-from pmjax.nets import base as nets
+from pmjax.nets.base import Net, Nets, apply
 from pmjax.nets.mlp import LatentCritic, LatentGenerator
 from pmjax.priors import gmm
 from pmjax.priors.base import TrainedPrior
@@ -73,56 +72,52 @@ class Prior(TrainedPrior):
         """Whether it starts from the embeddings, and so cannot be trained beside them."""
         return self.base_prior in FITTED_BASES
 
-    def game(self, latent_dim: int, optimizer, axis: str | None) -> MethodSpec:
-        """Returns the nets g and D, and the objectives who move them.
+    def spec(self, latent_dim: int) -> MethodSpec:
+        """Returns the nets g and D, and the objectives that update them.
 
-        A fitted base is N(0, I) until `start` puts it in place.
+        A fitted base is N(0, I) until `init_from_embeddings` replaces it.
         """
-        g = LatentGenerator(latent_dim, self.width, self.blocks), (self.base_dim or latent_dim,)
-        D = LatentCritic(self.width, self.blocks, self.spectral_norm), (latent_dim,)
-        call_D = partial(nets.apply, D[0], train=True)
-
-        def forward(params, stats, batch, key):
-            return {"z": batch}, stats
-
-        def generate(params, stats, z, key):
-            fitted = stats.get("base", {}).get("base", {})
-            base = collectives.sample_batch(self.sampler(fitted), key, (len(z), *g[1]), axis)
-            out, stats_g = nets.update(g[0], params["g"], stats["g"], base)
-            return (base + out if self.needs_embeddings else out), stats_g
-
-        def critic_loss(params, stats, shared, key):
-            """Equation (12)."""
-            z = jax.lax.stop_gradient(shared["z"])
-            z_fake, _ = generate(params, stats, z, key)
-            # One pass: larger products, one power iteration.
-            both = jnp.concatenate([z, z_fake])
-            said, stats_D = nets.update(D[0], params["D"], stats["D"], both)
-            real, fake = jnp.split(said, 2)
-            metrics = {"D/real": real.mean(), "D/fake": fake.mean()}
-            return hinge_critic(real, fake), (metrics, stats | {"D": stats_D})
-
-        def generator_loss(params, stats, shared, key):
-            """Equation (13)."""
-            z_fake, stats_g = generate(params, stats, shared["z"], key)
-            fake = call_D(params["D"], stats["D"], z_fake)
-            return hinge_generator(fake), ({}, stats | {"g": stats_g})
-
+        g = LatentGenerator(latent_dim, self.width, self.blocks)
+        D = LatentCritic(self.width, self.blocks, self.spectral_norm)
+        nets = {"g": Net(g, (self.base_dim or latent_dim,)), "D": Net(D, (latent_dim,))}
         objectives = (
-            Objective("latent_critic", ("D",), critic_loss, optimizer, self.critic_repeats),
-            Objective(
-                "latent_generator", ("g",), generator_loss, optimizer, self.generator_repeats
-            ),
+            Objective("latent_critic", ("D",), self.critic_loss, self.critic_repeats),
+            Objective("latent_generator", ("g",), self.generator_loss, self.generator_repeats),
         )
-        return MethodSpec({"g": g, "D": D}, forward, (), objectives, averaged=("g",))
+        return MethodSpec(nets, self.forward, (), objectives, averaged=("g",))
 
-    def init_from_embeddings(self, game: MethodSpec, z: np.ndarray, *, seed: int) -> MethodSpec:
-        """Returns the game with its base fitted to embeddings z [N, d], if it is to be."""
+    def forward(self, nets: Nets, z: Array, key: Array) -> dict[str, Array]:
+        """Returns the embeddings: nothing is shared."""
+        return {"z": z}
+
+    def critic_loss(self, nets: Nets, s: Shared, key: Array) -> LossValue:
+        """E[relu(1 - D(z))] + E[relu(1 + D(g(z')))], equation (12)."""
+        z = jax.lax.stop_gradient(s.z)
+        z_fake = self.generate(nets, z, key, update_stats=False)
+        # One pass: larger products, one power iteration.
+        real, fake = jnp.split(nets.D(jnp.concatenate([z, z_fake])), 2)
+        return hinge_critic(real, fake), {"D/real": real.mean(), "D/fake": fake.mean()}
+
+    def generator_loss(self, nets: Nets, s: Shared, key: Array) -> LossValue:
+        """-E[D(g(z'))], equation (13)."""
+        z_fake = self.generate(nets, s.z, key)
+        return hinge_generator(nets.D(z_fake, update_stats=False)), {}
+
+    def generate(self, nets: Nets, z: Array, key: Array, *, update_stats: bool = True) -> Array:
+        """Draws g(z'), or z' + g(z') with a fitted base; as many as embeddings z."""
+        fitted = nets.stats.get("base", {}).get("base", {})
+        dim = nets.g.params["enter"]["kernel"].shape[0]
+        base = collectives.sample_batch(self.sampler(fitted), key, (len(z), dim))
+        out = nets.g(base, update_stats=update_stats)
+        return base + out if self.needs_embeddings else out
+
+    def init_from_embeddings(self, spec: MethodSpec, z: np.ndarray, *, seed: int) -> MethodSpec:
+        """Returns the spec with its base fitted to embeddings z [N, d], if it is to be."""
         if not self.needs_embeddings:
-            return game
+            return spec
         arrays = FITTED_BASES[self.base_prior].fit(z, seed=seed)
-        base = FittedBase(FrozenDict(arrays)), (z.shape[1],)
-        return dataclasses.replace(game, nets=game.nets | {"base": base})
+        base = Net(FittedBase(FrozenDict(arrays)), (z.shape[1],))
+        return dataclasses.replace(spec, nets=spec.nets | {"base": base})
 
     def export(self, state: TrainState) -> dict:
         """Returns what `sample` needs: g's averaged parameters, and a fitted base."""
@@ -137,7 +132,7 @@ class Prior(TrainedPrior):
         """Draws g(z') [num, d]; with the same key, from the z' that `sample_base` draws."""
         g = LatentGenerator(params["leave"]["kernel"].shape[1], self.width, self.blocks)
         base = self.sample_base(params, key, num)
-        out = nets.apply(g, {n: p for n, p in params.items() if n != "base"}, {}, base)
+        out = apply(g, {n: p for n, p in params.items() if n != "base"}, {}, base)
         return base + out if self.needs_embeddings else out
 
     def sampler(self, fitted: dict[str, Array]) -> Callable[[Array, tuple[int, ...]], Array]:

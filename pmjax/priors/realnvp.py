@@ -11,8 +11,8 @@ import numpy as np
 from flax import linen as nn
 
 from pmjax.distributed import collectives
-from pmjax.methods.base import MethodSpec
-from pmjax.nets import base as nets
+from pmjax.methods.base import LossValue, MethodSpec
+from pmjax.nets.base import Net, Nets, apply
 from pmjax.priors import standardized
 from pmjax.priors.base import TrainedPrior
 from pmjax.training.step import TrainState
@@ -77,25 +77,19 @@ class Prior(TrainedPrior):
     noise: float = 0.05  # added to the data: a density on less than all dimensions has no maximum
     b1: float = 0.9  # of Adam, in place of config.stage2.optimizer's
 
-    @property
-    def optimizer(self) -> dict[str, float]:
-        """What differs from config.stage2.optimizer."""
-        return {"b1": self.b1}
-
     def _flow(self, latent_dim: int) -> Couplings:
         return Couplings(latent_dim, self.couplings, self.width, self.layers)
 
-    def game(self, latent_dim: int, optimizer, axis: str | None) -> MethodSpec:
+    def spec(self, latent_dim: int) -> MethodSpec:
         """Returns the net f, and the objective who moves it."""
-        f = self._flow(latent_dim)
+        parts = {"f": Net(self._flow(latent_dim), (latent_dim,))}
+        return standardized.spec(parts, self.loss, latent_dim, self.b1)
 
-        def loss(params, z, key):
-            """-log p(z) = ‖f(z)‖²/2 - log |det ∂f/∂z| but for a constant, over d."""
-            z = z + self.noise * collectives.sample_batch(jax.random.normal, key, z.shape, axis)
-            u, log_det = nets.apply(f, params["f"], {}, z)
-            return (jnp.square(u).sum(-1) / 2 - log_det).mean() / latent_dim, {}
-
-        return standardized.game({"f": (f, (latent_dim,))}, loss, latent_dim, optimizer, axis)
+    def loss(self, nets: Nets, z: Array, key: Array) -> LossValue:
+        """-log p(z) = ‖f(z)‖²/2 - log |det ∂f/∂z|, up to a constant, over d."""
+        z = z + self.noise * collectives.sample_batch(jax.random.normal, key, z.shape)
+        u, log_det = nets.f(z)
+        return (jnp.square(u).sum(-1) / 2 - log_det).mean() / z.shape[-1], {}
 
     def export(self, state: TrainState) -> dict:
         """Returns what `sample` needs: f's averaged parameters, and the standardisation."""
@@ -109,4 +103,4 @@ class Prior(TrainedPrior):
         """Draws f⁻¹(u) [num, d]; with the same key, from the u that `sample_base` draws."""
         u = self.sample_base(params, key, num)
         f = self._flow(u.shape[1])
-        return standardized.restore(params, nets.apply(f, params["f"], {}, u, method="inverse"))
+        return standardized.restore(params, apply(f, params["f"], {}, u, method="inverse"))

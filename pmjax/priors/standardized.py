@@ -7,19 +7,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pmjax.distributed import collectives
-from pmjax.methods.base import MethodSpec, Objective
-from pmjax.nets import base as nets
+from pmjax.methods.base import LossValue, MethodSpec, Objective, Shared
+from pmjax.nets.base import Net, Nets
 from pmjax.training.step import TrainState
 
 Array = jax.Array
+Loss = Callable[[Nets, Array, Array], LossValue]
 _LEAST = 1e-6  # standard deviation; coordinates that are constant become 0
 _MEMORY = 1000  # batches: so many first ones count the same, later ones fade slowly
 
 
 class Standardize(nn.Module):
     """Takes the running mean off z [N, d], and divides by the running standard deviation."""
-
-    axis: str | None = None
 
     @nn.compact
     def __call__(self, z: Array, *, train: bool) -> Array:
@@ -29,8 +28,8 @@ class Standardize(nn.Module):
         variance = self.variable("moments", "variance", jnp.ones, z.shape[1:])
         if train and not self.is_initializing():
             count.value = jnp.minimum(count.value + 1, _MEMORY)
-            far = collectives.mean(jnp.square(z - mean.value).mean(0), self.axis)
-            move = (collectives.mean(z.mean(0), self.axis) - mean.value) / count.value
+            far = collectives.mean(jnp.square(z - mean.value).mean(0))
+            move = (collectives.mean(z.mean(0)) - mean.value) / count.value
             mean.value += move
             # `far` is about the mean before it moved.
             moved = variance.value + (far - variance.value) / count.value - jnp.square(move)
@@ -38,38 +37,28 @@ class Standardize(nn.Module):
         return (z - mean.value) / jnp.maximum(jnp.sqrt(variance.value), _LEAST)
 
 
-def game(
-    parts: dict[str, tuple[nn.Module, tuple[int, ...]]],
-    loss: Callable[[dict, Array, Array], tuple[Array, dict[str, Array]]],
-    latent_dim: int,
-    optimizer: Callable,
-    axis: str | None,
-) -> MethodSpec:
-    """Returns the game of one objective, who moves all nets.
+def spec(nets: dict[str, Net], loss: Loss, latent_dim: int, b1: float) -> MethodSpec:
+    """Returns the spec of one objective that trains all nets on standardized embeddings.
 
     Args:
-      parts: the nets by name, which have no state, with the shapes of their inputs.
-      loss: (params, y, key) -> (loss, metrics), with the standardised embeddings y [N, d].
+      nets: by name; they have no statistics.
+      loss: (nets, y, key) -> (loss, metrics), with the standardized embeddings y [N, d].
       latent_dim: d.
-      optimizer: the objective's.
-      axis: name of the batch axis under pmap.
+      b1: of the objective's Adam.
     """
-    standardize = Standardize(axis)
 
-    def forward(params, stats, batch, key):
-        return {"z": batch}, stats
+    def forward(nets: Nets, z: Array, key: Array) -> dict[str, Array]:
+        return {"z": z}
 
-    def player_loss(params, stats, shared, key):
-        y, moments = nets.update(standardize, {}, stats["standardize"], shared["z"])
-        value, metrics = loss(params, y, key)
-        return value, (metrics, stats | {"standardize": moments})
+    def prior_loss(nets: Nets, s: Shared, key: Array) -> LossValue:
+        return loss(nets, nets.standardize(s.z), key)
 
     return MethodSpec(
-        parts | {"standardize": (standardize, (latent_dim,))},
+        nets | {"standardize": Net(Standardize(), (latent_dim,))},
         forward,
         (),
-        (Objective("prior", tuple(parts), player_loss, optimizer),),
-        averaged=tuple(parts),
+        (Objective("prior", tuple(nets), prior_loss, b1=b1),),
+        averaged=tuple(nets),
     )
 
 

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from pmjax.methods.base import MethodSpec, reparameterize
+from pmjax.methods.base import LossValue, MethodSpec, reparameterize
 from pmjax.methods.losses import gaussian_kl
-from pmjax.nets import base as nets
+from pmjax.nets.base import Net, Nets, apply
 from pmjax.nets.mlp import LatentGenerator
 from pmjax.priors import standardized
 from pmjax.priors.base import TrainedPrior
@@ -50,30 +50,23 @@ class Prior(TrainedPrior):
     weight_decay: float = 1e-4  # λ; without, it overfits as well, or q(u|z) collapses to N(0, I)
     b1: float = 0.9  # of Adam, in place of config.stage2.optimizer's
 
-    @property
-    def optimizer(self) -> dict[str, float]:
-        """What differs from config.stage2.optimizer."""
-        return {"b1": self.b1}
-
-    def game(self, latent_dim: int, optimizer, axis: str | None) -> MethodSpec:
+    def spec(self, latent_dim: int) -> MethodSpec:
         """Returns the nets 'encoder' and 'decoder', and the objective who moves both."""
         dim = self.dim or latent_dim
         encoder = LatentGenerator(2 * dim, self.width, self.blocks)
         decoder = Decoder(latent_dim, self.width, self.blocks, self.gamma)
+        parts = {"encoder": Net(encoder, (latent_dim,)), "decoder": Net(decoder, (dim,))}
+        return standardized.spec(parts, self.loss, latent_dim, self.b1)
 
-        def loss(params, z, key):
-            """(KL(q(u|z) ‖ N(0, I)) + ‖z - ẑ‖²/(2γ²) + d log γ) / d + λ ‖W‖²."""
-            posterior = jnp.split(nets.apply(encoder, params["encoder"], {}, z), 2, -1)
-            u = reparameterize(*posterior, key, axis)
-            mean, log_gamma = nets.apply(decoder, params["decoder"], {}, u)
-            error = jnp.square((z - mean) * jnp.exp(-log_gamma)).mean() / 2 + log_gamma
-            kl = gaussian_kl(*posterior).mean() / latent_dim
-            squares = sum(jnp.square(W).sum() for W in jax.tree.leaves(params) if W.ndim > 1)
-            total = error + kl + self.weight_decay * squares
-            return total, {"kl": kl, "gamma": jnp.exp(log_gamma)}
-
-        parts = {"encoder": (encoder, (latent_dim,)), "decoder": (decoder, (dim,))}
-        return standardized.game(parts, loss, latent_dim, optimizer, axis)
+    def loss(self, nets: Nets, z: Array, key: Array) -> LossValue:
+        """(KL(q(u|z) ‖ N(0, I)) + ‖z - ẑ‖²/(2γ²) + d log γ) / d + λ ‖W‖²."""
+        posterior = jnp.split(nets.encoder(z), 2, -1)
+        mean, log_gamma = nets.decoder(reparameterize(*posterior, key))
+        error = jnp.square((z - mean) * jnp.exp(-log_gamma)).mean() / 2 + log_gamma
+        kl = gaussian_kl(*posterior).mean() / z.shape[-1]
+        weights = jax.tree.leaves((nets.decoder.params, nets.encoder.params))
+        squares = sum(jnp.square(W).sum() for W in weights if W.ndim > 1)
+        return error + kl + self.weight_decay * squares, {"kl": kl, "gamma": jnp.exp(log_gamma)}
 
     def export(self, state: TrainState) -> dict:
         """Returns what `sample` needs: the decoder's averaged parameters, the standardisation."""
@@ -89,8 +82,6 @@ class Prior(TrainedPrior):
         """Draws [num, d] from p(z|u); with the same key, for the u that `sample_base` draws."""
         _, noise_key = jax.random.split(key)
         decoder = Decoder(len(params["mean"]), self.width, self.blocks, self.gamma)
-        mean, log_gamma = nets.apply(
-            decoder, params["decoder"], {}, self.sample_base(params, key, num)
-        )
+        mean, log_gamma = apply(decoder, params["decoder"], {}, self.sample_base(params, key, num))
         noise = jax.random.normal(noise_key, mean.shape)
         return standardized.restore(params, mean + jnp.exp(log_gamma) * noise)

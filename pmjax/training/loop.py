@@ -1,7 +1,7 @@
 """The training loop: one function that trains any `MethodSpec` on an array of examples."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from pmjax.datasets.batches import batch_indices, stream
-from pmjax.distributed import collectives
 from pmjax.distributed.compile import compile_step
 from pmjax.distributed.host_memory import free_memory
 from pmjax.distributed.mesh import local_rows, place_dataset, replicate, spans_processes
@@ -21,6 +20,7 @@ from pmjax.reporting.run_log import RunLog
 from pmjax.storage.checkpoint import Checkpoints
 from pmjax.storage.workdir import require_same
 from pmjax.training.monitor import MetricsMonitor
+from pmjax.training.optimizers import Optimizer
 from pmjax.training.options import LoopOptions
 from pmjax.training.periodic_eval import PeriodicEvaluator
 from pmjax.training.profiler import Profiler
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 def train(
     spec: MethodSpec,
+    optimizer: Optimizer,
     data: np.ndarray,
     options: LoopOptions,
     *,
@@ -45,6 +46,7 @@ def train(
 
     Args:
       spec: nets and objectives.
+      optimizer: from `make_optimizer`.
       data: examples [N, …]: uint8 images, points or embeddings.
       options: how to train.
       mesh: the devices.
@@ -69,7 +71,8 @@ def train(
     require_finite(data, f"{stage}: example", "Fix or remove it.")
 
     checkpoints = Checkpoints(directory / stage, keep=options.keep, group=training_group)
-    state, saved_info = _restore_or_init(checkpoints, spec, options, info)
+    init = partial(init_state, spec, optimizer)
+    state, saved_info = _restore_or_init(checkpoints, init, options, info)
     start = int(state.step)
     report.resume(stage, start)
     if evaluator and start:
@@ -85,13 +88,8 @@ def train(
     table, example_shape = _place(data, options, mesh, training_group)
     dispatches = _dispatches(start, steps, options.steps_per_dispatch)
     batches = _batches(data, dispatches, options, rows=table is not None, mesh=mesh)
-    step = partial(
-        train_step,
-        game=spec,
-        ema_decay=options.ema_decay,
-        axis=collectives.batch_axis(options.mode),
-        skip_nonfinite=options.skip_nonfinite > 0,
-    )
+    step = partial(train_step, spec=spec, optimizer=optimizer, ema_decay=options.ema_decay)
+    step = partial(step, skip_nonfinite=options.skip_nonfinite > 0)
     run = compile_step(
         step, mode=options.mode, mesh=mesh, gather=table is not None, divided=example_shape
     )
@@ -130,10 +128,13 @@ def train(
 
 
 def _restore_or_init(
-    checkpoints: Checkpoints, spec: MethodSpec, options: LoopOptions, info: dict[str, Any]
+    checkpoints: Checkpoints,
+    init: Callable[[jax.Array], TrainState],
+    options: LoopOptions,
+    info: dict[str, Any],
 ) -> tuple[TrainState, dict[str, Any]]:
     """Returns the state and the info of the newest checkpoint, or the initial state and no info."""
-    init, key = partial(init_state, spec), jax.random.key(options.seed)
+    key = jax.random.key(options.seed)
     restored = checkpoints.restore(jax.eval_shape(init, key))
     if restored is None:
         return jax.jit(init)(key), {}

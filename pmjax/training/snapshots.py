@@ -31,6 +31,7 @@ from pmjax.storage.workdir import (
     read_embeddings,
     write_embeddings,
 )
+from pmjax.training.optimizers import stage1_optimizer, stage2_optimizer
 from pmjax.training.step import TrainState, init_state
 
 log = logging.getLogger(__name__)
@@ -125,15 +126,17 @@ def from_checkpoint(workdir: Path, which: str) -> Path:
     if stage == "stage1":
         data = builders.dataset(settings, "train")
         shape, data_hash = data.data.shape[1:], data.fingerprint
-        spec, folder = builders.stage1_spec(settings, shape), workdir / f"at-{step}"
+        spec, optimizer = builders.stage1_spec(settings, shape), stage1_optimizer(settings)
+        folder = workdir / f"at-{step}"
     else:
         z = read_embeddings(workdir)
         data_hash = fingerprint(z)
-        spec, folder = builders.stage2_spec(settings, z=z), workdir / f"at-{stage}-{step}"
+        spec, optimizer = builders.stage2_spec(settings, z=z), stage2_optimizer(settings)
+        folder = workdir / f"at-{stage}-{step}"
     directory = workdir / "checkpoints" / stage
     checkpoints = Checkpoints(directory, keep=settings.checkpoint.keep)
     try:
-        like = jax.eval_shape(partial(init_state, spec), jax.random.key(0))
+        like = jax.eval_shape(partial(init_state, spec, optimizer), jax.random.key(0))
         state, info = checkpoints.read(step, like)
     finally:
         checkpoints.close()

@@ -30,6 +30,7 @@ from pmjax.storage.workdir import (
 )
 from pmjax.training import periodic_eval, profiler, snapshots
 from pmjax.training.loop import train
+from pmjax.training.optimizers import stage1_optimizer, stage2_optimizer
 from pmjax.training.options import LoopOptions
 from pmjax.training.periodic_eval import PeriodicEvaluator
 from pmjax.training.step import TrainState
@@ -171,6 +172,7 @@ def _train_autoencoder(
     ):
         return train(
             builders.stage1_spec(settings, data.data.shape[1:]),
+            stage1_optimizer(settings),
             data.data,
             stage1_options(settings),
             mesh=mesh,
@@ -241,6 +243,7 @@ def _train_prior(
     ):
         return train(
             builders.stage2_spec(settings, name, z=z),
+            stage2_optimizer(settings),
             z,
             stage2_options(settings, stage),
             mesh=mesh,

@@ -1,6 +1,7 @@
-"""One training step of any method: its objectives in turn, on one state. Pure functions only."""
+"""One training step of any method: each objective updates its nets. Pure functions only."""
 
-from collections.abc import Callable
+import itertools
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,18 +9,19 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from pmjax.datasets.batches import to_float
 from pmjax.distributed import collectives
-from pmjax.methods.base import MethodSpec
+from pmjax.methods.base import MethodSpec, Metrics, Objective, Shared
 from pmjax.nets import base as nets
+from pmjax.training.optimizers import Optimizer, for_objective
+from pmjax.training.shared_forward import SharedPass, run, value_and_grad
 
 Array = jax.Array
 Tree = Any
-Metrics = dict[str, Array]
 
 
-@struct.dataclass
-class TrainState:
-    """All that changes while training; the rest is closed over."""
+class TrainState(struct.PyTreeNode):
+    """All that changes in training; modules, optimizers and configuration are closed over."""
 
     step: Array
     params: Tree
@@ -29,22 +31,22 @@ class TrainState:
     key: Array
 
 
-def init_state(game: MethodSpec, key: Array) -> TrainState:
-    """Initialises parameters, statistics, optimizers and averages from one key."""
+def init_state(spec: MethodSpec, optimizer: Optimizer, key: Array) -> TrainState:
+    """Initializes parameters, statistics, optimizers and averages from one key."""
     params, stats = {}, {}
-    for index, (name, (net, shape)) in enumerate(game.nets.items()):
-        example = jnp.zeros((2, *shape))
-        params[name], stats[name] = nets.init(net, jax.random.fold_in(key, index), example)
+    for index, (name, net) in enumerate(spec.nets.items()):
+        example = jnp.zeros((2, *net.input_shape))
+        params[name], stats[name] = nets.init(net.module, jax.random.fold_in(key, index), example)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         stats=stats,
         opt={
-            p.name: p.optimizer(p.updates_per_step).init(_pick(params, p.nets))
-            for p in game.objectives
+            objective.name: for_objective(optimizer, objective).init(_pick(params, objective.nets))
+            for objective in spec.objectives
         },
-        ema=jax.tree.map(jnp.copy, _pick(params, game.averaged)),
-        key=jax.random.fold_in(key, len(game.nets)),
+        ema=jax.tree.map(jnp.copy, _pick(params, spec.averaged)),
+        key=jax.random.fold_in(key, len(spec.nets)),
     )
 
 
@@ -52,97 +54,91 @@ def train_step(
     state: TrainState,
     batch: Array,
     *,
-    game: MethodSpec,
+    spec: MethodSpec,
+    optimizer: Optimizer,
     ema_decay: float,
-    axis: str | None = None,
     skip_nonfinite: bool = False,
 ) -> tuple[TrainState, Metrics]:
-    """Lets every objective make its updates on one batch.
+    """Updates every objective's nets on one batch, in the order of the objectives.
 
-    Objectives share one pass through `forward`, as a linear map from changes of the nets to changes of
-    what it returned; a loss makes of these its own change, and a gradient is that of both together,
-    transposed. So each objective pays for the way back from what its loss takes, and for nothing else.
-    What a loss computes itself, from `params`, sees the moves of the objectives before.
+    All losses start from one forward pass, made before any update. What a loss computes itself
+    sees the updates of the objectives before it.
 
     Args:
-      state: the state before the step.
-      batch: [B, …] examples, the global batch (under pmap: this device's rows).
-      game: the method.
-      ema_decay: of the averages; less during the first steps, so that they forget the start.
-      axis: name of the batch axis under pmap.
-      skip_nonfinite: whether a step in which anything is not finite leaves all as it was, but for
-        the number of the step; the metric 'skipped' is then 1, else 0.
+      state: before the step.
+      batch: [B, …] uint8 or float examples, the global batch (under pmap: this device's rows).
+      spec: the method.
+      optimizer: from `make_optimizer`.
+      ema_decay: of the averages; smaller in the first steps, so that they forget the start.
+      skip_nonfinite: whether a step with a value that is not finite changes nothing but the step
+        number; the metric 'skipped' is then 1, else 0.
 
     Returns:
       The state after the step, and the metrics: means over the global batch.
     """
-    key = jax.random.fold_in(state.key, state.step)
-    params, stats, opt, metrics = state.params, state.stats, dict(state.opt), {}
-
-    def forward(params, stats):
-        def run(moving):
-            return game.forward(params | moving, stats, batch, jax.random.fold_in(key, 0))
-
-        return jax.linearize(run, _pick(params, game.shared_nets), has_aux=True)
-
-    shared, pass_on, stats = forward(params, stats)
-    turn = 0
-    for objective in game.objectives:
-        optimizer = objective.optimizer(objective.updates_per_step)
+    step_key, x = jax.random.fold_in(state.key, state.step), to_float(batch)
+    keys = map(partial(jax.random.fold_in, step_key), itertools.count())
+    forward = partial(_forward, spec, x, next(keys))
+    params, opt, metrics = state.params, dict(state.opt), dict[str, Array]()
+    shared, stats = forward(params, state.stats)
+    for objective in spec.objectives:
+        transformation = for_objective(optimizer, objective)
         for repeat in range(objective.updates_per_step):
-            if repeat and set(objective.nets) & set(game.shared_nets):
-                shared, pass_on, _ = forward(params, stats)
-            turn += 1
+            if repeat and set(objective.nets) & set(spec.shared_nets):
+                shared, _ = forward(params, stats)
+            loss = partial(_loss, spec, objective, next(keys), params, stats)
             moving = _pick(params, objective.nets)
-
-            def loss_of(moving, shared, objective=objective, turn=turn, params=params, stats=stats):
-                key_of_turn = jax.random.fold_in(key, turn)
-                return objective.loss(params | moving, stats, shared, key_of_turn)
-
-            loss, change, (extra, stats) = jax.linearize(loss_of, moving, shared, has_aux=True)
-            through = _pick(params, game.shared_nets)
-            grads = collectives.mean(_gradient(loss, change, moving, pass_on, through), axis)
-            updates, opt[objective.name] = optimizer.update(grads, opt[objective.name], moving)
+            (value, (extra, stats)), grads = value_and_grad(loss, shared, has_aux=True)(moving)
+            grads = collectives.mean(grads)
+            updates, opt[objective.name] = transformation.update(grads, opt[objective.name], moving)
             params = params | optax.apply_updates(moving, updates)
-        metrics |= {f"loss/{objective.name}": loss, **extra}
+        metrics |= {f"loss/{objective.name}": value, **extra}
         metrics[f"grad_norm/{objective.name}"] = optax.tree.norm(grads)
 
     decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-    ema = optax.incremental_update(_pick(params, game.averaged), state.ema, 1 - decay)
+    ema = optax.incremental_update(_pick(params, spec.averaged), state.ema, 1 - decay)
     after = state.replace(step=state.step + 1, params=params, stats=stats, opt=opt, ema=ema)
-    metrics = collectives.mean(metrics, axis)
-    if skip_nonfinite:
-        bad = collectives.mean(_count_nonfinite((metrics, params, stats, opt, ema)), axis) > 0
-        before = state.replace(step=after.step, key=after.key)
-        after = jax.tree.map(lambda old, new: jnp.where(bad, old, new), before, after)
-        metrics["skipped"] = bad.astype(jnp.float32)
-    return after, metrics
+    metrics = collectives.mean(metrics)
+    return _skip_if_nonfinite(state, after, metrics) if skip_nonfinite else (after, metrics)
 
 
-def _gradient(
-    loss: Array, change: Callable, moving: Tree, pass_on: Callable, through: Tree
-) -> Tree:
-    """Returns the gradient of a loss by what moves, by itself and through `forward`.
+def _forward(
+    spec: MethodSpec, x: Array, key: Array, params: Tree, stats: Tree
+) -> tuple[SharedPass, Tree]:
+    """Runs the method's forward pass; returns the pass and the new statistics."""
 
-    Args:
-      loss: a number, of the loss's type.
-      change: of the loss, by changes of `moving` and of what `forward` returned; linear.
-      moving: parameters that a objective moves.
-      pass_on: changes of the parameters `through` to those of what `forward` returned; linear.
-      through: parameters that `forward` is a function of.
-    """
+    def forward(moving: Tree) -> tuple[Tree, Tree]:
+        bound = nets.Nets(spec.nets, params | moving, stats)
+        return spec.forward(bound, x, key), bound.stats
 
-    def whole(moves):
-        return change(_pick(moves, tuple(moving)), pass_on(_pick(moves, tuple(through))))
-
-    (gradient,) = jax.linear_transpose(whole, through | moving)(jnp.ones_like(loss))
-    return _pick(gradient, tuple(moving))
+    return run(forward, _pick(params, spec.shared_nets))
 
 
-def _count_nonfinite(tree: Tree) -> Array:
-    """Returns in how many arrays a number is not finite, as a float."""
-    floats = [a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.inexact)]
-    return sum(jnp.any(~jnp.isfinite(a)).astype(jnp.float32) for a in floats)
+def _loss(
+    spec: MethodSpec,
+    objective: Objective,
+    key: Array,
+    params: Tree,
+    stats: Tree,
+    moving: Tree,
+    output: dict[str, Array],
+) -> tuple[Array, tuple[Metrics, Tree]]:
+    """Computes an objective's loss; returns it, its metrics and the new statistics."""
+    bound = nets.Nets(spec.nets, params | moving, stats)
+    value, metrics = objective.loss(bound, Shared(**output), key)
+    return value, (metrics, bound.stats)
+
+
+def _skip_if_nonfinite(
+    before: TrainState, after: TrainState, metrics: Metrics
+) -> tuple[TrainState, Metrics]:
+    """Keeps the state before, but for the step number, if any value is not finite."""
+    floats = [a for a in jax.tree.leaves((metrics, after)) if jnp.issubdtype(a.dtype, jnp.inexact)]
+    count = sum(jnp.any(~jnp.isfinite(a)).astype(jnp.float32) for a in floats)
+    bad = collectives.mean(count) > 0
+    before = before.replace(step=after.step)
+    after = jax.tree.map(lambda old, new: jnp.where(bad, old, new), before, after)
+    return after, metrics | {"skipped": bad.astype(jnp.float32)}
 
 
 def _pick(tree: dict[str, Tree], names: tuple[str, ...]) -> dict[str, Tree]:

@@ -7,7 +7,6 @@ precision, where no ReLU falls to the other side by round-off); where the mathem
 net's largest.
 """
 
-import dataclasses
 from functools import partial
 
 import jax
@@ -21,6 +20,7 @@ from pmjax import builders, config
 from pmjax.benchmarks import ours
 from pmjax.benchmarks.peers import torch_arrays
 from pmjax.benchmarks.peers.torch import Twin, channels_first
+from pmjax.training.optimizers import for_objective, stage1_optimizer, stage2_optimizer
 from pmjax.training.step import init_state, train_step
 
 DIGITS = "configs/digits.py"
@@ -94,18 +94,19 @@ class Pair:
         if double:
             settings = settings.copy_and_resolve_references()
             settings.precision = "float64"
-        game = (
-            builders.stage1_spec(settings, shape) if stage == 1 else builders.stage2_spec(settings)
-        )
-        if stage == 2:
+        if stage == 1:
+            spec, optimizer = (
+                builders.stage1_spec(settings, shape),
+                stage1_optimizer(settings),
+            )
+        else:
             z = np.random.default_rng(1).normal(size=(STEPS * BATCH, *shape))
-            game = builders.prior(settings).init_from_embeddings(game, z, seed=0)
-        if sgd:
-            objectives = tuple(dataclasses.replace(p, optimizer=_keeping) for p in game.objectives)
-            game = dataclasses.replace(game, objectives=objectives)
-        self.game = game
+            spec = builders.stage2_spec(settings, z=z)
+            optimizer = stage2_optimizer(settings)
+        optimizer = _keeping if sgd else optimizer
+        self.spec = spec
         key = jax.random.key(3)
-        shapes = jax.eval_shape(partial(init_state, game), key)
+        shapes = jax.eval_shape(partial(init_state, spec, optimizer), key)
         params = _filled(shapes.params, double=double)
         stats = _filled(shapes.stats, double=double)
         self.state = shapes.replace(
@@ -113,14 +114,14 @@ class Pair:
             params=params,
             stats=stats,
             opt={
-                p.name: p.optimizer(p.updates_per_step).init({n: params[n] for n in p.nets})
-                for p in game.objectives
+                o.name: for_objective(optimizer, o).init({n: params[n] for n in o.nets})
+                for o in spec.objectives
             },
-            ema={name: params[name] for name in game.averaged},
+            ema={name: params[name] for name in spec.averaged},
             key=key,
         )
         self._step = jax.jit(
-            partial(train_step, game=game, ema_decay=settings.ema_decay),
+            partial(train_step, spec=spec, optimizer=optimizer, ema_decay=settings.ema_decay),
             compiler_options=QUICK_COMPILE,
         )
         optimizer = (lambda moved, repeats: _Sgd(moved)) if sgd else None
@@ -159,7 +160,7 @@ def _filled(shapes, *, double):
     return jax.tree.map(draw, shapes)
 
 
-def _keeping(repeats):
+def _keeping(updates_per_step):
     """SGD whose state is the gradient that it was given last."""
     return optax.GradientTransformation(
         lambda params: jax.tree.map(jnp.zeros_like, params),
@@ -251,7 +252,7 @@ def test_losses_gradients_statistics_and_updates_agree(case, stage, double, digi
     with jax.enable_x64(double):
         pair = Pair(settings, stage, batches.shape[2:], double=double)
         assert_losses_agree(*pair.step(batches[0]), rtol=1e-5)
-        for objective in pair.game.objectives:
+        for objective in pair.spec.objectives:
             expected = jax.device_get(pair.state.opt[objective.name])
             for net in objective.nets:
                 found = torch_arrays.gradients(pair.twin.nets[net])

@@ -15,7 +15,7 @@ import optax
 
 from pmjax import plugins
 from pmjax.datasets.batches import batch_indices
-from pmjax.distributed import collectives, rendezvous
+from pmjax.distributed import rendezvous
 from pmjax.distributed.compile import MODES
 from pmjax.distributed.mesh import make_mesh, set_up_cpu
 from pmjax.distributed.processes import ProcessGroup
@@ -48,14 +48,12 @@ def fit(
     directory, *, mode="jit", mesh, data=IMAGES, budget=1e9, group=None, steps=STEPS, report=None
 ):
     """Trains pm on perceptrons with SGD; returns {name: value} of all metrics and leaves."""
-    plan = NetBuilder(
+    build = NetBuilder(
         shape=(8, 8, 1),
         latent_dim=6,
         family="mlp",
         net_args={"width": 16},
         batch_norm={"momentum": 0.9},
-        optimizer=lambda repeats: optax.sgd(0.05),
-        axis=collectives.batch_axis(mode),
     )
     report = Metrics() if report is None else report
     options = LoopOptions(
@@ -71,7 +69,8 @@ def fit(
         log_every=1,
     )
     state = train(
-        plugins.load("methods", "pm").Method().game(plan),
+        plugins.load("methods", "pm").Method().spec(build),
+        lambda updates_per_step: optax.sgd(0.05),
         data,
         options,
         mesh=mesh,

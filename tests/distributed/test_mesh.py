@@ -25,9 +25,8 @@ def test_a_divided_table_gives_the_requested_rows(mode, devices):
     mesh = make_mesh(devices)
     table, divided = place_dataset(IMAGES, mesh, budget=IMAGES.nbytes)
     assert divided == IMAGES.shape[1:]
-    axis = collectives.batch_axis(mode)
     run = compile_step(
-        lambda state, images: (state, collectives.all_gather(images, axis)),
+        lambda state, images: (state, collectives.all_gather(images)),
         mode=mode,
         mesh=mesh,
         gather=True,

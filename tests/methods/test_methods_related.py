@@ -1,6 +1,7 @@
 """Methods of related work: each one's equations and signature, against something independent."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -13,11 +14,12 @@ from scipy import integrate, special, stats
 from pmjax import plugins
 from pmjax.datasets.batches import to_float
 from pmjax.errors import UserError
-from pmjax.methods import mi_ae, vq_vae
+from pmjax.methods import mi_ae
 from pmjax.methods import von_mises_fisher as vmf
 from pmjax.methods.base import NetBuilder
 from pmjax.methods.losses import imq, mmd, rbf
 from pmjax.nets import base as nets
+from pmjax.nets.quantizer import Quantizer
 from pmjax.priors import base as priors
 from pmjax.priors.code_prior import find_codes
 from pmjax.training.step import init_state
@@ -27,28 +29,32 @@ KEY = jax.random.key(3)
 
 
 def make(name, latent_dim=LATENT, **args):
-    plan = NetBuilder(
+    build = NetBuilder(
         shape=SHAPE,
         latent_dim=latent_dim,
         family="mlp",
         net_args={"width": 8, "layers": 1},
         batch_norm={},
-        optimizer=lambda repeats: optax.sgd(0.1),
     )
-    return plugins.load("methods", name).Method(**args).game(plan)
+    return plugins.load("methods", name).Method(**args).spec(build)
 
 
-def loss(game, objective, shared, params=None):
-    (found,) = [p for p in game.objectives if p.name == objective]
-    return found.loss(params or {}, {}, shared, KEY)[0]
+def loss(spec, objective, shared):
+    (found,) = [o for o in spec.objectives if o.name == objective]
+    return found.loss(None, SimpleNamespace(**shared), KEY)[0]
 
 
-def started(game):
-    return jax.jit(partial(init_state, game))(jax.random.key(0))
+def started(spec):
+    return jax.jit(partial(init_state, spec, lambda updates_per_step: optax.sgd(0.1)))(
+        jax.random.key(0)
+    )
 
 
-def forward(game, state, images):
-    return jax.jit(game.forward)(state.params, state.stats, images, KEY)[0]
+def forward(spec, state, images):
+    def run(params, stats, images):
+        return spec.forward(nets.Nets(spec.nets, params, stats), to_float(images), KEY)
+
+    return jax.jit(run)(state.params, state.stats, images)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -74,16 +80,18 @@ def numbers(*shape, seed=0):
 def test_acai_losses_are_the_papers():
     shared = {"alpha": jnp.array([0.1, 0.4]), "d_alpha": jnp.array([0.3, 0.0])}
     shared |= {"d_blend": jnp.array([0.1, -0.2]), "x": jnp.ones((2, 3)), "x_hat": jnp.zeros((2, 3))}
-    game = make("acai")
-    np.testing.assert_allclose(loss(game, "critic", shared), 0.1 + 0.025, rtol=1e-5)
-    np.testing.assert_allclose(loss(game, "autoencoder", shared), 1 + 0.5 * 0.045, rtol=1e-5)
+    spec = make("acai")
+    np.testing.assert_allclose(loss(spec, "critic", shared), 0.1 + 0.025, rtol=1e-5)
+    np.testing.assert_allclose(loss(spec, "autoencoder", shared), 1 + 0.5 * 0.045, rtol=1e-5)
 
 
 def test_acai_critic_sees_blends_and_the_shares_that_it_must_tell(images):
-    game = make("acai")
-    state = started(game)
-    shared = forward(game, state, images)
-    call = {name: partial(nets.apply, game.nets[name][0], state.params[name], {}) for name in "EGd"}
+    spec = make("acai")
+    state = started(spec)
+    shared = forward(spec, state, images)
+    call = {
+        name: partial(nets.apply, spec.nets[name].module, state.params[name], {}) for name in "EGd"
+    }
     x, alpha = to_float(images), shared["alpha"][:, None]
     z = call["E"](x)
     x_alpha = call["G"](alpha * z + (1 - alpha) * np.roll(z, -1, 0))
@@ -112,17 +120,17 @@ def test_mi_ae_losses_are_the_papers():
     shared |= {"d_blend": jnp.array([[0.1, -0.2]] * 2), "d_h": jnp.array([[0.7, 0.1]] * 2)}
     shared |= {"x": jnp.ones((2, 3)), "x_hat": jnp.zeros((2, 3))}
     shared |= {"z": numbers(2, 2), "h": numbers(2, 2, seed=1)}
-    game = make("mi_ae", latent_dim=2)
-    np.testing.assert_allclose(loss(game, "critic", shared), 0.1 + 0.025 + 0.1, rtol=1e-5)
+    spec = make("mi_ae", latent_dim=2)
+    np.testing.assert_allclose(loss(spec, "critic", shared), 0.1 + 0.025 + 0.1, rtol=1e-5)
     distance = mmd(shared["z"], shared["h"], partial(imq, scale=4))
     expected = 1 + 0.5 * 0.045 + 0.1 * 0.25 + 0.1 * distance
-    np.testing.assert_allclose(loss(game, "autoencoder", shared), expected, rtol=1e-5)
+    np.testing.assert_allclose(loss(spec, "autoencoder", shared), expected, rtol=1e-5)
 
 
 def test_mi_ae_mixes_every_coordinate_by_a_share_of_its_own(images):
-    game = make("mi_ae")
-    state = started(game)
-    shared = forward(game, state, images)
+    spec = make("mi_ae")
+    state = started(spec)
+    shared = forward(spec, state, images)
     assert shared["alpha"].shape == shared["d_alpha"].shape == (BATCH, LATENT)
     assert len(np.unique(shared["alpha"])) == BATCH * LATENT
     assert shared["alpha"].max() <= 0.5
@@ -133,9 +141,9 @@ def test_mi_ae_mixes_every_coordinate_by_a_share_of_its_own(images):
 
 @pytest.mark.parametrize("alpha, lambda_", [(0.0, 1.0), (1.0, 0.0), (1.0, 5.0)])
 def test_infovae_reduces_to_its_special_cases(alpha, lambda_, images):
-    game = make("infovae", alpha=alpha, lambda_=lambda_)
-    state = started(game)
-    shared = forward(game, state, images)
+    spec = make("infovae", alpha=alpha, lambda_=lambda_)
+    state = started(spec)
+    shared = forward(spec, state, images)
     recon = np.mean(np.square(shared["x"] - shared["x_hat"]))
     posterior = stats.norm(shared["z"], np.exp(shared["log_variance"] / 2))
     # KL of Gaussians, from SciPy's entropy.
@@ -144,11 +152,11 @@ def test_infovae_reduces_to_its_special_cases(alpha, lambda_, images):
     prior = jax.random.normal(KEY, (BATCH, LATENT))
     distance = mmd(shared["z_drawn"], prior, partial(rbf, scale=2 * LATENT))
     expected = recon + ((1 - alpha) * kl + (alpha + lambda_ - 1) * distance) / 16
-    np.testing.assert_allclose(loss(game, "autoencoder", shared), expected, rtol=1e-4)
+    np.testing.assert_allclose(loss(spec, "autoencoder", shared), expected, rtol=1e-4)
     if (alpha, lambda_) == (0, 1):
         vae = make("vae", beta=1.0, variance=0.5)
         constant = np.log(np.pi) / 2
-        ours = loss(game, "autoencoder", shared)
+        ours = loss(spec, "autoencoder", shared)
         np.testing.assert_allclose(loss(vae, "autoencoder", shared) - constant, ours, rtol=1e-5)
 
 
@@ -157,26 +165,27 @@ def test_infovae_reduces_to_its_special_cases(alpha, lambda_, images):
 
 def test_vae_gan_losses_are_the_papers():
     shared = {"d_x": jnp.array([2.0, 0.0]), "d_hat": jnp.array([0.5, -1.0])}
-    shared |= {"d_p": jnp.array([1.0, -2.0]), "x": jnp.ones((2, 3)), "x_hat": jnp.zeros((2, 3))}
+    shared |= {"d_p": jnp.array([1.0, -2.0]), "x": jnp.ones((2, *SHAPE))}
+    shared |= {"x_hat": jnp.zeros((2, *SHAPE))}
     shared |= {"f_x": jnp.array([[1.0, 2.0]] * 2), "f_hat": jnp.array([[0.0, 4.0]] * 2)}
     shared |= {"z": jnp.array([[3.0, 0.0]] * 2), "log_variance": jnp.zeros((2, 2))}
-    game = make("vae_gan", gamma=0.5, pixel_weight=2.0)
+    spec = make("vae_gan", gamma=0.5, pixel_weight=2.0)
     probability = special.expit
     fakes = np.array([0.5, -1.0, 1.0, -2.0])
     said = -np.log(probability(np.array([2.0, 0.0]))).mean()
     critic = said - np.log(1 - probability(fakes)).mean()
-    np.testing.assert_allclose(loss(game, "critic", shared), critic, rtol=1e-5)
-    np.testing.assert_allclose(loss(game, "encoder", shared), 4.5 / 16 + 2.5 + 2, rtol=1e-5)
+    np.testing.assert_allclose(loss(spec, "critic", shared), critic, rtol=1e-5)
+    np.testing.assert_allclose(loss(spec, "encoder", shared), 4.5 / 16 + 2.5 + 2, rtol=1e-5)
     decoder = 0.5 * (2.5 + 2) - np.log(probability(fakes)).mean()
-    np.testing.assert_allclose(loss(game, "decoder", shared), decoder, rtol=1e-5)
+    np.testing.assert_allclose(loss(spec, "decoder", shared), decoder, rtol=1e-5)
 
 
 # VQ-VAE
 
 
 def quantizer(**changes):
-    args = dict(codes=5, code_dim=2, decay=0.8, revive_below=0.0, axis=None)
-    return vq_vae.Quantizer(nets.family("mlp").Encoder(4, width=8, layers=1), **(args | changes))
+    args = dict(codes=5, code_dim=2, decay=0.8, revive_below=0.0)
+    return Quantizer(nets.family("mlp").Encoder(4, width=8, layers=1), **(args | changes))
 
 
 def test_codebook_is_the_moving_average_of_a_plain_loop():
@@ -215,9 +224,9 @@ def test_unused_codes_become_embeddings_of_the_batch():
 
 
 def test_codebook_stays_unless_a_step_trains_it(images):
-    game = make("vq_vae")
-    state = started(game)
-    E = game.nets["E"][0]
+    spec = make("vq_vae")
+    state = started(spec)
+    E = spec.nets["E"].module
     z, same = nets.update(E, state.params["E"], state.stats["E"], to_float(images), train=False)
     chex.assert_trees_all_equal(same, state.stats["E"])
     book = state.stats["E"]["codebook"]["vectors"]
@@ -225,28 +234,29 @@ def test_codebook_stays_unless_a_step_trains_it(images):
 
 
 def test_vq_vae_gradient_goes_straight_through(images):
-    game = make("vq_vae", commitment=0.25, codes=16)
-    state = started(game)
-    shared = forward(game, state, images)
+    spec = make("vq_vae", commitment=0.25, codes=16)
+    state = started(spec)
+    shared = forward(spec, state, images)
     assert shared["perplexity"] > 1.5
     recon = np.mean(np.square(shared["x"] - shared["x_hat"]))
     commit = np.mean(np.square(shared["z_e"] - shared["z"]))
-    total = loss(game, "autoencoder", shared)
+    total = loss(spec, "autoencoder", shared)
     np.testing.assert_allclose(total, recon + 0.25 * commit, rtol=1e-5)
 
     def reconstruct(e):
-        x_hat = nets.apply(game.nets["G"][0], state.params["G"], {}, e)
+        x_hat = nets.apply(spec.nets["G"].module, state.params["G"], {}, e)
         return jnp.mean(jnp.square(shared["x"] - x_hat))
 
     wanted = jax.grad(reconstruct)(shared["z"]) + 0.5 * (shared["z_e"] - shared["z"]) / (16 * 6)
-    trunk = game.nets["E"][0].trunk
+    trunk = spec.nets["E"].module.trunk
     _, back = jax.vjp(
         lambda p: trunk.apply({"params": p}, shared["x"], train=True), state.params["E"]["trunk"]
     )
 
     def whole(params):
-        shared, _ = game.forward(state.params | params, state.stats, images, KEY)
-        return loss(game, "autoencoder", shared)
+        bound = nets.Nets(spec.nets, state.params | params, state.stats)
+        shared = spec.forward(bound, to_float(images), KEY)
+        return loss(spec, "autoencoder", shared)
 
     got = jax.jit(jax.grad(whole))({"E": state.params["E"]})["E"]["trunk"]
     chex.assert_trees_all_close(got, back(wanted)[0], rtol=1e-3, atol=1e-6)
@@ -303,33 +313,33 @@ def test_code_prior_has_the_distribution_of_codes_that_depend_on_one_another():
 
 @pytest.mark.parametrize("name", ["s_vae", "sae"])
 def test_embeddings_have_norm_one(name, images):
-    game = make(name)
-    state = started(game)
-    shared = forward(game, state, images)
+    spec = make(name)
+    state = started(spec)
+    shared = forward(spec, state, images)
     for z in (shared["z"], shared.get("z_drawn", shared["z"])):
         np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, rtol=1e-6)
-    encoded = nets.apply(game.nets["E"][0], state.params["E"], {}, to_float(images))
+    encoded = nets.apply(spec.nets["E"].module, state.params["E"], {}, to_float(images))
     np.testing.assert_allclose(np.linalg.norm(encoded, axis=1), 1, rtol=1e-6)
 
 
 def test_sae_centres_what_it_encodes_and_what_it_decodes(images):
-    game = make("sae")
-    state = started(game)
-    shared = forward(game, state, images)
+    spec = make("sae")
+    state = started(spec)
+    shared = forward(spec, state, images)
     np.testing.assert_allclose(shared["z"].mean(1), 0, atol=1e-6)
-    decode = partial(nets.apply, game.nets["G"][0], state.params["G"], {})
+    decode = partial(nets.apply, spec.nets["G"].module, state.params["G"], {})
     np.testing.assert_allclose(decode(7 * shared["z"] + 3), shared["x_hat"], atol=1e-5)
     with pytest.raises(UserError, match="latent_dim=2"):
         make("sae", latent_dim=2)
 
 
 def test_s_vae_loss_is_the_papers(images):
-    game = make("s_vae", beta=2.0, variance=0.25)
-    state = started(game)
-    shared = forward(game, state, images)
+    spec = make("s_vae", beta=2.0, variance=0.25)
+    state = started(spec)
+    shared = forward(spec, state, images)
     recon = np.mean(np.square(shared["x"] - shared["x_hat"]))
     kl = np.mean([kl_by_integration(LATENT, float(kappa)) for kappa in shared["kappa"]])
-    total = loss(game, "autoencoder", shared)
+    total = loss(spec, "autoencoder", shared)
     np.testing.assert_allclose(total, recon + 0.5 * 2 * kl / 16, rtol=1e-4)
 
 
@@ -379,7 +389,7 @@ def test_von_mises_fisher_draws_have_their_mean_and_its_gradient(dim, kappa):
     mean = jnp.zeros((num, dim)).at[:, 0].set(0.6).at[:, 1].set(-0.8)
 
     def draw(kappa):
-        return vmf.sample(mean, jnp.full(num, kappa), KEY, None)
+        return vmf.sample(mean, jnp.full(num, kappa), KEY)
 
     z, slope = jax.jit(lambda k: jax.jvp(draw, (k,), (1.0,)))(kappa)
     np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, rtol=1e-6)

@@ -97,16 +97,20 @@ def test_a_short_run_in_half_precision_follows_single_precision_within_two_perce
     waves = np.sin(frequencies * (x[:, None] + x[None])[None, ..., None])
     data = ((waves + 1) * 127).astype(np.uint8)
 
+    def adam(updates_per_step):
+        return optax.adam(2e-3, b1=0.5)
+
     def reconstruction(precision, steps=12):
-        plan = NetBuilder(
+        build = NetBuilder(
             shape=(16, 16, 3), latent_dim=8, family="resnet",
             net_args={"width": 4, "critic_width": 4, "blocks": 0}, batch_norm={},
-            optimizer=lambda repeats: optax.adam(2e-3, b1=0.5), precision=precision,
+            precision=precision,
         )  # fmt: skip
-        game = load("methods", "pm").Method().game(plan)
-        state = jax.jit(partial(init_state, game))(jax.random.key(0))
+        spec = load("methods", "pm").Method().spec(build)
+        state = jax.jit(partial(init_state, spec, adam))(jax.random.key(0))
         step = jax.jit(
-            partial(train_step, game=game, ema_decay=0.9), compiler_options=QUICK_COMPILE
+            partial(train_step, spec=spec, optimizer=adam, ema_decay=0.9),
+            compiler_options=QUICK_COMPILE,
         )
         history = []
         for index in range(steps):
@@ -132,8 +136,9 @@ def test_three_batches_in_one_pass_as_on_tpus_are_those_one_by_one(monkeypatch):
     )
 
     def loss(params):
-        outputs, after = nets.update_on_several(critic, params, stats, *batches)
-        return sum(i * out.sum() for i, out in enumerate(outputs, 1)), (outputs, after)
+        bound = nets.BoundNet(critic, params, stats)
+        outputs = bound.on_each(*batches)
+        return sum(i * out.sum() for i, out in enumerate(outputs, 1)), (outputs, bound.stats)
 
     def found():  # each time another function, which JAX has to trace
         gradient = jax.jit(
@@ -154,15 +159,13 @@ def test_the_generators_batch_norm_is_over_the_whole_batch_on_four_devices():
     z[8:] += 2  # halves that differ, so that a device's own statistics would be wrong
     weight = np.random.default_rng(1).normal(size=(32, 32, 3)).astype(np.float32)
 
-    def gradients(params, stats, z, *, axis=None):
-        net = mimicry.Decoder((32, 32, 3), scale=1 / 32, axis=axis)
-
+    def gradients(params, stats, z):
         def loss(params):
             images, after = nets.update(net, params, stats, z)
             return (images * weight).mean(), after
 
         (value, after), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        return collectives.mean((value, grads), axis), after
+        return collectives.mean((value, grads)), after
 
     net = mimicry.Decoder((32, 32, 3), scale=1 / 32)
     params, stats = jax.jit(partial(nets.init, net))(jax.random.key(0), z)
@@ -174,8 +177,11 @@ def test_the_generators_batch_norm_is_over_the_whole_batch_on_four_devices():
         everywhere = replicate((params, stats), mesh)
         by_jit = compiled(gradients)(*everywhere, sharded)
     by_pmap = jax.pmap(
-        partial(gradients, axis=BATCH), axis_name=BATCH,
-        in_axes=(None, None, 0), out_axes=None, devices=jax.devices()[:4],
-    )(params, stats, z.reshape(4, 4, 6))  # fmt: skip
+        gradients,
+        axis_name=BATCH,
+        in_axes=(None, None, 0),
+        out_axes=None,
+        devices=jax.devices()[:4],
+    )(params, stats, z.reshape(4, 4, 6))
     for found in (by_jit, by_pmap):
         chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)

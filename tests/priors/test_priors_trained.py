@@ -22,7 +22,7 @@ from pmjax.priors.latent_gan import BASES
 from pmjax.storage import checkpoint
 from pmjax.storage import workdir as workdirs
 from pmjax.training import snapshots, stages
-from pmjax.training.optimizers import make_optimizer
+from pmjax.training.optimizers import for_objective, make_optimizer, stage2_optimizer
 from pmjax.training.step import init_state, train_step
 from tests.small_run import ROOT
 
@@ -53,20 +53,20 @@ def energy_distance(a, b):
 
 def fit(prior, z, steps, batch_size=64, **optimizer):
     """Trains a prior in one dispatch; returns the arrays that `sample` takes."""
-    args = {"learning_rate": 2e-3, "b1": 0.0, "b2": 0.99} | getattr(prior, "optimizer", {})
-    game = prior.game(z.shape[1], make_optimizer(steps=steps, **args | optimizer), None)
-    game = prior.init_from_embeddings(game, z, seed=0)
-    step = functools.partial(train_step, game=game, ema_decay=0.99)
+    args = {"learning_rate": 2e-3, "b1": 0.0, "b2": 0.99}
+    optimizer = make_optimizer(steps=steps, **args | optimizer)
+    spec = prior.init_from_embeddings(prior.spec(z.shape[1]), z, seed=0)
+    step = functools.partial(train_step, spec=spec, optimizer=optimizer, ema_decay=0.99)
     mesh = make_mesh(1)
     run = compile_step(step, mode="jit", mesh=mesh, gather=True)
     rows = [batch_indices(len(z), batch_size, i, seed=0) for i in range(steps)]
-    state = replicate(start(game), mesh)
+    state = replicate(start(spec, optimizer), mesh)
     state, _ = run(state, replicate(z, mesh), np.stack(rows))
     return jax.device_get(prior.export(state))
 
 
-def start(game):
-    return jax.jit(lambda: init_state(game, jax.random.key(0)))()
+def start(spec, optimizer):
+    return jax.jit(lambda: init_state(spec, optimizer, jax.random.key(0)))()
 
 
 def draw(prior, arrays, seed, num):
@@ -127,7 +127,7 @@ def test_latent_gan_finds_both_modes():
 def test_latent_gan_samples_map_the_base_that_it_shows():
     args = {"base_prior": "gaussian", "base_dim": 5}
     prior = priors.make("latent_gan", SMALL["latent_gan"] | args)
-    params = start(prior.game(3, make_optimizer(steps=1), None)).params
+    params = start(prior.spec(3), make_optimizer(steps=1)).params
     assert prior.sample_base(params["g"], jax.random.key(4), 6).shape == (6, 5)
     assert prior.sample(params["g"], jax.random.key(4), 6).shape == (6, 3)
 
@@ -278,7 +278,8 @@ def test_a_prior_that_needs_another_optimizer_gets_it_and_the_user_can_say_so():
         )
         (objective,) = builders.stage2_spec(settings).objectives[-1:]
         gradient = {"w": jnp.ones(1)}
-        _, state = objective.optimizer(1).update(gradient, objective.optimizer(1).init(gradient))
+        optimizer = for_objective(stage2_optimizer(settings), objective)
+        _, state = optimizer.update(gradient, optimizer.init(gradient))
         return 1 - float(state[0].mu["w"][0])
 
     assert b1("latent_gan") == pytest.approx(0.0)

@@ -22,6 +22,7 @@ from pmjax.errors import UserError
 from pmjax.reproduce import _chosen, reproduce
 from pmjax.reproductions import runs, tables, theory
 from pmjax.reproductions.base import Column, Reproduction, Run, Study
+from pmjax.training.optimizers import stage1_optimizer
 from pmjax.training.step import init_state
 from tests.small_run import ROOT, run_command
 
@@ -256,8 +257,9 @@ def test_every_run_of_every_reproduction_has_a_valid_config_and_nets(name, tmp_p
         for job in runs.plan(study):
             settings = study.settings(job.run, 3)
             assert settings.seed == 3 and settings.method == job.run.method
-            game = builders.stage1_spec(settings, SHAPES[settings.data.name])
-            jax.eval_shape(functools.partial(init_state, game), jax.random.key(0))
+            spec = builders.stage1_spec(settings, SHAPES[settings.data.name])
+            optimizer = stage1_optimizer(settings)
+            jax.eval_shape(functools.partial(init_state, spec, optimizer), jax.random.key(0))
     if reproduction.runs:
         table = next(iter(reproduction.results(study)))
         assert len(table.rows) >= len(reproduction.runs)

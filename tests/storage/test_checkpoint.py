@@ -15,8 +15,8 @@ from pmjax.training.step import init_state
 
 @pytest.fixture
 def state():
-    game = priors.make("latent_gan", {"width": 8}).game(3, lambda repeats: optax.adam(1e-3), None)
-    return init_state(game, jax.random.key(0))
+    spec = priors.make("latent_gan", {"width": 8}).spec(3)
+    return init_state(spec, lambda updates_per_step: optax.adam(1e-3), jax.random.key(0))
 
 
 def at(state, step):

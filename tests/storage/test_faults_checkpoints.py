@@ -54,8 +54,8 @@ def plain(state):
 
 @pytest.fixture(scope="module")
 def state():
-    game = priors.make("latent_gan", {"width": 4}).game(2, lambda repeats: optax.adam(1e-3), None)
-    return init_state(game, jax.random.key(0))
+    spec = priors.make("latent_gan", {"width": 4}).spec(2)
+    return init_state(spec, lambda updates_per_step: optax.adam(1e-3), jax.random.key(0))
 
 
 @pytest.fixture(scope="module")

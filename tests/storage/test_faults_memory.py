@@ -29,19 +29,19 @@ def test_a_device_out_of_memory_names_the_batch_size_and_suggests_accumulation(
     )
 
     def hungry(settings, shape):
-        game = duel("hinge", apart=True)
+        spec = duel("hinge", apart=True)
 
-        def loss(inner, params, stats, shared, key):
-            found, rest = inner(params, stats, shared, key)
-            v = shared["x"][:, 0]
+        def loss(inner, nets, s, key):
+            found, metrics = inner(nets, s, key)
+            v = s.x[:, 0]
             every_three = jnp.sort(v[:, None, None] * v[None, :, None] + v[None, None, :])
-            return found + 1e-9 * jax.lax.stop_gradient(every_three).mean(), rest
+            return found + 1e-9 * jax.lax.stop_gradient(every_three).mean(), metrics
 
-        (objective,) = game.objectives
+        (objective,) = spec.objectives
         inner = objective.loss
         objective = dataclasses.replace(objective, loss=lambda *args: loss(inner, *args))
-        nets = {"D": (game.nets["D"][0], shape)}
-        return dataclasses.replace(game, nets=nets, objectives=(objective,))
+        nets = {"D": spec.nets["D"]._replace(input_shape=shape)}
+        return dataclasses.replace(spec, nets=nets, objectives=(objective,))
 
     monkeypatch.setattr(stages.builders, "stage1_spec", hungry)
     with pytest.raises(UserError) as error:

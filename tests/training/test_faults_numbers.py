@@ -16,7 +16,6 @@ from flax import linen as nn
 from pmjax import config, plugins
 from pmjax.datasets.base import Dataset
 from pmjax.datasets.batches import batch_indices
-from pmjax.distributed import collectives
 from pmjax.distributed.mesh import make_mesh
 from pmjax.distributed.processes import ProcessGroup
 from pmjax.errors import UserError
@@ -25,6 +24,7 @@ from pmjax.evals.features import inception_2015
 from pmjax.evals.metrics import fid
 from pmjax.finite import NotFinite
 from pmjax.methods.base import MethodSpec, NetBuilder, Objective
+from pmjax.nets.base import Net
 from pmjax.storage import checkpoint
 from pmjax.training import loop, stages
 from pmjax.training.monitor import WINDOW, MetricsMonitor
@@ -49,42 +49,47 @@ def lines(caplog):
     return lambda words: [line for line in caplog.messages if words in line]
 
 
-def game(fault=None, *, axis=None, optimizer=lambda repeats: optax.sgd(0.05, momentum=0.5)):
+def sgd(updates_per_step):
+    return optax.sgd(0.05, momentum=0.5)
+
+
+def pm(fault=None):
     """The paper's method on small perceptrons; `fault` is (objective, what of it, value)."""
-    plan = NetBuilder(
+    build = NetBuilder(
         shape=(4, 4, 1),
         latent_dim=3,
         family="mlp",
         net_args={"width": 8},
         batch_norm={"momentum": 0.9},
-        optimizer=optimizer,
-        axis=axis,
     )
-    whole = plugins.load("methods", "pm").Method().game(plan)
+    whole = plugins.load("methods", "pm").Method().spec(build)
     if fault is None:
         return whole
     name, what, value = fault
 
-    def faulty(inner, nets, params, stats, shared, key):
-        found, rest = inner(params, stats, shared, key)
-        hit = jnp.any(shared["x"][:, 0, 0, 0] == MARK)
+    def faulty(inner, net, nets, s, key):
+        found, metrics = inner(nets, s, key)
+        hit = jnp.any(s.x[:, 0, 0, 0] == MARK)
         if what == "loss":
-            return found + jnp.where(hit, value, 0.0), rest
+            return found + jnp.where(hit, value, 0.0), metrics
         # A root at zero: its value is finite, its slope is not.
-        squares = sum(jnp.sum(jnp.square(p)) for p in jax.tree.leaves(params[nets[0]]))
-        return found + 1e-6 * jnp.sqrt(squares * jnp.where(hit, 0.0, 1.0)), rest
+        squares = sum(jnp.sum(jnp.square(p)) for p in jax.tree.leaves(getattr(nets, net).params))
+        return found + 1e-6 * jnp.sqrt(squares * jnp.where(hit, 0.0, 1.0)), metrics
 
     objectives = tuple(
-        dataclasses.replace(p, loss=partial(faulty, p.loss, p.nets)) if p.name == name else p
-        for p in whole.objectives
+        dataclasses.replace(o, loss=partial(faulty, o.loss, o.nets[0])) if o.name == name else o
+        for o in whole.objectives
     )
     return dataclasses.replace(whole, objectives=objectives)
 
 
-def fit(directory, spec, report=None, *, mode="jit", devices=1, data=None, **options):
+def fit(
+    directory, spec, report=None, *, optimizer=sgd, mode="jit", devices=1, data=None, **options
+):
     values = dict(steps=8, checkpoint_every=2, keep=9, log_every=1, seed=0, ema_decay=0.9)
     state = loop.train(
         spec,
+        optimizer,
         images() if data is None else data,
         loop.LoopOptions(stage="stage1", batch_size=BATCH, mode=mode, **values | options),
         mesh=make_mesh(devices),
@@ -106,7 +111,7 @@ def saved(directory, step=None):
         folder = directory / f"only_{step}"
         shutil.copytree(directory / "stage1" / str(step), folder / str(step))
     store = checkpoint.Checkpoints(folder, keep=9)
-    like = jax.eval_shape(partial(init_state, game()), jax.random.key(0))
+    like = jax.eval_shape(partial(init_state, pm(), sgd), jax.random.key(0))
     state, info = store.restore(like)
     store.close()
     return plain(state), info
@@ -116,7 +121,7 @@ def saved(directory, step=None):
 def undisturbed(tmp_path_factory):
     """The last state of a run without faults, and its directory."""
     directory = tmp_path_factory.mktemp("undisturbed")
-    return fit(directory, game()), directory
+    return fit(directory, pm()), directory
 
 
 @pytest.mark.parametrize(
@@ -137,14 +142,14 @@ def test_a_fault_is_named_at_its_step_and_the_last_good_state_goes_on(
     fault, options, named, undisturbed, tmp_path
 ):
     with pytest.raises(NotFinite) as stopped:
-        fit(tmp_path, game(fault), **options)
+        fit(tmp_path, pm(fault), **options)
     assert f"stage1: {named}" in str(stopped.value)
     assert f"at step {BAD_STEP}. The checkpoint of step " in str(stopped.value)
     newest, _ = saved(tmp_path)
     assert int(newest.step) == (4 if options.get("steps_per_dispatch", 1) != 3 else 3)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(newest))
     if fault[1] == "loss":
-        gone_on = fit(tmp_path, game())  # what was at fault is mended
+        gone_on = fit(tmp_path, pm())  # what was at fault is mended
         chex.assert_trees_all_close(gone_on, undisturbed[0], rtol=1e-3, atol=1e-4)
 
 
@@ -152,7 +157,7 @@ def test_a_fault_is_named_at_its_step_and_the_last_good_state_goes_on(
 def test_a_step_that_is_not_finite_can_be_left_out_whole_and_is_counted(
     mode, devices, undisturbed, tmp_path, lines
 ):
-    faulty = game(("critic", "gradient", None), axis=collectives.batch_axis(mode))
+    faulty = pm(("critic", "gradient", None))
     options = {"mode": mode, "devices": devices, "skip_nonfinite": 1, "checkpoint_every": 1}
     report = Metrics()
     fit(tmp_path, faulty, report, steps=6, **options)
@@ -171,7 +176,7 @@ def test_a_step_that_is_not_finite_can_be_left_out_whole_and_is_counted(
 
 
 def test_the_count_goes_on_after_a_restart_and_one_more_is_the_end(tmp_path):
-    faulty = game(("critic", "loss", np.nan))
+    faulty = pm(("critic", "loss", np.nan))
     options = {"skip_nonfinite": 1, "steps_per_dispatch": 2}
     fit(tmp_path, faulty, steps=6, **options)
     again = 1 + next(
@@ -185,7 +190,7 @@ def test_a_checkpoint_never_holds_a_state_that_is_not_finite(tmp_path):
     """Loss and gradients are finite at the step whose update overflows."""
     overflow = optax.chain(optax.scale(-1e38), optax.scale(1e30))
     with pytest.raises(NotFinite, match=r"after step 1 is not saved: params\.\S+ is not finite"):
-        fit(tmp_path, game(optimizer=lambda repeats: overflow), checkpoint_every=1)
+        fit(tmp_path, pm(), optimizer=lambda updates_per_step: overflow, checkpoint_every=1)
     assert not [path for path in (tmp_path / "stage1").iterdir() if path.name.isdigit()]
 
 
@@ -194,7 +199,7 @@ def test_an_example_that_is_not_finite_is_named_before_the_first_step(value, tmp
     data = images()
     data[17, 2, 3, 0] = value
     with pytest.raises(NotFinite, match=f"stage1: example 17 holds {value}"):
-        fit(tmp_path, game(), data=data)
+        fit(tmp_path, pm(), data=data)
 
 
 def test_an_embedding_that_is_not_finite_is_named(tmp_path, monkeypatch):
@@ -263,26 +268,31 @@ CRITICS = {
 def duel(loss, *, apart):
     """A critic of x against -x if they are `apart`; of pure noise if not."""
 
-    def forward(params, stats, batch, key):
-        sign = jnp.sign(jax.random.normal(key, batch.shape))
-        return {
-            "x": batch if apart else batch * sign,
-            "other": -batch if apart else -batch * sign,
-        }, stats
+    def forward(nets, x, key):
+        sign = jnp.sign(jax.random.normal(key, x.shape))
+        return {"x": x if apart else x * sign, "other": -x if apart else -x * sign}
 
-    def critic(params, stats, shared, key):
-        said = [Score().apply({"params": params["D"]}, shared[name]) for name in ("x", "other")]
-        return jnp.mean(CRITICS[loss](*said)), ({}, stats)
+    def critic(nets, s, key):
+        return jnp.mean(CRITICS[loss](nets.D(s.x), nets.D(s.other))), {}
 
-    net = Score(), (1,)
-    objective = Objective("critic", ("D",), critic, lambda repeats: optax.adam(0.3))
-    return MethodSpec({"D": net}, forward, (), (objective,))
+    objective = Objective("critic", ("D",), critic)
+    return MethodSpec({"D": Net(Score(), (1,))}, forward, (), (objective,))
+
+
+def adam(updates_per_step):
+    return optax.adam(0.3)
 
 
 @pytest.mark.parametrize("loss", CRITICS)
 def test_a_saturated_critic_is_warned_of_once(loss, tmp_path, caplog, lines):
     data = np.ones((64, 1), np.float32)
-    options = {"data": data, "steps": 1000, "steps_per_dispatch": 100, "checkpoint_every": 1000}
+    options = {
+        "optimizer": adam,
+        "data": data,
+        "steps": 1000,
+        "steps_per_dispatch": 100,
+        "checkpoint_every": 1000,
+    }
     fit(tmp_path / "apart", duel(loss, apart=True), **options)
     (line,) = warnings(caplog)
     assert "stage1: objective 'critic' is saturated: in steps " in line

@@ -1,11 +1,12 @@
-"""Optimizers: the learning rate that each update really used."""
+"""Optimizers: the learning rate of each update."""
 
 import numpy as np
 import optax
 import pytest
 
 from pmjax.errors import UserError
-from pmjax.training.optimizers import make_optimizer
+from pmjax.methods.base import Objective
+from pmjax.training.optimizers import for_objective, make_optimizer
 
 
 def rates(updates, repeats=1, **args):
@@ -38,7 +39,7 @@ def test_warm_up_rises_linearly_before_the_schedule():
     )
 
 
-def test_schedules_count_steps_and_not_a_objectives_repeats():
+def test_schedules_count_steps_and_not_an_objective_s_updates():
     expected = [0.1, 0.0875, 0.075, 0.0625]
     np.testing.assert_allclose(rates(4, repeats=2, steps=4, schedule="linear"), expected, rtol=1e-4)
 
@@ -74,11 +75,24 @@ def test_accumulation_below_one_is_refused():
         make_optimizer(steps=1, accumulate=0)
 
 
-def test_a_objective_s_own_momentum_takes_the_place_of_the_config_s():
+def test_an_objective_s_own_momentum_replaces_the_configured_one():
     """Without momentum Adam follows the newest gradient's sign; with it, the average's."""
     optimizer = make_optimizer(steps=9, b1=0.9, b2=0.0, learning_rate=0.1, schedule="constant")
     for own, expected in (({}, -0.1 * (0.1 - 0.09) / (1 - 0.81)), ({"b1": 0.0}, -0.1)):
-        adam = optimizer(1, **own)
+        adam = for_objective(optimizer, Objective("all", ("net",), None, **own))
         _, state = adam.update(np.float32(-1), adam.init(np.float32(0)))
         move, _ = adam.update(np.float32(1), state)
         np.testing.assert_allclose(move, expected, rtol=1e-4)
+
+
+def test_relative_rates_scale_the_updates_of_single_nets():
+    optimizer = make_optimizer(steps=9, learning_rate=0.1, schedule="constant")
+    params = {"F": np.float32(0), "G": np.float32(0)}
+    changes = []
+    for rates in ({}, {"F": 0.01}):
+        objective = Objective("generator", ("F", "G"), None, relative_rates=rates)
+        adam = for_objective(optimizer, objective)
+        changes.append(adam.update({"F": np.float32(3), "G": np.float32(3)}, adam.init(params))[0])
+    same, scaled = changes
+    np.testing.assert_allclose(scaled["F"], 0.01 * same["F"], rtol=1e-6)
+    assert scaled["G"] == same["G"] == same["F"]

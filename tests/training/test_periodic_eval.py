@@ -3,6 +3,7 @@
 import io
 import json
 import types
+from functools import partial
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from pmjax.evals import runner
 from pmjax.reporting import history
 from pmjax.reporting.run_log import RunLog
 from pmjax.training import periodic_eval, stages
+from pmjax.training.optimizers import stage1_optimizer
 from pmjax.training.step import init_state
 from tests.small_run import ROOT, SMALL, run_command
 
@@ -45,8 +47,9 @@ class Run:
         self.data = types.SimpleNamespace(data=POINTS, labels=None, fingerprint="", skipped=())
         monkeypatch.setattr(builders, "dataset", lambda settings, split: self.data)
         monkeypatch.setattr(runner, "run", lambda *args, **kwargs: self.values)
-        game = builders.stage1_spec(self.settings, (3,))
-        self.state = jax.jit(lambda key: init_state(game, key))(jax.random.key(0))
+        spec = builders.stage1_spec(self.settings, (3,))
+        optimizer = stage1_optimizer(self.settings)
+        self.state = jax.jit(partial(init_state, spec, optimizer))(jax.random.key(0))
         self.start()
 
     def start(self, step=0):

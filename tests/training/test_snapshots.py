@@ -16,6 +16,7 @@ from pmjax.evals import figures, runner
 from pmjax.storage import metrics_file, workdir
 from pmjax.storage.checkpoint import Checkpoints
 from pmjax.training import snapshots
+from pmjax.training.optimizers import stage1_optimizer
 from pmjax.training.step import init_state
 
 SMALL = {
@@ -57,10 +58,10 @@ def make(folder, **overrides):
     """Makes a workdir whose stage 1 has come to step 20 of 40: two checkpoints and no model."""
     settings = config.load("configs/swiss_roll.py", SMALL | overrides)
     workdir.claim(settings, folder)
-    game = builders.stage1_spec(settings, (3,))
+    spec, optimizer = builders.stage1_spec(settings, (3,)), stage1_optimizer(settings)
     checkpoints, states = Checkpoints(folder / "checkpoints" / "stage1"), {}
     for step in STEPS:
-        state = jax.jit(partial(init_state, game))(jax.random.key(step))
+        state = jax.jit(partial(init_state, spec, optimizer))(jax.random.key(step))
         states[step] = state.replace(step=np.int32(step))
         checkpoints.save(states[step], {"data": "points"})
     checkpoints.close()
