@@ -1,4 +1,4 @@
-"""Evaluates a workdir's model, or two sets of images that any tool has made.
+"""Evaluates the model of a workdir, or two sets of images made by any tool.
 
 python -m pmjax.evaluate --workdir=runs/digits [--evals=fid,kid] [--checkpoint=latest]
 python -m pmjax.evaluate --samples=FOLDER --reference=FOLDER [--floor=split] [--evals=fid,kid]
@@ -8,11 +8,14 @@ import argparse
 import contextlib
 from pathlib import Path
 
-from pmjax import cli
+from pmjax import api, cli
 from pmjax.distributed import host_memory
 from pmjax.errors import UserError
 from pmjax.evals.runner import compare, evaluate
+from pmjax.evals.tables import listing
 from pmjax.storage.metrics_file import METRICS
+from pmjax.storage.workdir import lock
+from pmjax.training import snapshots
 
 
 def main() -> None:
@@ -21,32 +24,32 @@ def main() -> None:
         prog="python -m pmjax.evaluate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Arguments of metrics: --config.eval.args.kid.subset_size=500. Of a workdir, all "
-        "single values of the config's eval part: --config.eval.num_samples=10000.",
+        epilog="Arguments of metrics: --config.eval.args.kid.subset_size=500. With --workdir, also "
+        "other keys of the config's group eval: --config.eval.num_samples=10000.",
     )
     add = parser.add_argument
     add("--workdir", type=Path, help="of a run")
     add(
         "--checkpoint",
         default="",
-        help="a step of stage 1, or latest, stage2/STEP, stage2/latest: WORKDIR/at-STEP is made",
+        help="a step of stage 1, or latest, stage2/STEP, stage2/latest: creates WORKDIR/at-STEP",
     )
     add("--samples", type=Path, help="folder, .npy or .npz of generated images")
     add("--reference", type=Path, help="folder, .npy or .npz of real images, or of statistics")
     add(
         "--floor",
-        help="folder, .npy or .npz of other real images, for the real-against-real floor; split: a "
-        "part of the reference (./split is a folder)",
+        help="folder, .npy or .npz of other real images, as a real-against-real floor; split: a "
+        "part of the reference (a folder of that name is ./split)",
     )
-    add("--evals", help="metrics, files of pmjax/evals/metrics, such as fid,kid")
+    add("--evals", help="metrics, such as fid,kid,prdc_efficientnet_lite0; see pmjax/evals")
     add("--protocols", default="", help="of FID on a workdir, such as 50k_train,10k_test")
     add("--variant", help="of Inception's input: pytorch_fid, torch_fidelity, clean_fid")
     add("--weights", help="file of the 2015 Inception weights")
-    add("--unverified", action="store_true", help="take other weights than the published ones")
-    add("--resolution", type=int, help="of EfficientNet-Lite0's input, pixels")
+    add("--unverified", action="store_true", help="accept other weights than the published ones")
+    add("--resolution", type=int, help="of EfficientNet-Lite0's input, in pixels")
     add("--precision", help="of features: float32, or bfloat16 on accelerators")
-    add("--seed", type=int, help="of two sets (0); a workdir has its own")
-    add("--out", type=Path, help=f"where results on two sets are added ({METRICS})")
+    add("--seed", type=int, help="with --samples (default 0); a workdir has its own")
+    add("--out", type=Path, help=f"file that values of two sets are added to ({METRICS})")
     flags, overrides = cli.parse(parser)
     if flags.resolution is not None and not 1 <= flags.resolution <= 2**14:
         raise UserError(f"--resolution={flags.resolution} must be from 1 to {2**14}.")
@@ -64,10 +67,6 @@ def main() -> None:
         for name, given in extractors.items()
     }
     names, protocols = _words(flags.evals or ""), _words(flags.protocols)
-
-    def say(line: str) -> None:
-        print(line, flush=True)
-
     if (flags.workdir is None) == (flags.samples is None):
         raise UserError("Give --workdir=DIR, or --samples=FOLDER with --reference=FOLDER.")
     if flags.samples and (not flags.reference or protocols or flags.checkpoint):
@@ -83,21 +82,19 @@ def main() -> None:
     cli.cache_compilations()
     if flags.workdir:
         overrides |= {"eval.metrics": flags.evals} if names else {}
-        from pmjax.storage.workdir import lock
-
-        # One that is not there is told of by what reads it.
-        alone = lock(flags.workdir) if flags.workdir.is_dir() else contextlib.nullcontext()
-        with alone:
-            evaluate(
-                flags.workdir,
-                say=say,
+        workdir = flags.workdir  # a missing one is an error of what reads it
+        with lock(workdir) if workdir.is_dir() else contextlib.nullcontext():
+            if flags.checkpoint:
+                workdir = snapshots.from_checkpoint(workdir, flags.checkpoint)
+            values = evaluate(
+                workdir,
+                api.load(workdir),
                 overrides=overrides,
                 extractors=extractors,
                 protocols=protocols,
-                checkpoint=flags.checkpoint,
             )
     else:
-        compare(
+        values = compare(
             flags.samples,
             flags.reference,
             floor=flags.floor,
@@ -106,8 +103,8 @@ def main() -> None:
             extractors=extractors,
             seed=flags.seed or 0,
             out=flags.out or Path(METRICS),
-            say=say,
         )
+    print(listing(values), flush=True)
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -49,14 +49,19 @@ def main() -> None:
         try:
             with resource_errors.as_user_errors(flags.workdir), group.signals(steps=False):
                 stages.fit(settings, flags.workdir, report, group)
-                group.run_on_primary(
-                    "evaluation", lambda: runner.evaluate(flags.workdir, say=log.info)
-                )
+                group.run_on_primary("evaluation", lambda: _evaluate(flags.workdir))
         except Stopped as stopped:
             command = " ".join(["python -m pmjax.main", *sys.argv[1:]])
             log.warning("%s To resume, run the same command:\n  %s", stopped, command)
         finally:
             report.close()
+
+
+def _evaluate(workdir: Path) -> None:
+    from pmjax import api
+    from pmjax.evals import runner, tables
+
+    print(tables.listing(runner.evaluate(workdir, api.load(workdir))), flush=True)
 
 
 if __name__ == "__main__":

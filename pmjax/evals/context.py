@@ -1,20 +1,10 @@
-"""Metrics: one file each, found by name, all given the same `Context`.
+"""The model, the data and shared results that every metric is given."""
 
-A metric called NAME is the file `pmjax/evals/metrics/NAME.py` (files that start with an underscore are
-parts of metrics) with one function that returns finite numbers under keys such as 'recon/mse':
-
-    def evaluate(ctx: Context, **args) -> dict[str, float]
-
-A metric that the data does not fit raises a `UserError`; nothing is left out in silence. One that
-takes features names their extractor, a file of `_features`, as EXTRACTOR, unless it has an argument
-`extractor`; one that needs the run's own prior says OWN_PRIOR = True.
-"""
-
-import dataclasses
+import copy
 import zlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,61 +12,68 @@ from pmjax import plugins
 from pmjax.datasets.base import Dataset
 from pmjax.datasets.batches import to_uint8
 from pmjax.errors import UserError
+from pmjax.model import Model
 
-if TYPE_CHECKING:
-    from pmjax.model import Model
-CHUNK = 1000  # examples a call of the model: bounds what is held as float
-# What a cached result may depend on; each on those before it, too.
+T = TypeVar("T")
+CHUNK = 1000  # examples per call of the model, which bounds the memory of float values
+# What a cached result may depend on; each also on those before it.
 DEPENDS = ("data", "autoencoder", "prior")
+LEAVE = "Leave it out of --evals or --config.eval.metrics."
 
 
-@dataclasses.dataclass
+class Missing(UserError):
+    """Says what a metric needs and its context lacks."""
+
+
 class Context:
-    """A model, its data, and everything that several metrics need, computed once.
+    """A model, its data, and what several metrics need, computed once.
 
-    Two sets of images without a model are a context too: `Context.from_images`. A metric that asks it
-    for a model, a training set or reconstructions is refused; `compared` gives what there is.
-
-    Args:
-        model: encodes, decodes, reconstructs and samples.
-        train: the training set.
-        test: the test set.
-        priors: the run's own prior first, then those that it is compared with.
-        seed: of every random choice that a metric makes.
-        num_samples: how many examples `samples` and `subset` give.
-        fresh: (num, seed) -> float32 [num, D], new real points, where a data set can make them.
-        sets: {name in `priors`: samples like `test.data`} that are given and not drawn.
-        extractors: {feature extractor: its arguments}, where they are not the defaults.
-        statistics: an .npz file of a mean and a covariance of features, instead of `test`.
-        has_own: whether the first prior is the run's own; while stage 1 trains, that may not be
-            there yet.
-        embedded: () -> the training set's embeddings by this model, where they are kept.
+    Two sets of images without a model are a context too: `Context.from_images`. It rejects metrics
+    that use a missing part, such as the model; `compared` returns the sets that it has.
 
     Attributes:
-        used: {feature extractor: what its numbers depend on}, of those that metrics have used.
+        used: {feature extractor: its identity}, of those that metrics have used.
     """
 
-    model: "Model | None"
-    train: Dataset | None
-    test: Dataset | None
-    priors: tuple[str, ...]
-    seed: int = 0
-    num_samples: int = 4000
-    fresh: Callable[[int, int], np.ndarray] | None = None
-    sets: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    extractors: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    statistics: Path | None = None
-    has_own: bool = True
-    embedded: Callable[[], np.ndarray] | None = None
-    used: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict, init=False)
-    _caches: dict[str, dict] = dataclasses.field(
-        default_factory=lambda: {of: {} for of in DEPENDS}, init=False, repr=False
-    )
+    def __init__(
+        self,
+        model: Model | None,
+        train: Dataset | None,
+        test: Dataset | None,
+        priors: tuple[str, ...],
+        *,
+        seed: int = 0,
+        num_samples: int = 4000,
+        fresh: Callable[[int, int], np.ndarray] | None = None,
+        sets: Mapping[str, np.ndarray] | None = None,
+        extractors: Mapping[str, Mapping[str, Any]] | None = None,
+        statistics: Path | None = None,
+        has_own: bool = True,
+        embedded: Callable[[], np.ndarray] | None = None,
+    ):
+        """Computes nothing yet.
 
-    def __post_init__(self):
-        for name, what in _PARTS.items():
-            if getattr(self, name) is None:
-                setattr(self, name, _Absent(what))
+        Args:
+            model: encodes, decodes, reconstructs and samples.
+            train: the training set.
+            test: the test set.
+            priors: the run's own prior first, then those to compare it with.
+            seed: of every random choice that a metric makes.
+            num_samples: how many examples `samples` and `subset` return.
+            fresh: (num, seed) -> float32 [num, D], new real points, if a data set can draw them.
+            sets: {name in `priors`: samples like `test.data`}, given instead of drawn.
+            extractors: {feature extractor: its arguments}, if they are not the defaults.
+            statistics: an .npz file of a mean and a covariance of features, instead of `test`.
+            has_own: whether the first prior is the run's own, which stage 2 may not have trained
+                yet.
+            embedded: () -> the training set's embeddings by this model, if they are stored.
+        """
+        self._model, self._train, self._test = model, train, test
+        self.priors, self.seed, self.num_samples = priors, seed, num_samples
+        self.fresh, self.sets, self.extractors = fresh, sets or {}, extractors or {}
+        self.statistics, self.has_own, self._embedded = statistics, has_own, embedded
+        self.used: dict[str, dict[str, str]] = {}
+        self._caches: dict[str, dict] = {of: {} for of in DEPENDS}
 
     @classmethod
     def from_images(
@@ -103,14 +100,30 @@ class Context:
         )
 
     def has(self, part: str) -> bool:
-        """Tells whether there is a 'model', a 'train' or a 'test' set."""
-        return not isinstance(getattr(self, part), _Absent)
+        """Returns whether there is a 'model', a 'train' or a 'test' set."""
+        parts = {"model": self._model, "train": self._train, "test": self._test}
+        return parts[part] is not None
+
+    @property
+    def model(self) -> Model:
+        """The model; `Missing` if there is none."""
+        return _present(self._model, "a trained model (--workdir)")
+
+    @property
+    def train(self) -> Dataset:
+        """The training set; `Missing` if there is none."""
+        return _present(self._train, "a set of other real images (--floor)")
+
+    @property
+    def test(self) -> Dataset:
+        """The test set; `Missing` if there is none."""
+        return _present(self._test, "the reference's images, not only their statistics")
 
     def compared(self, also: Sequence[str] = ("recon", "recon_train")) -> dict[str, str]:
-        """Returns {what: source of `_features.features_of`} to compare with 'test'.
+        """Returns {set: source of `features.base.images_of`} to compare with 'test'.
 
-        <what> is each prior, 'floor' (as many training images), where there is a training set, and,
-        where there is a model, what of its decoder is asked for by `also`.
+        The sets are each prior; 'floor' (as many training images), if there is a training set; and,
+        if there is a model, those of its decoder in `also`.
         """
         sources = dict(zip(self.priors, self.priors, strict=True))
         if self.has("train"):
@@ -120,17 +133,20 @@ class Context:
         return sources
 
     def of_model(self, model: "Model", *, same_autoencoder: bool = False) -> "Context":
-        """Returns the context of another model, which keeps what does not depend on it."""
-        ctx = dataclasses.replace(self, model=model, embedded=None)
-        kept = ("data", "autoencoder") if same_autoencoder else ("data",)
-        ctx._caches |= {of: self._caches[of] for of in kept}
-        ctx.used = self.used
+        """Returns the context of another model, with the results that do not depend on it."""
+        ctx = copy.copy(self)
+        ctx._model, ctx._embedded = model, None
+        shared = ("data", "autoencoder") if same_autoencoder else ("data",)
+        ctx._caches = {of: self._caches[of] if of in shared else {} for of in DEPENDS}
         return ctx
 
     def cached(self, key: Hashable, make: Callable[[], Any], *, of: str = "prior") -> Any:
-        """Returns what `make` returned when it was first called for this key.
+        """Returns the result of `make`, called once for this key.
 
-        `of`, one of `DEPENDS`, is what the result depends on.
+        Args:
+            key: of the result.
+            make: computes it.
+            of: what it depends on, one of `DEPENDS`.
         """
         cache = self._caches[of]
         if key not in cache:
@@ -158,8 +174,17 @@ class Context:
         """Returns the index-th independent draw of `num` samples, like `test.data`."""
         return np.concatenate(list(self.iter_samples(prior, num, index)))
 
+    def latents(self, prior: str, num: int) -> np.ndarray:
+        """Returns `num` latents of a prior, float32 [num, d]."""
+
+        def make() -> np.ndarray:
+            seed = self.derived_seed("latents", num)
+            return np.asarray(self.model.sample_latent(num, seed=seed, prior=prior), np.float32)
+
+        return finite(f"latents of prior '{prior}'", self.cached(("latents", prior, num), make))
+
     def iter_samples(self, prior: str, num: int, index: int = 0) -> Iterator[np.ndarray]:
-        """Yields what `draw` returns, in parts of `CHUNK` at most."""
+        """Yields `draw` in parts of at most `CHUNK`."""
         for start in range(0, num, CHUNK):
             seed = self.derived_seed("samples", index, start)
             part = self.model.sample(min(CHUNK, num - start), seed=seed, prior=prior)
@@ -171,22 +196,22 @@ class Context:
         return self._apply(self.model.reconstruct, "reconstructions", self._data(split)[rows])
 
     def reconstructed(self, split: str, num: int | None = None) -> Iterator[np.ndarray]:
-        """Yields `reconstructions` of a split, or of its `subset`, in parts of `CHUNK` at most."""
+        """Yields `reconstructions` of a split, or of its `subset`, in parts of at most `CHUNK`."""
         rows = np.arange(len(self._data(split))) if num is None else self.subset(split, num)
         for start in range(0, len(rows), CHUNK):
             yield self.reconstructions(split, rows[start : start + CHUNK])
 
     def embeddings(self, split: str) -> np.ndarray:
         """Returns the float32 embeddings [N, d] of a split, in inference mode."""
-        kept = self.embedded if split == "train" else None
+        stored = self._embedded if split == "train" else None
         return self.cached(
             ("embeddings", split),
-            kept or (lambda: self._apply(self.model.encode, "embeddings", self._data(split))),
+            stored or (lambda: self._apply(self.model.encode, "embeddings", self._data(split))),
             of="autoencoder",
         )
 
     def midpoints(self, num: int) -> Iterator[np.ndarray]:
-        """Yields decoded midpoints of `num` random pairs of test embeddings, like `iter_samples`."""
+        """Yields `num` decoded midpoints of random pairs of test embeddings, like `iter_samples`."""
         z = self.embeddings("test")
         if len(z) < 2:
             raise UserError("Midpoints need two test examples or more.")
@@ -201,11 +226,9 @@ class Context:
 
     @property
     def own_prior(self) -> str:
-        """The prior that the run was made for."""
+        """The prior that the run is configured with; `Missing` if it is not there."""
         if not self.priors or not self.has_own:
-            raise _NotThere(
-                "the run's own prior (not --config.eval.during, if stage 2 trains that)"
-            )
+            raise Missing("the run's own prior (not --config.eval.during, if stage 2 trains that)")
         return self.priors[0]
 
     @property
@@ -223,37 +246,21 @@ class Context:
         if self.has_images:
             raise UserError(f"Metric '{metric}' needs points, and these data are images. {LEAVE}")
 
-    def _data(self, split):
-        return {"train": self.train, "test": self.test}[split].data
+    def _data(self, split: str) -> np.ndarray:
+        return (self.train if split == "train" else self.test).data
 
     @staticmethod
-    def _apply(function, what, data):
+    def _apply(
+        function: Callable[[np.ndarray], np.ndarray], what: str, data: np.ndarray
+    ) -> np.ndarray:
         chunks = (data[i : i + CHUNK] for i in range(0, len(data), CHUNK))
         return np.concatenate([finite(what, function(chunk)) for chunk in chunks])
 
 
-class _NotThere(UserError):
-    """Says what a metric needs and the context lacks."""
-
-
-class _Absent:
-    """Stands for a part that a context lacks: whoever asks it for anything is refused."""
-
-    def __init__(self, what: str):
-        self._what = what
-
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise _NotThere(self._what)
-
-
-_PARTS = {
-    "model": "a trained model (--workdir)",
-    "train": "a set of other real images (--floor)",
-    "test": "the reference's images, not only their statistics",
-}
-LEAVE = "Leave it out of --evals or --config.eval.metrics."
+def _present(part: T | None, name: str) -> T:
+    if part is None:
+        raise Missing(name)
+    return part
 
 
 def derived_seed(seed: int, *words: str | int) -> int:
@@ -262,7 +269,7 @@ def derived_seed(seed: int, *words: str | int) -> int:
 
 
 def finite(what: str, values: np.ndarray) -> np.ndarray:
-    """Returns values of a model as float32; `UserError` if they are not finite."""
+    """Returns a model's values as float32; `UserError` if they are not finite."""
     values = np.asarray(values, np.float32)
     if not np.isfinite(values).all():
         raise UserError(

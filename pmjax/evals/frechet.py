@@ -1,6 +1,6 @@
 """The Fréchet distance between two Gaussians and its spread, in float64 (Dowson & Landau, 1982)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from scipy.linalg import solve_triangular
@@ -9,8 +9,8 @@ from scipy.linalg.lapack import dpstrf
 from pmjax.errors import UserError
 from pmjax.evals.features.base import moments
 
-BLOCK = 4096  # rows that are held in float64
-ENOUGH = 10_000  # rows that tell the variance of an influence to a few percent
+BLOCK = 4096  # rows in float64 at a time
+ENOUGH = 10_000  # rows that determine the variance of an influence to a few percent
 
 
 def gaussian(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -26,11 +26,11 @@ def frechet_distance(
 
     With any factors Sᵢ = Fᵢᵀ Fᵢ, the trace of the square root is the sum of the singular values
     of F₁ F₂ᵀ. Pivoted Cholesky factors have as many rows as the covariance has rank, so fewer
-    examples than dimensions make it faster, not inexact, and no root is taken of rounding errors.
+    examples than dimensions make it faster, not inexact, and rounding errors have no root taken.
     """
     if np.shape(cov1) != np.shape(cov2):
         raise UserError(
-            f"Features of {len(cov1)} and of {len(cov2)} dimensions have no distance: take the "
+            f"Features of {len(cov1)} and of {len(cov2)} dimensions have no distance: use "
             "statistics of both sets with the same extractor."
         )
     singular = np.linalg.svd(_factor(cov1)[0] @ _factor(cov2)[0].T, compute_uv=False)
@@ -38,7 +38,7 @@ def frechet_distance(
 
 
 class Sample:
-    """Features [N, D] of a set, with what a Fréchet distance needs of them, computed once."""
+    """Features [N, D] of a set, with their moments and a factor of their covariance."""
 
     def __init__(self, features: np.ndarray):
         num, dim = features.shape
@@ -48,7 +48,7 @@ class Sample:
         if num > dim:
             self.mean, cov = gaussian(features)
             self.factor, self.pivots = _factor(cov)
-        else:  # the examples themselves are a factor of their covariance, and smaller than it
+        else:  # the examples themselves are a smaller factor of their covariance
             self.mean = features.mean(0, dtype=np.float64)
             self.factor, self.pivots = (features - self.mean) / np.sqrt(num - 1), None
         self.trace = np.sum(self.factor**2)
@@ -57,9 +57,9 @@ class Sample:
     def of_moments(
         cls, mean: np.ndarray, cov: np.ndarray, num: int, features: np.ndarray | None = None
     ) -> "Sample":
-        """Returns the sample that has these moments, and so many examples.
+        """Returns the sample of `num` examples with these moments.
 
-        `features` are some of theirs, evenly chosen; without any, it is a fixed reference.
+        `features` are an even selection of theirs; without any, it is a fixed reference.
         """
         sample = cls.__new__(cls)
         sample.features, sample.num, sample.mean = features, num, mean
@@ -69,18 +69,19 @@ class Sample:
 
     @classmethod
     def of_parts(cls, parts: Iterable[np.ndarray], num: int) -> "Sample":
-        """Returns the sample of `num` features that come in parts, of which it keeps `ENOUGH`."""
-        step, kept, start = -(-num // ENOUGH), [], 0
+        """Returns the sample of `num` features in parts, and stores at most `ENOUGH` of them."""
+        step, start = -(-num // ENOUGH), 0
+        selected: list[np.ndarray] = []
 
-        def passed():
+        def select() -> Iterator[np.ndarray]:
             nonlocal start
             for part in parts:
-                kept.append(part[-start % step :: step])
+                selected.append(part[-start % step :: step])
                 start += len(part)
                 yield part
 
-        mean, cov, count = moments(passed())
-        features = np.concatenate(kept)
+        mean, cov, count = moments(select())
+        features = np.concatenate(selected)
         if count <= len(mean):
             return cls(features)
         return cls.of_moments(mean, cov, count, features)
@@ -91,11 +92,11 @@ def frechet_estimate(a: Sample, b: Sample) -> tuple[float, float]:
 
     The error is the infinitesimal jackknife's (Jaeckel, 1972): (Var ψ_a / N_a + Var ψ_b / N_b)^½,
     with the influence of an example on the distance, ψ_a(x) = 2 (m_a - m_b)ᵀ y + yᵀ (1 - T) y for
-    y = x - m_a, T being the linear map that carries a's Gaussian to b's. A bootstrap would cost a
-    decomposition a draw and, by its repeated examples, be of lower rank than the data. The error
-    does not hold the distance's bias, which `frechet_infinity` removes; between sets of one
-    distribution, where the influence vanishes to first order, it is too large by about √2. Of a set
-    that has no features, which is a fixed reference, nothing is added.
+    y = x - m_a, where T is the linear map of a's Gaussian to b's. A bootstrap would cost a
+    decomposition per draw and, because it repeats examples, have a lower rank than the data. The
+    error does not include the distance's bias, which `frechet_infinity` removes; between sets of
+    one distribution, where the influence vanishes to first order, it is too large by about √2. A
+    set without features, which is a fixed reference, adds nothing.
     """
     left, singular, right = np.linalg.svd(a.factor @ b.factor.T, full_matrices=False)
     variance = 0.0
@@ -114,14 +115,14 @@ def frechet_infinity(
 
     Chong & Forsyth, 2020: a line in 1 / size is fitted to the distances of `points` random subsets
     of N/10 to N examples, at equal steps, from the whole reference; its value at 0 is returned.
-    The error joins that of the fit to that of the distance of all N examples. `where` comes before
+    The error combines that of the fit and that of the distance of all N examples. `where` precedes
     an argument's name in messages.
     """
     sizes = np.linspace(len(features) // 10, len(features), points).astype(int)
     if points < 3 or len(np.unique(sizes)) < points or sizes[0] < 2:
         raise UserError(
             f"{points} subsets of a tenth to all of {len(features)} examples give no line: "
-            f"set {where}points to at least 3, and take at least {max(20, 2 * points)} examples."
+            f"set {where}points to at least 3, and use at least {max(20, 2 * points)} examples."
         )
     rng = np.random.default_rng(seed)
     whole, error = frechet_estimate(Sample(features), reference)
@@ -135,12 +136,12 @@ def frechet_infinity(
     return float(value), float(np.hypot(np.sqrt(covariance[1, 1]), error))
 
 
-def _distance(shift, traces, singular):
+def _distance(shift: np.ndarray, traces: float, singular: np.ndarray) -> float:
     return max(float(shift @ shift + traces - 2 * singular.sum()), 0.0)
 
 
-def _variance(sample, other_mean, vectors):
-    """Returns Var ψ / N, from the singular vectors on this set's side times the roots of values."""
+def _variance(sample: Sample, other_mean: np.ndarray, vectors: np.ndarray) -> float:
+    """Returns Var ψ / N, from this set's singular vectors times the roots of the values."""
     influence = np.concatenate(
         [
             2 * y @ (sample.mean - other_mean) + np.sum(y**2, axis=1) - carried
@@ -150,8 +151,8 @@ def _variance(sample, other_mean, vectors):
     return influence.var() / sample.num
 
 
-def _carried(sample, vectors):
-    """Yields centred examples y with yᵀ T y = ‖cᵀ vectors‖², y = Fᵀ c; nothing is inverted."""
+def _carried(sample: Sample, vectors: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields centered examples y with yᵀ T y = ‖cᵀ vectors‖², y = Fᵀ c; nothing is inverted."""
     if sample.pivots is None:
         scale = len(sample.features) - 1
         yield sample.factor * np.sqrt(scale), scale * np.sum(vectors**2, axis=1)
@@ -163,8 +164,8 @@ def _carried(sample, vectors):
         yield y, np.sum((y[:, sample.pivots] @ inverse) ** 2, axis=1)
 
 
-def _factor(cov):
-    """Returns F [rank, D] with Fᵀ F = cov, and the columns [rank] where it is triangular."""
+def _factor(cov: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns F [rank, D] with Fᵀ F = cov, and the columns [rank] that make it triangular."""
     tolerance = len(cov) * np.finfo(np.float64).eps * max(cov.diagonal().max(), 0)
     factor, pivots, rank, _ = dpstrf(cov, tol=tolerance)
     factor = np.triu(factor)[:rank]

@@ -1,15 +1,17 @@
-"""Images that any other tool has left: a folder of files, or an array in .npy or .npz."""
+"""Sets of images made by any tool: a folder of files, or an array in .npy or .npz."""
 
 import contextlib
 import copy
 import dataclasses
 import hashlib
+import logging
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,13 +22,14 @@ from pmjax.datasets.image_codec import to_eight_bit
 from pmjax.datasets.image_folder import EXTENSIONS, listed
 from pmjax.errors import UserError
 from pmjax.evals.context import derived_seed
-from pmjax.evals.features import statistics
+from pmjax.evals.registry import metric_for_dimension
 
-SPLIT = "split"  # of a floor: a part of the reference
+log = logging.getLogger(__name__)
+SPLIT = "split"  # a floor that is a part of the reference
 UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
-SHOWN = 10  # files that a message names
+SHOWN = 10  # files in a message
 ALPHA = "it has an alpha channel"
-CHUNK = 1000  # images of floats that are held at a time
+CHUNK = 1000  # images of floats in memory at a time
 
 
 def compared(
@@ -35,12 +38,11 @@ def compared(
     floor: Path | str | None,
     *,
     seed: int,
-    say: Callable[[str], None],
 ) -> tuple[dict[str, Dataset | Path], dict[str, dict]]:
-    """Returns the sets that a comparison is of, and what its results say of each, by name.
+    """Returns the sets of a comparison, and the provenance of each, by name.
 
     They are 'samples', 'reference' (a `Path` if it is of statistics) and, with `floor`, 'floor':
-    other images, or where it is `SPLIT`, a part of the reference; see `split`.
+    other images or, for `SPLIT`, a part of the reference; see `split`.
 
     Raises:
         UserError: for what cannot be read or compared.
@@ -51,16 +53,17 @@ def compared(
     sets = {n: load(path) for n, path in paths.items() if n != "floor" or floor != SPLIT}
     if isinstance(sets["samples"], Path) or isinstance(sets.get("floor"), Path):
         raise UserError("--samples and --floor take images; only the reference may be statistics.")
-    sets |= alike({n: each for n, each in sets.items() if not isinstance(each, Path)}, say=say)
+    sets |= alike({n: each for n, each in sets.items() if not isinstance(each, Path)})
     whole = sets["reference"]
     if floor == SPLIT:
         num = len(sets["samples"].data)
-        sets["reference"], sets["floor"] = split(whole, num, seed=seed, say=say)
+        sets["reference"], sets["floor"] = split(whole, num, seed=seed)
     elif not floor:
-        own = "" if isinstance(whole, Path) else f" or, out of the reference, as --floor={SPLIT},"
-        say(
-            "There is no floor: give real images of another set, about as many as samples, as "
-            f"--floor=FOLDER,{own} to see what perfect samples would reach."
+        own = "" if isinstance(whole, Path) else f" or --floor={SPLIT} for a part of the reference,"
+        log.info(
+            "There is no floor: give other real images, about as many as samples, as "
+            "--floor=FOLDER,%s to see what perfect samples would reach.",
+            own,
         )
     about = {n: {"path": str(paths[n].resolve()), **_numbers(each)} for n, each in sets.items()}
     if floor == SPLIT:
@@ -74,13 +77,11 @@ def _numbers(images: Dataset | Path) -> dict:
     return {"num": len(images.data), "fingerprint": images.fingerprint}
 
 
-def split(
-    reference: Dataset, num: int, *, seed: int, say: Callable[[str], None]
-) -> tuple[Dataset, Dataset]:
-    """Returns a reference without a random part, and that part: the floor.
+def split(reference: Dataset, num: int, *, seed: int) -> tuple[Dataset, Dataset]:
+    """Returns the remainder of a reference, and a random part of it: the floor.
 
-    The part has `num` images, or half of all where that is fewer. Samples and floor then stand
-    against the same images, none of which is the floor's.
+    The floor has `num` images, or half of all if that is fewer. Samples and floor are both compared
+    with the remainder.
 
     Raises:
         UserError: if there are fewer than four images.
@@ -89,21 +90,21 @@ def split(
     count = min(num, size // 2)
     if size < 4:
         raise UserError(
-            f"--floor={SPLIT} takes half of the reference at most, and two images make a set: the "
-            f"reference has {size}. Give more, or other real images as --floor=FOLDER."
+            f"--floor={SPLIT} sets aside at most half of the reference, and a set has at least two "
+            f"images: the reference has {size}. Give more, or other real images as --floor=FOLDER."
         )
     order = np.random.default_rng(derived_seed(seed, "split")).permutation(size)
     rows = np.sort(order[count:]), np.sort(order[:count])
-    few = (
-        f" The floor has fewer images than the {num} samples, so that it is biased upward by its "
-        f"size: give {count} samples, or more of the reference."
-    )
-    say(
+    log.info(
         f"--floor={SPLIT}: {count} of the reference's {size} images, drawn with seed {seed}, are "
         f"the floor; samples and floor are compared with the other {size - count}."
-        + (few if count < num else "")
     )
-    kept, floor = (
+    if count < num:
+        log.warning(
+            f"The floor has fewer images than the {num} samples, so that it is biased upward by "
+            f"its size: give {count} samples, or more of the reference."
+        )
+    remainder, floor = (
         Dataset(
             Rows(reference.data, chosen),
             None,
@@ -112,29 +113,29 @@ def split(
         )
         for chosen in rows
     )
-    return kept, floor
+    return remainder, floor
 
 
 def validate(reference: Path, floor: Path | str | None) -> None:
-    """Raises `UserError` for a floor out of a reference that has no images."""
+    """Raises `UserError` for a floor that is part of a reference without images."""
     if floor == SPLIT and dimensions(reference):
         raise UserError(
-            f"--floor={SPLIT} takes images out of the reference, and {reference} holds statistics "
-            "only. Give the images that they are of as --reference=FOLDER, or other real images as "
-            "--floor=FOLDER."
+            f"--floor={SPLIT} sets aside images of the reference, and {reference} holds statistics "
+            "only. Give its images as --reference=FOLDER, or other real images as --floor=FOLDER."
         )
 
 
-def metric_for(reference: Path, *, say: Callable[[str], None]) -> str:
-    """Returns the metric to compare with a reference by: of the features of its statistics."""
+def metric_for(reference: Path) -> str:
+    """Returns the default metric for a reference: on the features of its statistics, if it is."""
     dim = dimensions(reference)
-    if dim in statistics.METRICS:
-        say(f"{reference} holds statistics of {dim} features: --evals={statistics.METRICS[dim]}.")
-    return statistics.METRICS.get(dim, "fd_efficientnet_lite0")
+    metric = metric_for_dimension(dim)
+    if metric:
+        log.info("%s holds statistics of %s features: --evals=%s.", reference, dim, metric)
+    return metric or "fd_efficientnet_lite0"
 
 
 def dimensions(path: Path) -> int | None:
-    """Returns of how many features an .npz holds statistics; None for any other file."""
+    """Returns the number of features of statistics in an .npz; None for any other file."""
     if path.suffix != ".npz" or not path.is_file():
         return None
     with contextlib.suppress(*UNREADABLE), np.load(path, allow_pickle=False) as found:
@@ -145,12 +146,12 @@ def dimensions(path: Path) -> int | None:
 def load(path: Path) -> Dataset | Path:
     """Returns the images of a folder or an array's file, or the path of an .npz of statistics.
 
-    Images of a folder stay in it until they are used; all must have one size, and no alpha channel.
-    An array is uint8 [N, H, W, 1 or 3], or float within [0, 1]. Hidden files are no images; those
-    that lie beside images with other endings are named in `skipped`.
+    Images of a folder are read when they are used; all must have one size, and no alpha channel.
+    An array is uint8 [N, H, W, 1 or 3], or float within [0, 1]. Hidden files are ignored; other
+    files in the folder that do not end like images are in `skipped`.
 
     Raises:
-        UserError: names what is missing, unreadable, of another size, not finite or out of range.
+        UserError: with what is missing, unreadable, of another size, not finite or out of range.
     """
     if path.is_dir():
         files, others = listed(path)
@@ -177,41 +178,41 @@ def load(path: Path) -> Dataset | Path:
     return Dataset(images, None, fingerprint(images, None), ())
 
 
-def alike(sets: Mapping[str, Dataset], *, say: Callable[[str], None]) -> dict[str, Dataset]:
-    """Returns sets of images as one can compare them: of one size, grey as RGB if one of them is.
+def alike(sets: Mapping[str, Dataset]) -> dict[str, Dataset]:
+    """Returns sets of images of one size, with gray ones as RGB if one set is RGB.
 
     Raises:
         UserError: if their sizes differ.
     """
     shapes = {name: tuple(each.data.shape[1:]) for name, each in sets.items()}
     if len({shape[:2] for shape in shapes.values()}) > 1:
-        told = ", ".join(f"{name} {h}×{w}" for name, (h, w, _) in shapes.items())
+        sizes = ", ".join(f"{name} {h}×{w}" for name, (h, w, _) in shapes.items())
         raise UserError(
-            f"The sets have images of different sizes: {told} (height × width). Resize them "
-            "first: how it is done changes every distance."
+            f"The sets have images of different sizes: {sizes} (height × width). Resize them "
+            "first; the way of resizing changes every distance."
         )
     for name, each in sets.items():
         if each.skipped:
             more = ", …" if len(each.skipped) > SHOWN else ""
-            say(
-                f"{name}: {len(each.skipped)} files are left out, as their endings are none of "
-                f"images' ({', '.join(each.skipped[:SHOWN])}{more})."
+            log.warning(
+                f"{name}: {len(each.skipped)} files are ignored, because their names do not end "
+                f"like images' ({', '.join(each.skipped[:SHOWN])}{more})."
             )
-    grey = [name for name, shape in shapes.items() if shape[2] == 1]
-    if 0 < len(grey) < len(sets):
-        say(f"Grey, and compared as RGB with three equal channels: {', '.join(grey)}.")
-        rgb = {name: dataclasses.replace(sets[name], data=_rgb(sets[name].data)) for name in grey}
+    gray = [name for name, shape in shapes.items() if shape[2] == 1]
+    if 0 < len(gray) < len(sets):
+        log.info("Gray, compared as RGB with three equal channels: %s.", ", ".join(gray))
+        rgb = {name: dataclasses.replace(sets[name], data=_rgb(sets[name].data)) for name in gray}
         return {**sets, **rgb}
     return dict(sets)
 
 
-def _rgb(images):
+def _rgb(images: "np.ndarray | Folder") -> "np.ndarray | Folder":
     if isinstance(images, Folder):
         return images.rgb()
-    return np.broadcast_to(images, (*images.shape[:3], 3))  # takes no memory
+    return np.broadcast_to(images, (*images.shape[:3], 3))  # a view
 
 
-def _eight_bits(path, images):
+def _eight_bits(path: Path, images: np.ndarray) -> np.ndarray:
     known = images.dtype == np.uint8 or images.dtype.kind == "f"
     if not known or images.ndim != 4 or images.shape[-1] not in (1, 3):
         hint = ""
@@ -240,7 +241,7 @@ def _eight_bits(path, images):
 
 
 class Rows:
-    """Some of a set's images uint8 [N, H, W, C], taken out of it where they are indexed."""
+    """Some rows of a set of images uint8 [N, H, W, C], read when they are indexed."""
 
     dtype = np.dtype(np.uint8)
     ndim = 4
@@ -255,15 +256,15 @@ class Rows:
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
         return self._images[self._rows[index]]
 
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[:].astype(dtype or np.uint8, copy=False)
 
 
 class Folder:
-    """Files of one size as an array uint8 [N, H, W, 1 or 3], decoded where it is indexed.
+    """Files of one size as an array uint8 [N, H, W, 1 or 3], decoded when it is indexed.
 
-    RGB, or grey if every file is. Nothing is rotated, cropped or resized, as in other tools of
-    evaluation. At most a slice is held at a time.
+    RGB, or gray if every file is. Nothing is rotated, cropped or resized, as in other evaluation
+    tools. Only indexed images are in memory.
     """
 
     dtype = np.dtype(np.uint8)
@@ -275,7 +276,7 @@ class Folder:
         self.path, self.files = path, files
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             heads = list(pool.map(_head, files))
-        self._refuse((f, why) for f, (why, *_) in zip(files, heads, strict=True) if why)
+        self._reject((f, why) for f, (why, *_) in zip(files, heads, strict=True) if why)
         sizes: dict[tuple[int, int], list[Path]] = {}
         for file, (_, size, _) in zip(files, heads, strict=True):
             sizes.setdefault(size, []).append(file)
@@ -285,11 +286,11 @@ class Folder:
                 for (w, h), fs in sorted(sizes.items(), key=lambda item: -len(item[1]))[:SHOWN]
             )
             raise UserError(
-                f"The images in {path} have different sizes: {listed}. Distances depend on how "
-                "they are brought to one: resize samples and reference in the same way first."
+                f"The images in {path} have different sizes: {listed}. Distances depend on "
+                "the way of resizing: resize samples and reference in the same way first."
             )
         ((width, height),) = sizes
-        channels = 1 if all(grey for *_, grey in heads) else 3
+        channels = 1 if all(gray for *_, gray in heads) else 3
         self.shape = (len(files), height, width, channels)
 
     def __len__(self) -> int:
@@ -299,13 +300,13 @@ class Folder:
         files = self.files[index] if isinstance(index, slice) else [self.files[i] for i in index]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             decoded = list(pool.map(_decode, files))
-        self._refuse((f, x) for f, x in zip(files, decoded, strict=True) if isinstance(x, str))
+        self._reject((f, x) for f, x in zip(files, decoded, strict=True) if isinstance(x, str))
         out = np.empty((len(files), *self.shape[1:]), np.uint8)
         for row, image in zip(out, decoded, strict=True):
             row[:] = image if image.ndim == 3 else image[..., None]
         return out
 
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[:].astype(dtype or np.uint8, copy=False)
 
     def rgb(self) -> "Folder":
@@ -322,32 +323,32 @@ class Folder:
                 digest.update(hashlib.file_digest(content, "sha256").digest())
         return digest.hexdigest()
 
-    def _refuse(self, broken: Iterable[tuple[Path, str]]) -> None:
-        broken = [f"{file.relative_to(self.path)}: {why}" for file, why in broken]
-        if broken:
-            more = f"; and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
-            advice = "Mend or remove them."
-            if any(ALPHA in each for each in broken):
-                advice = "Flatten the alpha channel onto one background first; mend what is broken."
+    def _reject(self, broken: Iterable[tuple[Path, str]]) -> None:
+        reasons = [f"{file.relative_to(self.path)}: {why}" for file, why in broken]
+        if reasons:
+            more = f"; and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
+            advice = "Fix or remove them."
+            if any(ALPHA in each for each in reasons):
+                advice = "Flatten the alpha channel onto one background first, and fix the others."
             raise UserError(
-                f"{len(broken)} of the images in {self.path} cannot be taken "
-                f"({'; '.join(broken[:SHOWN])}{more}). {advice}"
+                f"{len(reasons)} of the images in {self.path} cannot be used "
+                f"({'; '.join(reasons[:SHOWN])}{more}). {advice}"
             )
 
 
 def _head(file: Path) -> tuple[str, tuple[int, int], bool]:
-    """Returns what is wrong with a file, its size, and whether it is grey, from its first bytes."""
+    """Returns an error message or '', the size, and whether it is gray, from a file's head."""
     try:
         with Image.open(file) as image:
             wrong = ALPHA if image.has_transparency_data else ""
             return wrong, image.size, image.mode in ("1", "L") or image.mode.startswith("I")
-    except Exception as error:  # decoders of broken files raise nearly anything
+    except Exception as error:  # decoders raise many types of errors for broken files
         known = isinstance(error, Image.UnidentifiedImageError)
         return "not an image" if known else str(error) or type(error).__name__, (0, 0), True
 
 
 def _decode(file: Path) -> np.ndarray | str:
-    """Returns the pixels, or what is wrong."""
+    """Returns the pixels, or an error message."""
     try:
         with Image.open(file) as image:
             return np.asarray(to_eight_bit(image))

@@ -1,4 +1,4 @@
-"""Classes of the examples, and what metrics of a labelled embedding compare it with."""
+"""Classes of the examples, and the codes that metrics of a labeled embedding compare."""
 
 import numpy as np
 from sklearn.decomposition import PCA
@@ -12,7 +12,7 @@ def classes(ctx: Context, metric: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns the classes int [N] of the training and of the test set, numbered from 0.
 
     Raises:
-        UserError: if the data set has none, or the training set not at least two and all.
+        UserError: if the data set has none, or if the training set lacks one or has only one.
     """
     labels = ctx.train.labels, ctx.test.labels
     if any(each is None or not np.issubdtype(each.dtype, np.integer) for each in labels):
@@ -31,13 +31,13 @@ def classes(ctx: Context, metric: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def codes(ctx: Context) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Returns codes of the training and of the test set: embeddings, and what needs no learning.
+    """Returns {name of the value: codes of the training and of the test set}.
 
-    Returns:
-        'accuracy': the embeddings, and 'pca': as many principal components of the data (or all).
+    Those of 'accuracy' are the embeddings, those of 'pca' as many principal components of the data
+    (or all).
     """
 
-    def components():
+    def components() -> tuple[np.ndarray, np.ndarray]:
         train, test = (to_float(s.data).reshape(len(s.data), -1) for s in (ctx.train, ctx.test))
         num = min(ctx.embeddings("train").shape[1], *train.shape)
         pca = PCA(num, random_state=ctx.derived_seed("pca")).fit(train)

@@ -1,103 +1,173 @@
-"""Arguments of metrics, as a config or a command gives them, checked before they are used."""
+"""Finds metrics by name, checks their arguments, and looks up what their values mean."""
 
 import inspect
 import types
-from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from pmjax import plugins
 from pmjax.errors import UserError, unknown
-from pmjax.evals import meanings
-from pmjax.schema import METRIC_ARGS
+from pmjax.evals.base import OF_DATA, Metric, Table, option
 
+Args = Mapping[str, Mapping[str, Any]]  # {metric or extractor: {argument: value}}
 WORDS = Sequence[str]
 
 
-def checked(metric: str, given: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+class Alias(NamedTuple):
+    """What another name of a metric stands for: file, feature extractor, arguments."""
+
+    file: str
+    extractor: str = ""
+    args: Mapping[str, Any] = {}
+
+
+# The published names of metrics on Inception features, and spellings of earlier versions. Any other
+# metric on features is METRIC_EXTRACTOR, such as kd_efficientnet_lite0.
+ALIASES = {
+    "fid": Alias("fd", "inception_2015", {"protocols": ("10k_test",)}),
+    "fid_infinity": Alias("fd_infinity", "inception_2015"),
+    "inception_score": Alias("is", "inception_2015"),
+    "kid": Alias("kd", "inception_2015"),
+    "prdc": Alias("prdc", "inception_2015"),
+    "memorisation": Alias("memorization"),
+}
+
+
+class Named(NamedTuple):
+    """A metric under one of its names."""
+
+    name: str
+    file: str
+    module: types.ModuleType
+    extractor: str  # '' for none
+    defaults: Mapping[str, Any]
+
+    @property
+    def metric(self) -> Metric:
+        """The declaration."""
+        return self.module.METRIC
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a metric on features whose extractor is an argument."""
+        return self.metric.on_features and self.name == self.file
+
+    def parameters(self) -> dict[str, Any]:
+        """Returns {argument of `evaluate`: type}."""
+        return _keyword_arguments(self.module.evaluate)
+
+    def split(self, args: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns the arguments of `evaluate`, and those of the extractor."""
+        own = self.parameters()
+        given = {**self.defaults, **args}
+        return (
+            {name: value for name, value in given.items() if name in own},
+            {name: value for name, value in given.items() if name not in (*own, "extractor")},
+        )
+
+
+def names() -> list[str]:
+    """Returns all names of metrics, METRIC_EXTRACTOR for each of both included."""
+    files, extractors = plugins.names("metrics"), plugins.names("extractors")
+    on_features = [file for file in files if _metric(file).on_features]
+    return sorted({*files, *ALIASES} | {f"{f}_{e}" for f in on_features for e in extractors})
+
+
+def find(name: str) -> Named:
+    """Returns the metric that a name stands for; `UserError` if there is none."""
+    found = _find(name)
+    if found is None:
+        raise unknown("metric", name, names())
+    return found
+
+
+def _find(name: str) -> Named | None:
+    files = plugins.names("metrics")
+    if name in ALIASES:
+        alias = ALIASES[name]
+    elif name in files:
+        alias = Alias(name)
+    else:
+        pairs = [(name.removesuffix(f"_{e}"), e) for e in plugins.names("extractors")]
+        known = [Alias(f, e) for f, e in pairs if f in files and _metric(f).on_features]
+        if not known:
+            return None
+        (alias,) = known
+    module = plugins.load("metrics", alias.file)
+    extractor = alias.extractor or module.METRIC.extractor
+    return Named(name, alias.file, module, extractor, alias.args)
+
+
+def _metric(file: str) -> Metric:
+    return plugins.load("metrics", file).METRIC
+
+
+def canonical(metrics: Sequence[str], args: Args) -> tuple[tuple[str, ...], dict[str, dict]]:
+    """Returns metrics and their arguments under the names that keys of values begin with.
+
+    'fd' with the argument extractor=X is 'fd_X', as keys of values name the extractor.
+    """
+    merged: dict[str, dict] = {}
+    for name, given in args.items():
+        taken = ("extractor",) if find(name).is_file else ()
+        own = {argument: value for argument, value in given.items() if argument not in taken}
+        key = _canonical(name, given)
+        merged[key] = merged.get(key, {}) | own
+    found = [_canonical(name, args.get(name, {})) for name in metrics]
+    return tuple(dict.fromkeys(found)), merged
+
+
+def _canonical(name: str, args: Mapping[str, Any]) -> str:
+    metric = find(name)
+    if not metric.is_file or (name in ALIASES and "extractor" not in args):
+        return name
+    return f"{metric.file}_{args.get('extractor', metric.extractor)}"
+
+
+def checked(name: str, given: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
     """Returns a metric's arguments as the types that its `evaluate` names.
 
     Args:
-        metric: a file of `pmjax/evals/metrics`.
-        given: its arguments; of words, a text with commas is a list.
-        where: what comes before an argument's name in messages.
+        name: of the metric.
+        given: its arguments. Where a list of words is expected, a text is split at commas.
+        where: what precedes an argument's name in messages.
 
     Raises:
         UserError: for an unknown metric or argument, with the nearest one, and for a value of
-            another type or no protocol.
+            another type or one that is never valid.
     """
-    function = plugins.load("metrics", metric).evaluate
-    valid = dict(list(inspect.signature(function).parameters.items())[1:])
-    for name in given:
-        if name not in valid:
-            raise unknown(f"argument of metric '{metric}'", name, valid)
+    metric = find(name)
+    valid = metric.parameters()
+    extractor = extractor_of(name, given)
+    if "extractor" in given and extractor not in (None, *plugins.names("extractors")):
+        label = f"extractor ({option(name, 'extractor')})"
+        raise unknown(label, str(extractor), plugins.names("extractors"))
+    if metric.on_features and extractor:
+        valid |= _keyword_arguments(plugins.load("extractors", extractor).identity)
+    if metric.is_file:
+        valid["extractor"] = str
+    for argument in given:
+        if argument not in valid:
+            raise unknown(f"argument of metric '{name}'", argument, valid)
     found = {
-        name: _as(f"{where}{name}", value, valid[name].annotation) for name, value in given.items()
+        argument: _as_type(f"{where}{argument}", value, valid[argument])
+        for argument, value in given.items()
     }
-    if (protocols := found.get("protocols")) is not None:
-        from pmjax.evals.protocols import parse  # which imports this package
-
-        for protocol in protocols or ("",):
-            parse(protocol)
+    if metric.metric.check:
+        metric.metric.check(found)
     return found
 
 
-def checked_args(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns {metric: its arguments} of a config's group eval.args, as `checked` does for each."""
-    found = {}
-    for metric, args in given.items():
-        if not isinstance(args, Mapping):
-            raise UserError(
-                f"config.{METRIC_ARGS}{metric} is a group: --config.{METRIC_ARGS}{metric}.NAME="
-                f"VALUE is an argument of metric '{metric}'."
-            )
-        found[metric] = checked(metric, args, where=f"config.{METRIC_ARGS}{metric}.")
-    return found
+def _keyword_arguments(function: types.FunctionType) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-def check_settings(settings: ConfigDict) -> dict[str, dict[str, Any]]:
-    """Checks the names in a config's group eval, and returns the arguments of its metrics.
-
-    Raises:
-      UserError: for unknown metrics and arguments, and for an eval.best that cannot be.
-    """
-    for name in (*settings.metrics, *settings.during, *settings.stage2_during):
-        plugins.load("metrics", name)
-    for prefix in ("", "stage2_"):
-        if settings[f"{prefix}best"]:
-            check_best(settings, prefix)
-    return checked_args(settings.args.to_dict())
-
-
-def check_best(settings: ConfigDict, prefix: str) -> None:
-    """Raises `UserError` unless evaluations during training compute the value of PREFIXbest."""
-    keys, best = f"config.eval.{prefix}", settings[f"{prefix}best"]
-    meanings.direction(best)
-    metric = meanings.metric_of(best)
-    if metric not in settings[f"{prefix}during"]:
-        raise UserError(
-            f"{keys}best={best!r} is a value of the metric '{metric}': name it in {keys}during."
-        )
-    if not settings[f"{prefix}every"]:
-        raise UserError(
-            f"{keys}best needs evaluations during training: set {keys}every to a number of steps."
-        )
-
-
-def option(metric: str, argument: str = "") -> str:
-    """Returns the flag of a metric's argument; without one, what comes before any one's name."""
-    return f"--config.eval.args.{metric}.{argument}"
-
-
-def takes(metric: str, argument: str) -> bool:
-    """Tells whether a metric has an argument of that name."""
-    function = plugins.load("metrics", metric).evaluate
-    return argument in inspect.signature(function).parameters
-
-
-def _as(name: str, value: Any, hint: Any) -> Any:
+def _as_type(name: str, value: Any, hint: Any) -> Any:
     hints = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if WORDS in hints and isinstance(value, str | list | tuple):
         words = value.split(",") if isinstance(value, str) else value
@@ -107,46 +177,154 @@ def _as(name: str, value: Any, hint: Any) -> Any:
         return float(value)
     if type(value) in hints:
         return value
-    told = {WORDS: "words", types.NoneType: "None"}
-    types_ = " or ".join(told.get(hint) or hint.__name__ for hint in hints)
-    raise UserError(f"{name}={value!r} is of type {type(value).__name__}; it must be {types_}.")
+    labels = {WORDS: "words", types.NoneType: "None"}
+    shown = " or ".join(labels.get(hint) or hint.__name__ for hint in hints if hint is not Path)
+    raise UserError(f"{name}={value!r} is of type {type(value).__name__}; it must be {shown}.")
 
 
-def validate(
-    metrics: Sequence[str],
-    args: Mapping[str, Mapping[str, Any]],
-    extractors: Mapping[str, Mapping[str, Any]],
-) -> None:
-    """Raises `UserError` for arguments, and weights of features, that metrics will not find good.
+def checked_args(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns {metric: its arguments} of a config's group eval.args, as `checked` does for each."""
+    found = {}
+    for name, args in given.items():
+        if not isinstance(args, Mapping):
+            raise UserError(
+                f"config.eval.args.{name} is a group: {option(name, 'NAME')}=VALUE is an argument "
+                f"of metric '{name}'."
+            )
+        found[name] = checked(name, args, where=f"config.eval.args.{name}.")
+    return found
+
+
+def check_settings(settings: ConfigDict) -> dict[str, dict[str, Any]]:
+    """Checks the names in a config's group eval, and returns the arguments of its metrics.
+
+    Raises:
+        UserError: for unknown metrics and arguments, and for a value that cannot select the best.
+    """
+    for name in (*settings.metrics, *settings.during, *settings.stage2_during):
+        find(name)
+    args = checked_args(settings.args.to_dict())
+    for prefix in ("", "stage2_"):
+        if settings[f"{prefix}best"]:
+            check_best(settings, prefix, args)
+    return args
+
+
+def check_best(settings: ConfigDict, prefix: str, args: Args) -> None:
+    """Raises `UserError` unless evaluations during training compute the value of PREFIXbest."""
+    keys, best = f"config.eval.{prefix}", settings[f"{prefix}best"]
+    direction(best)
+    metric = metric_of(best)
+    during, _ = canonical(settings[f"{prefix}during"], args)
+    if metric not in map(metric_of, during):
+        raise UserError(
+            f"{keys}best={best!r} is a value of the metric '{metric}': name it in {keys}during."
+        )
+    if not settings[f"{prefix}every"]:
+        raise UserError(
+            f"{keys}best needs evaluations during training: set {keys}every to a number of steps."
+        )
+
+
+def validate(metrics: Sequence[str], args: Args, extractors: Args) -> None:
+    """Raises `UserError` for arguments and weights that metrics will reject, before they run.
 
     Args:
-        metrics: files of `pmjax/evals/metrics`.
+        metrics: by name.
         args: {metric: its arguments}.
         extractors: {feature extractor: its arguments}.
     """
-    from pmjax.evals.features import base
-    from pmjax.evals.registry import extractor_of  # which import this module
-
-    used = {}
-    for metric in metrics:
-        given = checked(metric, args.get(metric, {}))
-        used.setdefault(extractor_of(metric, given), metric)
-    used.pop(None, None)
-    for name, metric in used.items():
-        if name not in (valid := plugins.names("extractors")):
-            raise unknown(f"extractor ({option(metric, 'extractor')})", name, valid)
-        none = np.zeros((0, 32, 32, 3), np.uint8)
-        base.load(name).stream(none, **extractors.get(name, {}))  # checks, and computes later
+    none = np.zeros((0, 32, 32, 3), np.uint8)
+    seen: list[tuple[str, dict]] = []
+    for name in metrics:
+        given = checked(name, args.get(name, {}))
+        extractor, metric = extractor_of(name, given), find(name)
+        if extractor:
+            own = metric.split(given)[1] if metric.on_features else {}
+            used = {**extractors.get(extractor, {}), **own}
+            if (extractor, used) not in seen:  # `stream` checks its arguments, and computes later
+                plugins.load("extractors", extractor).stream(none, **used)
+                seen.append((extractor, used))
 
 
-def extractor_of(metric: str, args: Mapping[str, Any]) -> str | None:
+def takes(name: str, argument: str) -> bool:
+    """Returns whether a metric has an argument of that name."""
+    return argument in find(name).parameters()
+
+
+def extractor_of(name: str, args: Mapping[str, Any]) -> str | None:
     """Returns the feature extractor that a metric uses with these arguments, if it uses one."""
-    module = plugins.load("metrics", metric)
-    argument = inspect.signature(module.evaluate).parameters.get("extractor")
-    default = argument.default if argument else getattr(module, "EXTRACTOR", None)
-    return args.get("extractor", default)
+    return args.get("extractor", find(name).extractor) or None
 
 
-def needs_own_prior(metric: str) -> bool:
-    """Tells whether a metric needs the run's own prior, and not any."""
-    return getattr(plugins.load("metrics", metric), "OWN_PRIOR", False)
+def needs_own_prior(name: str) -> bool:
+    """Returns whether a metric needs the prior that the run is configured with."""
+    return find(name).metric.needs_own_prior
+
+
+def metric_of(value: str) -> str:
+    """Returns the metric that computes a value such as 'recon/mse'; a metric's name is its own."""
+    first, _, _ = value.partition("/")
+    found = _find(first)
+    if found:
+        return first if found.metric.on_features else found.file
+    return next((file for file, table in _all_tables() if _begins(value, table.prefix)), first)
+
+
+def table_of(group: str) -> tuple[Table | None, str]:
+    """Returns the table of the values 'GROUP/NAME', and what stands for {} in its title."""
+    first = group.partition("/")[0]
+    found = _find(first)
+    tables = found.metric.tables if found else [table for _, table in _all_tables()]
+    groups = [group, found.file + group[len(first) :]] if found else [group]
+    for each in groups:  # a table of the name itself, such as FID's, comes first
+        fitting = [table for table in tables if _begins(each, table.prefix)]
+        if fitting:
+            table = max(fitting, key=lambda table: len(table.prefix))
+            details = [part for part in each[len(table.prefix) :].split("/") if part]
+            if found and found.metric.on_features and first not in ALIASES:
+                details.insert(0, found.extractor)
+            return table, ", ".join(details or [found.extractor if found else ""])
+    return None, group
+
+
+def _all_tables() -> list[tuple[str, Table]]:
+    return [(file, table) for file in plugins.names("metrics") for table in _metric(file).tables]
+
+
+def _begins(group: str, prefix: str) -> bool:
+    return group == prefix or group.startswith(f"{prefix}/")
+
+
+def direction(value: str) -> int:
+    """Returns 1 if a higher value, such as of 'recon/psnr', is better for a model; -1 if a lower.
+
+    Raises:
+        UserError: if neither is, or no model changes the value.
+    """
+    group, _, name = value.rpartition("/")
+    table, _ = table_of(group)
+    if table and "/flag/" not in value and name != "spread":
+        common = None if name in OF_DATA else table.better
+        better = table.values[name].better if name in table.values else common
+        if better:
+            return 1 if better == "higher" else -1
+    raise UserError(
+        f"Neither a higher nor a lower '{value}' makes a model better (config.eval.best): use a "
+        "value such as recon/psnr, recon/mse or fd_efficientnet_lite0/recon_train."
+    )
+
+
+def metric_on(file: str, extractor: str) -> str:
+    """Returns the usual name of a metric on an extractor's features: 'fid' for fd on Inception."""
+    for name, alias in ALIASES.items():
+        if alias.extractor and (alias.file, alias.extractor) == (file, extractor):
+            return name
+    return f"{file}_{extractor}"
+
+
+def metric_for_dimension(dim: int | None) -> str | None:
+    """Returns the Fréchet distance on features of this many dimensions, if one has them."""
+    names = plugins.names("extractors")
+    found: Collection[str] = [n for n in names if plugins.load("extractors", n).DIM == dim]
+    return next((metric_on("fd", name) for name in found), None)

@@ -1,151 +1,161 @@
-"""Evaluates a workdir's model, or two sets of images, with the metrics that are asked for."""
+"""Evaluates the model of a workdir, or two sets of images, with metrics by name."""
 
+import datetime
+import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from pmjax import plugins
+from pmjax import builders, config
 from pmjax.errors import UserError
-from pmjax.evals.context import LEAVE, Context, _NotThere
-from pmjax.evals.meanings import rounded
-from pmjax.evals.registry import checked
+from pmjax.evals import figures, image_sets, registry, tables
+from pmjax.evals.context import LEAVE, Context, Missing, fresh_points
+from pmjax.evals.features.base import Features
+from pmjax.evals.registry import Args
+from pmjax.model import Model
+from pmjax.reporting import history, html
 from pmjax.storage import metrics_file
+from pmjax.storage import workdir as workdirs
+from pmjax.storage.lock import lock
 from pmjax.storage.metrics_file import METRICS
 
-
-def shown_values(values: Mapping[str, float], digits: int) -> dict[str, str]:
-    """Returns values as people read them, each with its spread."""
-    shown = {}
-    for key, value in values.items():
-        spread = values.get(f"{key}/spread")
-        if not key.endswith("/spread"):
-            shown[key] = f"{value:.{digits}g}" + ("" if spread is None else f" ± {rounded(spread)}")
-    return shown
+log = logging.getLogger(__name__)
+Found = dict[str, dict[str, float]]  # {metric: its values}
+# Packages whose versions can change a number.
+_PACKAGES = ("pmjax", "jax", "flax", "optax", "numpy", "scipy", "scikit-learn", "POT", "pillow")
 
 
 def run(
     metrics: Sequence[str],
     ctx: Context,
     *,
-    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+    quiet: bool = False,
     done: Callable[[str, dict[str, float]], None] = lambda name, values: None,
-    **args: dict[str, Any],
+    **args: Mapping[str, Any],
 ) -> dict[str, float]:
-    """Returns the values of several metrics, evaluated in order, with a line for each.
+    """Returns the values of several metrics, computed in order, and logs a line for each.
 
     Args:
-        metrics: names of files of this package.
+        metrics: names of metrics; see `registry`.
         ctx: what to evaluate.
-        say: shows one line of progress.
-        done: takes the name and the values of each metric as it ends.
-        **args: a metric's name = a dictionary of its arguments; also for metrics not asked for.
+        quiet: whether the lines are for debugging only.
+        done: receives the name and the values of each metric when it is computed.
+        **args: {metric: its arguments}, also of metrics that are not computed.
 
     Raises:
-        UserError: for unknown names and arguments (before anything is computed), data that a
-            metric does not fit, and values that are not finite.
+        UserError: for unknown names and arguments (before anything is computed), data that do not
+            fit a metric, and values that are not finite.
     """
-    functions = {name: plugins.load("metrics", name).evaluate for name in (*metrics, *args)}
-    args = {name: checked(name, given) for name, given in args.items()}
-    values = {}
+    known = {name: registry.checked(name, given) for name, given in args.items()}
+    metrics, known = registry.canonical(metrics, known)
+    values: dict[str, float] = {}
     for name in metrics:
         start = time.perf_counter()
         try:
-            new = {key: float(x) for key, x in functions[name](ctx, **args.get(name, {})).items()}
-        except _NotThere as error:
+            new = _compute(name, ctx, known.get(name, {}))
+        except Missing as error:
             raise UserError(f"Metric '{name}' needs {error}. {LEAVE}") from None
         for key, value in new.items():
             if not np.isfinite(value):
                 raise UserError(
                     f"Metric '{name}' gave {key} = {value}: the model or the data are degenerate."
                 )
-        shown = ", ".join(f"{key} {value}" for key, value in shown_values(new, 4).items())
-        say(f"eval {name} ({time.perf_counter() - start:.1f} s): {shown}")
+        shown = ", ".join(f"{key} {value}" for key, value in tables.shown(new, 4).items())
+        level = logging.DEBUG if quiet else logging.INFO
+        log.log(level, "eval %s (%.1f s): %s", name, time.perf_counter() - start, shown)
         done(name, new)
         values |= new
     return values
 
 
+def _compute(name: str, ctx: Context, args: Mapping[str, Any]) -> dict[str, float]:
+    found = registry.find(name)
+    if found.metric.on_features:
+        own, of_extractor = found.split(args)
+        features = Features(ctx, found.extractor, metric=name, **of_extractor)
+        values = found.module.evaluate(ctx, features, **own)
+    else:
+        values = found.module.evaluate(ctx, **args)
+        if name != found.file:  # an earlier spelling, which keys of values keep
+            values = {_renamed(key, found.file, name): value for key, value in values.items()}
+    return {key: float(value) for key, value in values.items()}
+
+
+def _renamed(key: str, old: str, new: str) -> str:
+    return new + key.removeprefix(old) if key.startswith(f"{old}/") else key
+
+
 def evaluate(
     workdir: Path,
+    model: Model,
     *,
-    say: Callable[[str], None],
     overrides: Mapping[str, str] | None = None,
-    extractors: Mapping[str, Mapping[str, Any]] | None = None,
+    extractors: Args | None = None,
     protocols: Sequence[str] = (),
-    checkpoint: str = "",
 ) -> dict[str, float]:
-    """Computes the metrics that the workdir's config names, and writes them with the report.
+    """Computes the metrics of a workdir's config; writes them to metrics.json and the report.
 
     Args:
-      workdir: of a run.
-      say: shows a line of progress.
-      overrides: {dotted name: text} for the config's `eval` part.
-      extractors: {feature extractor: arguments}, instead of the config's.
-      protocols: of the metrics that have some, instead of the config's.
-      checkpoint: which one's model is evaluated, in a workdir of its own in this one: see
-        `snapshots.from_checkpoint`; '' for that of the finished run.
+        workdir: of a run, with a config.
+        model: the workdir's.
+        overrides: {dotted name: text} for the config's `eval` part.
+        extractors: {feature extractor: arguments}, which replace the config's.
+        protocols: of all metrics that have protocols, which replace the config's.
 
     Returns:
-      The metrics, which metrics.json has too, with what it takes to compute them again.
+        The values. metrics.json also stores how to compute them again.
 
     Raises:
-      UserError: if the workdir has no model, or a metric does not fit its data; for arguments and
-        missing weights before anything is computed.
+        UserError: for data that do not fit a metric; for invalid arguments and missing weights
+            before anything is computed.
     """
-    from pmjax import api, builders, config
-    from pmjax.evals import figures, meanings, registry
-    from pmjax.reporting import history, html
-    from pmjax.storage import workdir as workdirs
-    from pmjax.training import snapshots
-
-    if checkpoint:
-        workdir = snapshots.from_checkpoint(workdir, checkpoint)
-    trained = api.load(workdir)
     settings = config.read(workdir / workdirs.CONFIG)
     settings = config.override(settings, overrides or {}, "eval.")
     metrics, args = settings.eval.metrics, metric_args(settings)
     if protocols:
         takers = [name for name in metrics if registry.takes(name, "protocols")]
         args |= {name: args.get(name, {}) | {"protocols": tuple(protocols)} for name in takers}
-    _refuse_idle(metrics, args, extractors or {}, overrides or {}, protocols)
+    _reject_unused(metrics, args, extractors or {}, overrides or {}, protocols)
     registry.validate(metrics, args, _extractors(settings, extractors))
+    metrics, args = registry.canonical(metrics, args)
     train, test = (builders.dataset(settings, split) for split in ("train", "test"))
     ctx = context(
         settings,
-        model=trained,
+        model=model,
         train=train,
         test=test,
         priors=tuple(dict.fromkeys([settings.prior, *settings.eval.baselines])),
         extractors=extractors,
-        embedded=trained.embeddings,
+        embedded=model.embeddings,
     )
     known: dict[str, float] = {}
 
-    def keep(found: dict[str, dict[str, float]]) -> None:
+    def store(found: Found) -> None:
         files = workdir / workdirs.AUTOENCODER, workdirs.prior_path(workdir, settings.prior)
-        provenance = metrics_file.provenance(ctx, found, args) | {
+        provenance = _provenance(ctx, found, args) | {
             "config": workdirs.digest(settings),
             "data": {"train": train.fingerprint, "test": test.fingerprint},
             "model": {path.stem: metrics_file.digest(path) for path in files},
         }
-        training, path = history.evaluations(workdir), workdir / METRICS
-        known.update(metrics_file.record(path, _joined(found), provenance, training, say=say))
+        known.update(_record(workdir / METRICS, found, provenance, history.evaluations(workdir)))
 
-    # A run's first evaluation is whole or not there; later ones add what they get done.
-    values = _run(metrics, ctx, args, keep, say=say, partly=(workdir / METRICS).is_file())
+    # A run's first evaluation is stored as a whole; later ones store what they complete.
+    values = _run(metrics, ctx, args, store, partly=(workdir / METRICS).is_file())
     page = html.write_report(
         workdir,
         title=f"pmjax: {settings.data.name}, {settings.method} with prior {settings.prior}",
         config=settings.to_dict(),
-        tables=meanings.tables(known),
+        tables=tables.tables(known),
         figures=figures.draw(ctx, workdir),
     )
-    _show(values, say)
-    say(f"Report: {page}")
+    log.info("Report: %s", page)
     return values
 
 
@@ -156,41 +166,35 @@ def compare(
     floor: Path | str | None = None,
     metrics: Sequence[str] = (),
     overrides: Mapping[str, str] | None = None,
-    extractors: Mapping[str, Mapping[str, Any]] | None = None,
+    extractors: Args | None = None,
     seed: int = 0,
     out: Path,
-    say: Callable[[str], None],
 ) -> dict[str, float]:
-    """Compares two sets of images, from whatever tool, and adds the result to a file.
+    """Compares two sets of images, made by any tool, and adds the values to a file.
 
     Args:
-      samples: a folder of image files of one size, or an .npy or .npz file of an array.
-      reference: likewise real images; or an .npz file of their statistics, for FID.
-      floor: other real images: what perfect samples would reach; or 'split', for a random part of
-        the reference, which is then left out of it.
-      metrics: files of `pmjax/evals/metrics` that need images only; without any, that of the reference's
-        statistics, and for images 'fd_efficientnet_lite0'.
-      overrides: {'eval.args.METRIC.NAME': text}, arguments of metrics.
-      extractors: {feature extractor: arguments}, where they are not the defaults.
-      seed: of every random choice.
-      out: the file, like a workdir's metrics.json.
-      say: shows a line of progress.
+        samples: a folder of image files of one size, or an .npy or .npz file of an array.
+        reference: likewise real images; or an .npz file of their statistics, for FID.
+        floor: other real images: what perfect samples would reach; or 'split', for a random part of
+            the reference, whose remainder is then the reference.
+        metrics: by name, which need images only. By default 'fd_efficientnet_lite0', or the metric
+            of the reference's statistics.
+        overrides: {'eval.args.METRIC.NAME': text}, arguments of metrics.
+        extractors: {feature extractor: arguments}, if they are not the defaults.
+        seed: of every random choice.
+        out: a file like a workdir's metrics.json.
 
     Raises:
-      UserError: for images that cannot be read or compared, and metrics that need a model.
+        UserError: for images that cannot be read or compared, and metrics that need a model.
     """
-    from pmjax import config
-    from pmjax.evals import image_sets, registry
-    from pmjax.evals.context import Context
-    from pmjax.storage.lock import lock
-
     image_sets.validate(reference, floor)
-    metrics = metrics or (image_sets.metric_for(reference, say=say),)
+    metrics = metrics or (image_sets.metric_for(reference),)
     args = registry.checked_args(config.metric_args(overrides or {}))
-    _refuse_idle(metrics, args, extractors or {}, overrides or {}, ())
+    _reject_unused(metrics, args, extractors or {}, overrides or {}, ())
     registry.validate(metrics, args, extractors or {})
+    metrics, args = registry.canonical(metrics, args)
     metrics_file.require_writable(out)
-    sets, about = image_sets.compared(samples, reference, floor, seed=seed, say=say)
+    sets, about = image_sets.compared(samples, reference, floor, seed=seed)
     ctx = Context.from_images(
         sets["samples"].data,
         sets["reference"],
@@ -199,40 +203,34 @@ def compare(
         extractors=extractors or {},
     )
 
-    def keep(found: dict[str, dict[str, float]]) -> None:
+    def store(found: Found) -> None:
         with lock(out, "results"):
-            provenance = metrics_file.provenance(ctx, found, args) | {"sets": about}
-            metrics_file.record(out, _joined(found), provenance, say=say)
+            _record(out, found, _provenance(ctx, found, args) | {"sets": about})
 
-    values = _run(metrics, ctx, args, keep, say=say, partly=True)
-    _show(values, say)
-    say(f"Added to {out}.")
+    values = _run(metrics, ctx, args, store, partly=True)
+    log.info("Added to %s.", out)
     return values
 
 
-def validate(settings) -> None:
-    """Raises `UserError` for evaluations of a config, in training or after it, that must fail.
+def validate(settings: ConfigDict) -> None:
+    """Raises `UserError` for evaluations of a config, during training or after it, that must fail.
 
-    What only the data or the model can tell is told later.
+    Errors that depend on the data or on the model come later.
     """
-    from pmjax.evals import registry
-
     metrics = [*settings.eval.metrics]
     for prefix in ("", "stage2_"):
         metrics += settings.eval[f"{prefix}during"] if settings.eval[f"{prefix}every"] else ()
     registry.validate(metrics, metric_args(settings), _extractors(settings))
 
 
-def context(settings, *, extractors: Mapping[str, Mapping[str, Any]] | None = None, **parts):
-    """Returns the evaluation context of a config, whose model, data and priors are given.
+def context(settings: ConfigDict, *, extractors: Args | None = None, **parts: Any) -> Context:
+    """Returns the evaluation context of a config.
 
     Args:
-      settings: the config.
-      extractors: {feature extractor: arguments}, instead of the config's.
-      **parts: other arguments of `evals.Context`.
+        settings: the config.
+        extractors: {feature extractor: arguments}, which replace the config's.
+        **parts: other arguments of `Context`, such as the model.
     """
-    from pmjax.evals.context import Context, fresh_points
-
     return Context(
         seed=settings.seed,
         num_samples=settings.eval.num_samples,
@@ -242,14 +240,14 @@ def context(settings, *, extractors: Mapping[str, Mapping[str, Any]] | None = No
     )
 
 
-def metric_args(settings) -> dict[str, dict[str, Any]]:
+def metric_args(settings: ConfigDict) -> dict[str, dict[str, Any]]:
     """Returns {metric: its arguments} of a config."""
     args = settings.eval.args.to_dict()
     return args | {"fid": {"protocols": settings.eval.fid_protocols} | args.get("fid", {})}
 
 
-def _extractors(settings, given: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, dict]:
-    """Returns {feature extractor: arguments} of a config, less defaults, with others on top."""
+def _extractors(settings: ConfigDict, given: Args | None = None) -> dict[str, dict[str, Any]]:
+    """Returns {feature extractor: arguments} of a config, without defaults, updated by `given`."""
     keys = {
         ("inception_2015", "inception"): ("weights", "variant", "precision"),
         ("efficientnet_lite0", "efficientnet"): ("resolution", "precision"),
@@ -261,55 +259,76 @@ def _extractors(settings, given: Mapping[str, Mapping[str, Any]] | None = None) 
     }
 
 
-def _refuse_idle(metrics, args, extractors, overrides, protocols) -> None:
-    """Raises `UserError` for what a command gives to metrics that are not evaluated."""
-    from pmjax import config
-    from pmjax.evals import registry
-    from pmjax.evals.registry import extractor_of
-
-    used = {extractor_of(name, args.get(name, {})) for name in metrics}
-    taken = {argument for name in used for argument in extractors.get(name, {})}
-    idle = {
+def _reject_unused(
+    metrics: Sequence[str],
+    args: Args,
+    extractors: Args,
+    overrides: Mapping[str, str],
+    protocols: Sequence[str],
+) -> None:
+    """Raises `UserError` for a command's flags that no metric of the evaluation uses."""
+    used = {registry.extractor_of(name, args.get(name, {})) for name in metrics}
+    accepted = {argument for name in used if name for argument in extractors.get(name, {})}
+    unused = {
         "--unverified" if argument == "verify" else f"--{argument}"
         for given in extractors.values()
         for argument in given
-        if argument not in taken
+        if argument not in accepted
     }
     if protocols and not any(registry.takes(name, "protocols") for name in metrics):
-        idle.add("--protocols")
+        unused.add("--protocols")
     for name in overrides:
-        if name.startswith(config.METRIC_ARGS) and name.split(".")[2] not in metrics:
-            idle.add(f"--config.{name}")
-    if idle:
+        if name.startswith(METRIC_ARGS) and name.split(".")[2] not in metrics:
+            unused.add(f"--config.{name}")
+    if unused:
         raise UserError(
-            f"{', '.join(sorted(idle))}: no metric that is evaluated takes this "
+            f"{', '.join(sorted(unused))}: no metric that is evaluated takes this "
             f"({', '.join(metrics)}). Name one that does in --evals."
         )
 
 
-def _run(metrics, ctx, args, keep, *, say, partly) -> dict[str, float]:
-    """Returns the values of metrics, and gives them to `keep`; with `partly` also if one fails."""
-    from pmjax.evals import runner
-
-    found: dict[str, dict[str, float]] = {}
+def _run(
+    metrics: Sequence[str],
+    ctx: Context,
+    args: Args,
+    store: Callable[[Found], None],
+    *,
+    partly: bool,
+) -> dict[str, float]:
+    """Returns the values of metrics, and stores them; with `partly` also if one of them fails."""
+    found: Found = {}
     try:
-        runner.run(metrics, ctx, say=say, done=found.__setitem__, **args)
+        values = run(metrics, ctx, done=found.__setitem__, **args)
     except BaseException:
         if found and partly:
-            keep(found)
-            say(f"Kept: {', '.join(found)}.")
+            store(found)
+            log.info("Stored: %s.", ", ".join(found))
         raise
-    keep(found)
-    return _joined(found)
+    store(found)
+    return values
 
 
-def _joined(found: dict[str, dict[str, float]]) -> dict[str, float]:
-    return {key: value for values in found.values() for key, value in values.items()}
+def _record(
+    path: Path, found: Found, provenance: dict[str, Any], training: Sequence[dict] = ()
+) -> dict[str, float]:
+    """Adds an evaluation to metrics.json, and returns its current values."""
+    values = {key: value for each in found.values() for key, value in each.items()}
+    return metrics_file.record(path, values, provenance, training, metric_of=registry.metric_of)
 
 
-def _show(values, say):
-    from pmjax.evals import runner
-
-    shown = runner.shown_values(values, 5)
-    width = max(map(len, shown), default=0)
-    say("\n".join(f"{name:{width}}  {value}" for name, value in shown.items()))
+def _provenance(ctx: Context, metrics: Mapping[str, Any], args: Args) -> dict[str, Any]:
+    """Returns what it takes to compute the metrics again."""
+    uses = {name: registry.extractor_of(name, args.get(name, {})) for name in metrics}
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "evals": list(metrics),
+        "seed": ctx.seed,
+        "num_samples": ctx.num_samples,
+        "args": {name: args[name] for name in metrics if args.get(name)},
+        "uses": {name: extractor for name, extractor in uses.items() if extractor},
+        "extractors": dict(ctx.used),
+        "devices": [device.device_kind for device in jax.devices()],
+        "python": sys.version.split()[0],
+        "versions": {name: metadata.version(name) for name in _PACKAGES},
+        "revision": metrics_file.revision(Path(__file__).parents[2]),
+    }

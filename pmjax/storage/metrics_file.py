@@ -1,25 +1,22 @@
-"""metrics.json: every evaluation with what it takes to compute it again, and the newest values."""
+"""metrics.json: every evaluation, with what it was computed from, and the current values."""
 
 import contextlib
-import datetime
 import json
+import logging
 import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pmjax.errors import UserError
-from pmjax.evals import meanings
 
+log = logging.getLogger(__name__)
 METRICS = "metrics.json"
 
-# Whose versions can change a number.
-_PACKAGES = ("pmjax", "jax", "flax", "optax", "numpy", "scipy", "scikit-learn", "POT", "pillow")
-# What evaluations must have in common for their values to stand side by side.
+# What evaluations must have in common for their values to compare.
 _SAME = ("model", "data", "sets", "seed", "num_samples")
-# What each value has of its own, and what is said of all that stand side by side.
+# What must agree for each metric.
 _OF_METRICS = ("extractors", "uses", "args")
 
 
@@ -29,18 +26,25 @@ def record(
     provenance: dict[str, Any],
     training: Sequence[dict] = (),
     *,
-    say: Callable[[str], None],
+    metric_of: Callable[[str], str],
 ) -> dict[str, float]:
-    """Adds an evaluation to a file; one that cannot be read is kept beside it.
+    """Adds an evaluation to a file; an unreadable file is renamed first.
 
-    The file's 'history' has every evaluation, with what it takes to compute it again; 'metrics' the
-    newest value of each metric, of the newest model on the same data with the same seed, number of
-    samples, feature extractors and arguments; beside them is the newest evaluation's provenance,
-    with the extractors and arguments of all that are in 'metrics', and 'training' has the
-    evaluations while the model trained.
+    The file's 'history' has every evaluation with its provenance. 'metrics' has the newest value of
+    each metric, of the newest model on the same data with the same seed, number of samples, feature
+    extractors and arguments. The other keys are the newest evaluation's provenance, with the
+    extractors and arguments of all values in 'metrics', and 'training', the evaluations during
+    training.
+
+    Args:
+      path: of the file.
+      values: {key: value} of the evaluation.
+      provenance: how to compute them again.
+      training: {stage, step, metrics} of each evaluation during training.
+      metric_of: (key of a value, or name of a metric) -> the metric's name in this version.
 
     Returns:
-      What is now in 'metrics'.
+      The current 'metrics'.
     """
     history = []
     if path.is_file():
@@ -49,16 +53,16 @@ def record(
             history = before.pop("history", [])
             before.pop("training", None)
             if not all(isinstance(each, dict) for each in history):
-                raise TypeError("what is no evaluation is among them")
+                raise TypeError("its history has other items than evaluations")
             if not history or _own(before) != _own(history[-1]):
-                history.append(before)  # of a version whose history lacked the newest
+                history.append(before)  # early versions did not add the newest to the history
         except (ValueError, AttributeError, TypeError):
-            kept = path.with_name(f"{path.name}.damaged")
-            path.replace(kept)
+            damaged = path.with_name(f"{path.name}.damaged")
+            path.replace(damaged)
             history = []
-            say(f"{path} could not be read; it is now {kept}.")
+            log.warning("%s could not be read; it is now %s.", path, damaged)
     history.append(json.loads(json.dumps({"metrics": values, **provenance})))
-    known, made = _side_by_side(history)
+    known, made = _comparable(history, metric_of)
     content = {"metrics": known, **provenance, **made}
     content |= {"training": list(training)} if training else {}
     fresh = path.with_name(f"{path.name}.part")
@@ -72,35 +76,39 @@ def _own(evaluation: dict) -> dict:
     return {k: v for k, v in evaluation.items() if k not in ("metrics", *_OF_METRICS)}
 
 
-def _side_by_side(history: Sequence[dict]) -> tuple[dict[str, float], dict[str, dict]]:
+def _comparable(
+    history: Sequence[dict], metric_of: Callable[[str], str]
+) -> tuple[dict[str, float], dict[str, dict]]:
     """Returns the values that compare with the newest evaluation's, and `_OF_METRICS` of them."""
-    newest, kept = history[-1], []
+    newest, chosen = history[-1], []
     made = {"extractors": dict(newest.get("extractors") or {}), "uses": {}, "args": {}}
     for each in reversed(history):
         pairs = ((each.get(name, newest.get(name)), newest.get(name)) for name in _SAME)
-        if any(a != b for a, b in pairs):  # earlier versions did not name the model
+        if any(a != b for a, b in pairs):  # early versions did not name the model
             continue
         values = each.get("metrics", {})
-        how = {metric: _how(each, metric) for metric in map(meanings.metric_of, values)}
+        metrics = {key: metric_of(key) for key in values}
+        how = {metric: _how(each, metric, metric_of) for metric in metrics.values()}
         how = {metric: own for metric, own in how.items() if _agree(own, made)}
-        kept.append({k: v for k, v in values.items() if meanings.metric_of(k) in how})
+        chosen.append({key: value for key, value in values.items() if metrics[key] in how})
         for own in how.values():
             made = {name: own[name] | made[name] for name in _OF_METRICS}
     known: dict[str, float] = {}
-    for values in reversed(kept):
+    for values in reversed(chosen):
         again = [key for key in known if key in values and "/flag/" not in key]
         for key in [key for key in known if "/flag/" in key]:
             group = key.partition("flag/")[0]
-            if any(told.startswith(group) for told in again):  # with its flags, if they still hold
+            if any(key.startswith(group) for key in again):  # which has its own flags
                 del known[key]
         known |= values
     made["args"] = {metric: args for metric, args in made["args"].items() if args}
     return known, {name: value for name, value in made.items() if value or name in newest}
 
 
-def _how(evaluation: dict, metric: str) -> dict[str, dict]:
-    """Returns what an evaluation says of one metric; of earlier versions, of all that it used."""
+def _how(evaluation: dict, metric: str, metric_of: Callable[[str], str]) -> dict[str, dict]:
+    """Returns `_OF_METRICS` of one metric; in early versions, of all that an evaluation used."""
     extractors, uses, args = (evaluation.get(name) or {} for name in _OF_METRICS)
+    uses, args = ({metric_of(k): v for k, v in each.items()} for each in (uses, args))
     used = {uses.get(metric)} if "uses" in evaluation else set(extractors)
     return {
         "extractors": {name: about for name, about in extractors.items() if name in used},
@@ -110,10 +118,10 @@ def _how(evaluation: dict, metric: str) -> dict[str, dict]:
 
 
 def _agree(own: dict[str, dict], made: dict[str, dict]) -> bool:
-    """Tells whether a metric was made as those that are newer; protocols are in values' names."""
+    """Returns whether a metric was computed like newer ones; keys name protocols already."""
 
-    def bound(value):
-        return {**value, "protocols": None} if isinstance(value, dict) else value
+    def bound(value: Any) -> Any:
+        return {**value, "protocols": None} if isinstance(value, Mapping) else value
 
     return all(
         bound(made[part].get(name, value)) == bound(value)
@@ -122,35 +130,10 @@ def _agree(own: dict[str, dict], made: dict[str, dict]) -> bool:
     )
 
 
-def provenance(ctx, metrics, args: dict[str, dict[str, Any]]) -> dict:
-    """Returns what it takes to compute the metrics again."""
-    import jax
-
-    from pmjax.evals.registry import extractor_of
-
-    return {
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "evals": list(metrics),
-        "seed": ctx.seed,
-        "num_samples": ctx.num_samples,
-        "args": {name: args[name] for name in metrics if args.get(name)},
-        "uses": {
-            name: extractor
-            for name in metrics
-            if (extractor := extractor_of(name, args.get(name, {})))
-        },
-        "extractors": dict(ctx.used),
-        "devices": [device.device_kind for device in jax.devices()],
-        "python": sys.version.split()[0],
-        "versions": {name: metadata.version(name) for name in _PACKAGES},
-        "revision": revision(Path(__file__).parents[1]),
-    }
-
-
 def revision(root: Path) -> str | None:
-    """Returns a checkout's revision, '-dirty' if it was changed; else the one pip took, or None."""
+    """Returns a checkout's revision, with '-dirty' if it is changed; or pip's; or None."""
     if not (root / ".git").exists():
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no repository's
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not from a repository
             origin = metadata.distribution("pmjax").read_text("direct_url.json")
             return json.loads(origin)["vcs_info"]["commit_id"]
         return None
@@ -162,7 +145,7 @@ def revision(root: Path) -> str | None:
 
 
 def digest(path: Path) -> str | None:
-    """Returns what a file of arrays begins with: a digest of the rest."""
+    """Returns the digest that a file of arrays begins with."""
     if not path.is_file():
         return None
     with path.open("rb") as file:
@@ -170,7 +153,7 @@ def digest(path: Path) -> str | None:
 
 
 def require_writable(path: Path) -> None:
-    """Raises `UserError` unless a file can be written, before it takes minutes to find out."""
+    """Raises `UserError` unless a file can be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe = path.with_name(f"{path.name}.part")

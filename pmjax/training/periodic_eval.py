@@ -20,7 +20,7 @@ from pmjax import builders, model, plugins
 from pmjax.datasets.base import Dataset
 from pmjax.distributed.processes import ProcessGroup
 from pmjax.errors import UserError, unknown
-from pmjax.evals import meanings, runner
+from pmjax.evals import registry, runner, tables
 from pmjax.evals.context import Context
 from pmjax.evals.registry import needs_own_prior
 from pmjax.priors.base import FittedPrior, SharedPrior, TrainedPrior
@@ -124,7 +124,7 @@ class PeriodicEvaluator:
             snapshot = self._snapshot_of(state)
             ctx = self._ctx = self._context(snapshot)
             args = runner.metric_args(self._settings)
-            values = runner.run(self._metrics, ctx, say=lambda line: None, **args)
+            values = runner.run(self._metrics, ctx, quiet=True, **args)
             if best and best not in values:
                 raise unknown(f"value (config.eval.{self._stage.prefix}best)", best, values)
             is_best = bool(best) and self._is_best(values[best])
@@ -135,7 +135,7 @@ class PeriodicEvaluator:
                     z = (self._read_embeddings or partial(ctx.embeddings, "train"))()
                     snapshots.write(folder, self._settings, snapshot, z, about)
         seconds = time.perf_counter() - start
-        shown = ", ".join(f"{key} {value:.4g}" for key, value in meanings.plain(values).items())
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in tables.plain(values).items())
         log.info(
             f"{self._stage.name}: evaluation of step {step} ({seconds:.1f} s): {shown}"
             + (f"; the best {best} so far" if is_best else "")
@@ -173,7 +173,7 @@ class PeriodicEvaluator:
         try:
             about = (self._workdir / self._stage.folder / f"{BEST}.json").read_text()
             before = json.loads(about)
-            sign = meanings.direction(self._best)
+            sign = registry.direction(self._best)
             return before["by"] != self._best or sign * value > sign * before["metrics"][self._best]
         except (OSError, ValueError, KeyError):  # there is no best model, or it is damaged
             return True

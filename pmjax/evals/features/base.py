@@ -1,20 +1,21 @@
-"""Feature extractors, one file each, found by name, with results that metrics share.
+"""What a feature extractor is, and its features of a context's images, computed once.
 
 An extractor called NAME is the file `pmjax/evals/features/NAME.py` with
 
     DIM: int                                             # of a feature vector
+    CLASSES: int                                         # that it scores; 0 for none
     def stream(images, **args) -> Iterator[float32 [n, DIM]]   # in the images' order
-    def features(images, **args) -> float32 [N, DIM]
-    def logits(features, *, bias=True, …) -> float32 [N, classes]  # where it has classes
-    def identity(**args) -> dict[str, str]               # all that the numbers depend on
+    def identity(**args) -> dict[str, str]               # what the numbers depend on
+    def logits(features, **args) -> float32 [N, CLASSES]  # if it scores classes
 
-`images` are uint8 [N, H, W, 1 or 3], or an iterable of such parts. Metrics get features by
-`features_of` and class scores by `logits_of`; the context's `extractors` holds the arguments that a
-run or a command gives an extractor.
+`images` are uint8 [N, H, W, 1 or 3], or an iterable of such parts. `stream` checks its arguments
+when it is called and computes when it is iterated. The types of `identity`'s keyword arguments are
+those that a config may give.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from scipy.linalg.blas import dsyrk
@@ -23,59 +24,101 @@ from pmjax import plugins
 from pmjax.datasets.batches import to_uint8
 from pmjax.errors import UserError
 from pmjax.evals.context import Context
+from pmjax.evals.features import statistics
 
 OF_DATA = ("test", "train")  # sources that no model makes
 
 
-def features_of(ctx: Context, extractor: str, source: str, **args) -> np.ndarray:
-    """Returns the features float32 [N, D] of a set of images, computed once for a context.
+class Features:
+    """The features of one extractor, on the images of one context, for one metric."""
 
-    Args:
-        ctx: the model and the data; `ctx.compared()` says which sources it has.
-        extractor: a file of this package.
-        source: of `images_of`.
-        **args: of the extractor, instead of the context's.
-    """
-    args = arguments(ctx, extractor, args)
+    def __init__(self, ctx: Context, extractor: str, *, metric: str = "", **args: Any):
+        """Computes nothing yet.
 
-    def make():
-        module = use(ctx, extractor, args)
-        return module.features(images_of(ctx, source), **args)
+        Args:
+            ctx: the model and the data.
+            extractor: a file of this package.
+            metric: its name, which the keys of its values and messages begin with.
+            **args: of the extractor; those that are not None replace the context's.
+        """
+        given = {name: value for name, value in args.items() if value is not None}
+        self.ctx, self.extractor, self.metric = ctx, extractor, metric
+        self.args = {**ctx.extractors.get(extractor, {}), **given}
 
-    of = "data" if source in OF_DATA else "prior" if source in ctx.priors else "autoencoder"
-    return ctx.cached(_key(extractor, source, args), make, of=of)
+    @property
+    def module(self) -> ModuleType:
+        """The extractor."""
+        return plugins.load("extractors", self.extractor)
 
+    def identity(self) -> dict[str, str]:
+        """Returns what the features depend on, and notes it in the context."""
+        self.ctx.used[self.extractor] = self.module.identity(**self.args)
+        return self.ctx.used[self.extractor]
 
-def logits_of(
-    ctx: Context, extractor: str, source: str, *, bias: bool = True, **args
-) -> np.ndarray:
-    """Returns the class scores float32 [N, classes] of a set of images, from its features."""
-    features = features_of(ctx, extractor, source, **args)
-    return load(extractor).logits(features, bias=bias, **arguments(ctx, extractor, args))
+    def stream(self, images: np.ndarray | Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yields features float32 [n, D] of images, or of parts of them."""
+        self.identity()
+        return self.module.stream(images, **self.args)
+
+    def extract(self, images: np.ndarray) -> np.ndarray:
+        """Returns features float32 [N, D] of images."""
+        parts = list(self.stream(images))
+        return np.concatenate(parts) if parts else np.zeros((0, self.module.DIM), np.float32)
+
+    def of(self, source: str) -> np.ndarray:
+        """Returns the features float32 [N, D] of a source of `images_of`, computed once."""
+        of = "autoencoder"
+        if source in OF_DATA or source in self.ctx.priors:
+            of = "data" if source in OF_DATA else "prior"
+        return self.cached(source, lambda: self.extract(images_of(self.ctx, source)), of=of)
+
+    def logits(self, source: str) -> np.ndarray:
+        """Returns the class scores float32 [N, CLASSES] of a source of `images_of`."""
+        if not self.module.CLASSES:
+            raise UserError(
+                f"Metric '{self.metric}' needs scores of classes, and the extractor "
+                f"'{self.extractor}' has none."
+            )
+        return self.module.logits(self.of(source), **self.args)
+
+    def moments(self, split: str) -> statistics.Moments:
+        """Returns the statistics of a whole split, from the context or the cache of files."""
+        data, about = getattr(self.ctx, split), {"extractor": self.extractor, **self.identity()}
+
+        def compute() -> statistics.Moments:
+            return statistics.cached(
+                about, data.fingerprint, lambda: moments(self.stream(data.data)), self.module.DIM
+            )
+
+        return self.cached(f"moments of {split}", compute, of="data")
+
+    def cached(self, key: str, make: Any, *, of: str) -> Any:
+        """Returns the context's cached result, for these arguments of the extractor."""
+        return self.ctx.cached((self.extractor, key, *sorted(self.args.items())), make, of=of)
 
 
 def images_of(ctx: Context, source: str) -> np.ndarray:
     """Returns uint8 [N, H, W, C] images of a context.
 
-    `source` is 'test' (all of it), 'train' (`num_samples` of it, or all), 'recon' and 'recon_train'
-    (the reconstructions of those), 'midpoints' (decoded from half-way between the embeddings of
-    `num_samples` random pairs of the test set), or the name of a prior (its samples).
+    Args:
+        ctx: the model and the data.
+        source: 'test' (all of it), 'train' (`num_samples` of it, or all), 'recon' and 'recon_train'
+            (the reconstructions of those), 'midpoints' (decoded midpoints between the embeddings of
+            `num_samples` random pairs of the test set), or the name of a prior (its samples).
     """
     make = {
         "test": lambda: ctx.test.data,
         "train": lambda: ctx.train.data[ctx.subset("train")],
-        "recon": lambda: _together(map(to_uint8, ctx.reconstructed("test"))),
-        "recon_train": lambda: _together(
-            map(to_uint8, ctx.reconstructed("train", ctx.num_samples))
-        ),
-        "midpoints": lambda: _together(ctx.midpoints(ctx.num_samples)),
+        "recon": lambda: _joined(map(to_uint8, ctx.reconstructed("test"))),
+        "recon_train": lambda: _joined(map(to_uint8, ctx.reconstructed("train", ctx.num_samples))),
+        "midpoints": lambda: _joined(ctx.midpoints(ctx.num_samples)),
     }.get(source)
     if make is None and source not in ctx.priors:
-        raise UserError(f"There are no images '{source}' here: {', '.join(ctx.priors)}.")
+        raise UserError(f"There are no images '{source}'. Priors: {', '.join(ctx.priors)}.")
     return make() if make else ctx.samples(source)
 
 
-def moments(parts: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray, int]:
+def moments(parts: Iterable[np.ndarray]) -> statistics.Moments:
     """Returns mean [D] and unbiased covariance [D, D] of features, in float64, and their number.
 
     Sums are taken about the first part's mean, so that their squares do not cancel.
@@ -88,36 +131,14 @@ def moments(parts: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray, int]:
         for start in range(0, len(part), 1024):
             x = part[start : start + 1024] - shift
             sums += x.sum(0)
-            squares = dsyrk(1, x.T, beta=1, c=squares, overwrite_c=True)  # its upper triangle
+            squares = dsyrk(1, x.T, beta=1, c=squares, overwrite_c=True)  # the upper triangle
         count += len(part)
-    if count < 2:
+    if shift is None or count < 2:
         raise UserError(f"A covariance needs two examples, not {count}.")
     mean = sums / count
     squares = np.triu(squares) + np.triu(squares, 1).T
     return shift + mean, (squares - count * np.outer(mean, mean)) / (count - 1), count
 
 
-def load(extractor: str) -> ModuleType:
-    """Imports an extractor."""
-    return plugins.load("extractors", extractor)
-
-
-def use(ctx: Context, extractor: str, args: dict) -> ModuleType:
-    """Imports an extractor, and notes in the context which weights and settings were used."""
-    module = load(extractor)
-    ctx.used[extractor] = module.identity(**args)
-    return module
-
-
-def arguments(ctx: Context, extractor: str, args: dict) -> dict:
-    """Returns an extractor's arguments: a metric's that are not None, else the context's."""
-    given = {name: value for name, value in args.items() if value is not None}
-    return {**ctx.extractors.get(extractor, {}), **given}
-
-
-def _together(parts: Iterable[np.ndarray]) -> np.ndarray:
+def _joined(parts: Iterable[np.ndarray]) -> np.ndarray:
     return np.concatenate(list(parts))
-
-
-def _key(extractor, source, args):
-    return (extractor, source, *sorted(args.items()))

@@ -1,4 +1,4 @@
-"""Images through a net: in batches of one size, over the devices of this process."""
+"""Applies a net to images, in batches of one size over the devices of this process."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -21,31 +21,31 @@ def run(
     batch_size: int,
     dtype: type = np.uint8,
 ) -> Iterator[np.ndarray]:
-    """Yields what a compiled `apply(params, batch)` gives for images, in their order.
+    """Yields the results of a compiled `apply(params, batch)` for images, in their order.
 
     Args:
         apply: (params, [B, H, W, C]) -> [B, D].
-        params: a tree of arrays, copied to every device.
+        params: a tree of arrays, which is copied to every device.
         images: uint8 [N, H, W, 1 or 3], or an iterable of such parts of one size.
         name: of the net, for messages.
-        batch_size: over all devices, rounded up to what they divide.
+        batch_size: over all devices, rounded up to a multiple of their number.
         dtype: of the images, where they are not uint8.
 
     Yields:
-        float32 [n, D] on the host, n ≤ B: batches are padded, so that one compilation serves all.
+        float32 [n, D] on the host, n ≤ B. Batches are padded, so that all have one compilation.
     """
     devices = np.asarray(jax.local_devices()[:batch_size])
     mesh = Mesh(devices, ("batch",), axis_types=(AxisType.Auto,))
     batch_size = -(-batch_size // mesh.size) * mesh.size
     params = jax.device_put(params, NamedSharding(mesh, P()))
     rows = NamedSharding(mesh, P("batch"))
-    whole = hasattr(images, "shape")
+    parts = parts_of(images)
     pending = None
-    with progress(name, len(images) if whole else None) as bar:
-        for batch in _batches([images] if whole else images, batch_size, name, dtype):
+    with progress(name, len(parts[0]) if isinstance(parts, list) else None) as bar:
+        for batch in _batches(parts, batch_size, name, dtype):
             padding = [(0, batch_size - len(batch))] + [(0, 0)] * 3
             result = apply(params, jax.device_put(np.pad(batch, padding), rows))
-            if pending:  # read one batch behind, so that the device never waits
+            if pending:  # one batch later, so that the device never waits
                 yield _read(*pending)
             pending = (result, len(batch))
             bar.update(len(batch))
@@ -53,19 +53,26 @@ def run(
             yield _read(*pending)
 
 
+def parts_of(images: np.ndarray | Iterable[np.ndarray]) -> Iterable[np.ndarray]:
+    """Returns the parts of images; a list of one, if they are an array or like one (`shape`)."""
+    return [images] if hasattr(images, "shape") else images
+
+
 def cast(params: Any, precision: str) -> Any:
-    """Returns parameters of that type, in which the net then computes."""
+    """Returns parameters of a type, in which the net then computes."""
     if precision not in ("float32", "bfloat16"):
         raise unknown("precision", precision, ("float32", "bfloat16"))
     return jax.tree.map(lambda x: x.astype(precision), params)
 
 
-def _read(result, count):
+def _read(result: jax.Array, count: int) -> np.ndarray:
     return np.asarray(jax.device_get(result)[:count], np.float32)
 
 
-def _batches(parts, size, name, dtype):
-    """Cuts parts of any length into pieces of `size`, but for the last."""
+def _batches(
+    parts: Iterable[np.ndarray], size: int, name: str, dtype: type
+) -> Iterator[np.ndarray]:
+    """Yields parts of any length as pieces of `size`, the last one possibly smaller."""
     rest = None
     for part in parts:
         check(part, name, dtype)
@@ -80,7 +87,7 @@ def _batches(parts, size, name, dtype):
 
 
 def check(images: np.ndarray, name: str, dtype: type = np.uint8) -> None:
-    """Raises `UserError` unless these are images of that type, grey or RGB."""
+    """Raises `UserError` unless these are images of that type, gray or RGB."""
     shape = tuple(images.shape)
     if images.dtype != dtype or len(shape) != 4 or shape[-1] not in (1, 3):
         alpha = " Flatten the alpha channel first." if len(shape) == 4 and shape[-1] == 4 else ""

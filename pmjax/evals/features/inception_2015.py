@@ -1,12 +1,14 @@
 """The features that FID is defined on: the Inception v3 of 2015, pooled to 2048 values.
 
-The graph is in `_inception_graph.py`, the weights' files in `_inception_weights.py`. Variants are
-the ways in which the usual tools bring images to 299×299 and to [-1, 1]; they give different FIDs.
+The graph is in `inception_graph.py`, the files of weights are in `inception_weights.py`. Variants
+are the ways in which common tools resize images to 299×299 and scale them to [-1, 1]; their FIDs
+differ.
 """
 
 import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +24,6 @@ SIDE = inception_graph.SIDE
 VARIANTS = ("pytorch_fid", "torch_fidelity", "clean_fid")
 
 
-def features(images: np.ndarray, **args) -> np.ndarray:
-    """Returns float32 [N, 2048] features; see `stream`."""
-    return np.concatenate([np.zeros((0, DIM), np.float32), *stream(images, **args)])
-
-
 def stream(
     images: np.ndarray | Iterable[np.ndarray],
     *,
@@ -39,13 +36,13 @@ def stream(
     """Yields float32 [n, 2048] features of uint8 images [N, H, W, 1 or 3], or of parts of them.
 
     Args:
-        images: grey is repeated to RGB.
+        images: gray is repeated to RGB.
         variant: how they are resized and scaled,
             'pytorch_fid': bilinearly, corners not aligned, no antialiasing, to 2 (x / 255) - 1;
             'torch_fidelity': as TensorFlow 1 did, from the upper left corner, to (x - 128) / 128;
             'clean_fid': by Pillow, bicubic with antialiasing, in float, clipped to [0, 255], to
             (x - 128) / 128.
-        weights: a file; see `_inception_weights.find`.
+        weights: a file; see `inception_weights.find`.
         verify: whether the weights must be the published ones.
         precision: of the net, or 'bfloat16'; images are resized in float32.
         batch_size: over all devices of this process (None: 32 on each).
@@ -58,7 +55,7 @@ def stream(
     if variant == "clean_fid":
         images, dtype = _resized_by_pillow(images), np.float32
 
-    def apply(params, x):
+    def apply(params: dict, x: jax.Array) -> jax.Array:
         return _features(params, _prepared(x, variant=variant))
 
     name = f"Inception 2015 ({variant})"
@@ -69,14 +66,14 @@ def stream(
 def logits(
     features: np.ndarray,
     *,
-    bias: bool = True,
+    bias: bool = False,
     weights: str | Path | None = None,
     verify: bool = True,
-    **_,
+    **_: Any,
 ) -> np.ndarray:
     """Returns class scores float32 [N, 1008] of features [N, 2048].
 
-    The Inception score of TensorFlow and torch-fidelity is taken without the bias.
+    Without the bias, as TensorFlow and torch-fidelity compute the Inception Score.
 
     Raises:
         UserError: if the file of weights has no last layer.
@@ -84,7 +81,9 @@ def logits(
     path = inception_weights.find(weights)
     _, last, _ = load_params(path, verify)
     if last is None:
-        raise UserError(f"{path} lacks the last layer, of classes: FID and KID do without, only.")
+        raise UserError(
+            f"{path} lacks the last layer, which scores classes. Only FID and KID work without it."
+        )
     kernel, offset = last
     scores = features @ kernel
     return scores + offset if bias else scores
@@ -98,7 +97,7 @@ def identity(
     precision: str = "float32",
     batch_size: int | None = None,
 ) -> dict[str, str]:
-    """Returns what the features depend on; `batch_size` and where the weights lie are not of it."""
+    """Returns what the features depend on."""
     _, _, sha256 = load_params(inception_weights.find(weights), verify)
     return {"weights": sha256, "variant": variant, "precision": precision}
 
@@ -110,7 +109,7 @@ def load_params(path: Path, verify: bool = True) -> tuple[dict, tuple | None, st
     The last layer is None where the file has none.
 
     Raises:
-        UserError: if the file is not what it should be.
+        UserError: if the file is damaged or has other weights.
     """
     state, sha256 = inception_weights.read(path, verify=verify)
     with inception_weights.readable(path, "set of weights"):
@@ -118,7 +117,7 @@ def load_params(path: Path, verify: bool = True) -> tuple[dict, tuple | None, st
         if "fc.weight" in state:
             last = state["fc.weight"].T.astype(np.float32), state["fc.bias"].astype(np.float32)
             if last[0].shape != (DIM, CLASSES) or last[1].shape != (CLASSES,):
-                raise ValueError(  # ImageNet's 1000 are those of torchvision's other Inception
+                raise ValueError(  # torchvision's Inception, another one, has ImageNet's 1000
                     f"its last layer has {len(last[1])} classes of {len(last[0])} features, not "
                     f"{CLASSES} of {DIM}"
                 )
@@ -127,15 +126,15 @@ def load_params(path: Path, verify: bool = True) -> tuple[dict, tuple | None, st
 
 @jax.jit
 @jax.default_matmul_precision("highest")  # the same numbers on every device
-def _features(params, x):
+def _features(params: dict, x: jax.Array) -> jax.Array:
     return inception_graph.forward(params, x.astype(params["Conv2d_1a_3x3"][0].dtype))
 
 
 @functools.partial(jax.jit, static_argnames="variant")
-def _prepared(x, *, variant):
-    """Returns images [N, H, W, 1 or 3] of values in [0, 255] as the net takes them."""
+def _prepared(x: jax.Array, *, variant: str) -> jax.Array:
+    """Returns images [N, H, W, 1 or 3] of values in [0, 255] as inputs of the net."""
     x = jnp.broadcast_to(x.astype(jnp.float32), (*x.shape[:3], 3))
-    if variant != "clean_fid":  # which comes at its size
+    if variant != "clean_fid":  # whose images have that size already
         half = 0.5 if variant == "pytorch_fid" else 0.0
         x = jnp.einsum("nhwc,ih->niwc", x, _bilinear(x.shape[1], half), precision="highest")
         x = jnp.einsum("nhwc,jw->nhjc", x, _bilinear(x.shape[2], half), precision="highest")
@@ -145,8 +144,8 @@ def _prepared(x, *, variant):
 def _bilinear(length: int, half: float) -> np.ndarray:
     """Returns the weights [299, length] of a resize without antialiasing.
 
-    Pixel i of the result is at (i + half) · length / 299 - half: with `half` 0.5 as in PyTorch with
-    align_corners=False, with 0 as in TensorFlow 1.
+    Pixel i of the result is at (i + half) · length / 299 - half. A `half` of 0.5 is PyTorch with
+    align_corners=False, 0 is TensorFlow 1.
     """
     place = np.maximum((np.arange(SIDE) + half) * length / SIDE - half, 0)
     below = np.minimum(np.floor(place).astype(int), length - 1)
@@ -157,9 +156,9 @@ def _bilinear(length: int, half: float) -> np.ndarray:
     return rows
 
 
-def _resized_by_pillow(images):
+def _resized_by_pillow(images: np.ndarray | Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Yields float32 images [n, 299, 299, C], a few at a time, as clean-fid resizes them."""
-    for part in [images] if hasattr(images, "shape") else images:
+    for part in batches.parts_of(images):
         batches.check(part, "Inception 2015 (clean_fid)")
         for start in range(0, len(part), 32):
             yield np.stack([_by_pillow(image) for image in np.asarray(part[start : start + 32])])
@@ -169,4 +168,4 @@ def _by_pillow(image: np.ndarray) -> np.ndarray:
     size = (SIDE, SIDE)
     channels = (Image.fromarray(channel) for channel in np.moveaxis(image, 2, 0).astype(np.float32))
     resized = [np.asarray(c.resize(size, Image.Resampling.BICUBIC)) for c in channels]
-    return np.stack(resized, -1).clip(0, 255)  # bicubic goes beyond at edges
+    return np.stack(resized, -1).clip(0, 255)  # bicubic overshoots at edges

@@ -1,4 +1,4 @@
-"""The 2015 Inception weights from any of the files that users have, found, checked and read."""
+"""Finds, checks and reads the 2015 Inception weights, in any of the formats they exist in."""
 
 import contextlib
 import functools
@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +23,9 @@ URL = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
     "pt_inception-2015-12-05-6726825d.pth"
 )
-HASH = "6726825d"  # the sha256 of the published state dicts begins so, as their names say
+HASH = "6726825d"  # start of the sha256 of the published state dicts, and part of their names
 VARIABLE = "PMJAX_INCEPTION_WEIGHTS"
-NAMES = (  # in the cache, in this order
+NAMES = (  # in the cache, by preference
     "pt_inception-2015-12-05-6726825d.pth",
     "weights-inception-2015-12-05-6726825d.pth",
     "classify_image_graph_def.pb",
@@ -36,15 +37,15 @@ def find(weights: str | Path | None = None) -> Path:
     """Returns the file of the weights: the one given, $PMJAX_INCEPTION_WEIGHTS, cached, or fetched.
 
     Raises:
-        UserError: if there is none and none can be downloaded: which file to put where.
+        UserError: if there is none and the download fails, with what to put where.
     """
-    for path, of in (
+    for path, source in (
         (weights, "--weights or --config.eval.inception_weights"),
         (os.environ.get(VARIABLE), VARIABLE),
     ):
         if path:
             if not Path(path).expanduser().is_file():
-                raise UserError(f"There is no weights file {path} ({of}).")
+                raise UserError(f"There is no weights file {path} ({source}).")
             return Path(path).expanduser()
     folder = cache_directory("inception")
     for name in NAMES:
@@ -57,13 +58,13 @@ def find(weights: str | Path | None = None) -> Path:
             f"FID needs the Inception weights of 2015, and they cannot be downloaded ({error}). "
             f"Put {NAMES[0]} (from {URL}), or one of {', '.join(NAMES[1:])}, into {folder}, or "
             "give its path as --weights=FILE (of pmjax.evaluate), as "
-            f"--config.eval.inception_weights=FILE or in the variable {VARIABLE}. With no network, "
-            "fd_efficientnet_lite0 and its relatives need no download."
+            f"--config.eval.inception_weights=FILE or in the variable {VARIABLE}. Metrics such as "
+            "fd_efficientnet_lite0 need no download."
         ) from error
 
 
 def _download(folder: Path) -> Path:
-    """Fetches the published state dict; what is not it, is not kept."""
+    """Downloads the published state dict; any other content is deleted."""
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".{NAMES[0]}.{os.getpid()}"
     try:
@@ -79,12 +80,11 @@ def _download(folder: Path) -> Path:
 def read(path: Path, *, verify: bool = True) -> tuple[dict[str, np.ndarray], str]:
     """Returns the weights, named as in PyTorch's state dict, and the file's sha256.
 
-    A state dict must have the published hash, whatever its name says, and a file of another format,
-    for which none is published, the one in its name if there is one: `verify=False`, for weights of
-    one's own, takes others. What is read is told with the results.
+    A state dict must have the published hash. A file of another format, which has no published
+    hash, must have the one in its name, if there is one. `verify=False` accepts any weights.
 
     Raises:
-        UserError: if the file is another one, truncated, damaged or of no known format.
+        UserError: if the file is another one, truncated, damaged or of an unknown format.
     """
     found = sha256(path)
     formats = {".pb": _tensorflow, ".pickle": _flax, ".pkl": _flax}
@@ -103,21 +103,21 @@ def _sha256(path: Path, _size: int, _time: int) -> str:
 
 
 def sha256(path: Path) -> str:
-    """Returns the sha256 of a file, read once while it stays the same."""
+    """Returns the sha256 of a file, which is read again only if it changes."""
     stat = path.stat()
     return _sha256(path, stat.st_size, stat.st_mtime_ns)
 
 
-def _check(path, found, expected):
+def _check(path: Path, found: str, expected: str) -> None:
     if not found.startswith(expected):
         raise UserError(
             f"{path} should have a sha256 that begins with {expected} and has {found[:16]}…: it is "
-            "truncated or another file. Fetch it again; for weights of your own, say "
+            "truncated or another file. Download it again, or accept other weights with "
             "--unverified (verify=False)."
         )
 
 
-def _tensorflow(path):
+def _tensorflow(path: Path) -> dict[str, np.ndarray]:
     """Reads `classify_image_graph_def.pb`."""
     with readable(path, "TensorFlow graph"):
         constants = constants_of(path.read_bytes())
@@ -138,10 +138,10 @@ def _tensorflow(path):
         return state
 
 
-def _flax(path):
+def _flax(path: Path) -> dict[str, np.ndarray]:
     """Reads jax-fid's `inception_v3_weights_fid.pickle`: nested dictionaries of NumPy arrays.
 
-    It may lack the last layer, which FID does not need and jax-fid does not build for it.
+    It may lack the last layer, which FID does not need.
     """
     with readable(path, "Flax pickle"), path.open("rb") as file:
         tree = _Unpickler(file).load()
@@ -163,22 +163,22 @@ def _flax(path):
 
 @contextlib.contextmanager
 def readable(path: Path, what: str) -> Iterator[None]:
-    """Turns whatever a damaged or hostile file causes into a `UserError`."""
+    """Turns any error that a damaged or hostile file causes into a `UserError`."""
     try:
         yield
     except Exception as error:  # a hostile or damaged file may fail in any way
         missing = "it lacks " if isinstance(error, KeyError) else ""
         raise UserError(
-            f"{path} is not a readable {what} of Inception ({missing}{error}). Fetch it again."
+            f"{path} is not a readable {what} of Inception ({missing}{error}). Download it again."
         ) from error
 
 
-def _frombuffer(buffer, dtype, shape, order, *_):
+def _frombuffer(buffer: bytes, dtype: Any, shape: Any, order: Any, *_: Any) -> np.ndarray:
     return np.frombuffer(buffer, dtype).reshape(shape, order=order)
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds dictionaries of NumPy arrays and nothing else: every other name is refused."""
+    """Builds dictionaries of NumPy arrays and nothing else: every other name is rejected."""
 
     # By the last part of their module, whose other parts depend on NumPy's version.
     ARRAYS = {
@@ -188,7 +188,7 @@ class _Unpickler(pickle.Unpickler):
         ("numpy", "dtype"): np.dtype,
     }
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         short = module.rpartition(".")[2], name
         if module.partition(".")[0] == "numpy" and short in self.ARRAYS:
             return self.ARRAYS[short]
@@ -198,7 +198,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def constants_of(graph: bytes) -> dict[str, np.ndarray]:
-    """Returns {node: value} of the float constants of a serialised `tensorflow.GraphDef`.
+    """Returns {node: value} of the float constants of a serialized `tensorflow.GraphDef`.
 
     Fields by their numbers in TensorFlow's .proto files: GraphDef.node 1; NodeDef.name 1, .op 2,
     .attr 5 (a map: key 1, value 2); AttrValue.tensor 8; TensorProto.dtype 1 (DT_FLOAT is 1),
@@ -220,7 +220,7 @@ def constants_of(graph: bytes) -> dict[str, np.ndarray]:
     return values
 
 
-def _tensor(message):
+def _tensor(message: bytes) -> np.ndarray:
     fields = list(_fields(message))
     dims = [
         dict(_fields(d)).get(1, 0) for n, s in fields if n == 2 for m, d in _fields(s) if m == 2
@@ -236,7 +236,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
     """Yields (number, value) of a protocol buffer's fields; fixed-size ones as their bytes."""
     file = io.BytesIO(message)
 
-    def varint():
+    def varint() -> int:
         value = shift = 0
         while True:
             (byte,) = file.read(1)
@@ -253,5 +253,5 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
         size = {1: lambda: 8, 2: varint, 5: lambda: 4}[kind]()
         value = file.read(size)
         if len(value) < size:
-            raise ValueError("a field reaches beyond the end")
+            raise ValueError("a field extends beyond the end")
         yield number, value

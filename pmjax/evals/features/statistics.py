@@ -1,4 +1,4 @@
-"""Means and covariances of features in files: published ones, and a cache of our own."""
+"""Means and covariances of features in files: published ones, and a cache."""
 
 import contextlib
 import hashlib
@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from pmjax.errors import UserError
+from pmjax.evals.registry import metric_for_dimension
 from pmjax.storage.lock import lock
 
-FORMAT = 2  # of what is cached; raise it where an extractor's numbers change
-METRICS = {2048: "fid", 1280: "fd_efficientnet_lite0"}  # by the dimensions of their features
+FORMAT = 2  # of the cache; raise it when the numbers of an extractor change
 Moments = tuple[np.ndarray, np.ndarray, int]
 
 
 def cache_directory(name: str) -> Path:
-    """Returns where pmjax keeps files of one kind: in $PMJAX_CACHE, or ~/.cache/pmjax."""
+    """Returns the folder for files of one kind, in $PMJAX_CACHE or ~/.cache/pmjax."""
     return Path(os.environ.get("PMJAX_CACHE") or "~/.cache/pmjax").expanduser() / name
 
 
@@ -29,11 +29,11 @@ def read(path: Path, *, dim: int, about: dict[str, str] | None = None) -> Moment
     Args:
         path: with arrays 'mu' and 'sigma', as pytorch-fid, TTUR and EDM publish them.
         dim: D.
-        about: extractor and its identity, which a file of our own must agree with; others do not
-            say what they are of.
+        about: extractor and its identity, which a file that pmjax wrote must agree with; others
+            do not name their features.
 
     Raises:
-        UserError: if it cannot be read, or is of another size or of other features.
+        UserError: if it cannot be read, or has another size or other features.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -46,7 +46,7 @@ def read(path: Path, *, dim: int, about: dict[str, str] | None = None) -> Moment
             f"in an .npz ({error})."
         ) from error
     if mean.shape != (dim,) or cov.shape != (dim, dim):
-        metric = METRICS.get(mean.size)
+        metric = metric_for_dimension(mean.size)
         raise UserError(
             f"{path} holds statistics of sizes {list(mean.shape)} and {list(cov.shape)}, and these "
             f"features have {dim} dimensions: it was made with another extractor."
@@ -67,7 +67,7 @@ def read(path: Path, *, dim: int, about: dict[str, str] | None = None) -> Moment
 
 
 def write(path: Path, moments: Moments, about: dict[str, str]) -> None:
-    """Writes what `read` reads, as a whole."""
+    """Writes a file for `read`, atomically."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     with part.open("wb") as file:
         np.savez(file, mu=moments[0], sigma=moments[1], num=moments[2], about=json.dumps(about))
@@ -81,7 +81,7 @@ def cached(
 
     Args:
         about: extractor and its identity.
-        fingerprint: of the data; if empty, nothing is kept.
+        fingerprint: of the data; if empty, nothing is stored.
         make: computes them.
         dim: of the features.
     """
@@ -91,7 +91,7 @@ def cached(
     path = cache_directory("statistics") / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
     with lock(path, "statistics of features"):
         if path.is_file():
-            with contextlib.suppress(UserError):  # a damaged file is made again
+            with contextlib.suppress(UserError):  # a damaged file is replaced
                 return read(path, dim=dim, about=about)
         moments = make()
         write(path, moments, about | {"data": fingerprint})

@@ -9,7 +9,7 @@ import numpy as np
 
 from pmjax.errors import UserError
 
-MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of a file older than PyTorch 1.6
+MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of a file from before PyTorch 1.6
 DTYPES = {
     "DoubleStorage": np.dtype("<f8"),
     "FloatStorage": np.dtype("<f4"),
@@ -20,7 +20,7 @@ DTYPES = {
 
 
 class _Tensor:
-    """A tensor's place in its storage; the values arrive after the pickle in old files."""
+    """A tensor's position in its storage; in old files the values follow the pickle."""
 
     def __init__(self, storage, offset, shape, strides, *_):
         self.key, self.dtype = storage
@@ -30,13 +30,13 @@ class _Tensor:
         flat = np.frombuffer(storages[self.key], self.dtype)
         last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
         if min((self.offset, *self.strides, *self.shape)) < 0 or last >= flat.size:
-            raise ValueError("a tensor reaches beyond its storage")
+            raise ValueError("a tensor extends beyond its storage")
         strides = [s * self.dtype.itemsize for s in self.strides]
         return np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, strides).copy()
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds dictionaries of tensors and nothing else: every other name is refused."""
+    """Builds dictionaries of tensors and nothing else: every other name is rejected."""
 
     def find_class(self, module, name):
         if (module, name) == ("collections", "OrderedDict"):
@@ -66,7 +66,7 @@ def load(path: str | Path) -> dict[str, np.ndarray]:
         raise UserError(f"Cannot read the weights file {path}: {error.strerror}.") from error
     except Exception as error:  # a hostile or damaged pickle may fail in any way
         raise UserError(
-            f"{path} is not a readable PyTorch state dict ({error}). Fetch the file again."
+            f"{path} is not a readable PyTorch state dict ({error}). Download it again."
         ) from error
 
 
@@ -87,7 +87,7 @@ def _legacy(file):
     """Four pickles (magic number, version, system, state dict), the keys, then the storages."""
     file.seek(0)
     if _Unpickler(file).load() != MAGIC:
-        raise ValueError("it does not begin as one")
+        raise ValueError("it does not begin like one")
     _version, _system, tensors, keys = (_Unpickler(file).load() for _ in range(4))
     sizes = {t.key: t.dtype.itemsize for t in tensors.values() if isinstance(t, _Tensor)}
     storages = {}

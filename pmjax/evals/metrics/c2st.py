@@ -1,4 +1,4 @@
-"""Whether a classifier can tell a prior's latents from held-out embeddings."""
+"""Whether a classifier can tell a prior's latents from embeddings of test examples."""
 
 import warnings
 from functools import partial
@@ -14,10 +14,28 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from pmjax.errors import UserError, unknown
+from pmjax.evals.base import Metric, Table, option
 from pmjax.evals.context import Context
-from pmjax.evals.latents import two_sample_tests
-from pmjax.evals.registry import option
+from pmjax.evals.two_sample import two_sample_tests
 
+METRIC = Metric(
+    (
+        Table(
+            "c2st",
+            "Classifier two-sample test of latents",
+            "Accuracy of a classifier that separates latents of a prior from embeddings of test "
+            "examples: 0.5 is perfect.",
+            better="lower",
+        ),
+        Table(
+            "c2st_p",
+            "p-values of the classifier two-sample test",
+            "Under the null hypothesis that the classifier guesses; a small one says that latents "
+            "and embeddings differ.",
+            better="higher",
+        ),
+    )
+)
 CLASSIFIERS = {  # name: (number of training examples, seed) -> classifier
     "mlp": lambda n, seed: MLPClassifier((20,), max_iter=100, random_state=seed),
     "knn": lambda n, seed: KNeighborsClassifier(int(n**0.5)),
@@ -26,11 +44,11 @@ CLASSIFIERS = {  # name: (number of training examples, seed) -> classifier
 
 
 def evaluate(ctx: Context, *, num: int = 1000, classifier: str = "mlp") -> dict[str, float]:
-    """Returns how well a classifier tells latents from test embeddings, up to `num` each.
+    """Returns how well a classifier separates latents from test embeddings, up to `num` each.
 
-    'c2st/<what>' and 'c2st_p/<what>' are `two_sample`'s for the latents of each prior, and for
-    'train', embeddings of training examples: the floor. An accuracy of 0.5 is perfect; a small p
-    says that the two differ.
+    'c2st/<set>' and 'c2st_p/<set>' are `two_sample` of the latents of each prior, and of 'train',
+    embeddings of training examples: the floor. An accuracy of 0.5 is perfect; a small p says that
+    the two differ.
     """
     if classifier not in CLASSIFIERS:
         raise unknown(f"classifier ({option('c2st', 'classifier')})", classifier, CLASSIFIERS)
@@ -40,9 +58,9 @@ def evaluate(ctx: Context, *, num: int = 1000, classifier: str = "mlp") -> dict[
 def two_sample(a: np.ndarray, b: np.ndarray, *, classifier: str, seed: int) -> tuple[float, float]:
     """Returns the accuracy of a classifier on held-out halves, and its p-value.
 
-    Lopez-Paz & Oquab, 2017: it learns from a random half of each, standardised; by default 20
-    hidden units and 100 epochs, 'knn' has k = √n. The p-value is exact: were the two alike, then,
-    given how many it calls a's, the number that are is hypergeometric (Fisher's test).
+    Lopez-Paz & Oquab, 2017: it is fitted to a random half of each, standardized; 'mlp' has 20
+    hidden units and 100 epochs, 'knn' has k = √n. The p-value is exact (Fisher's test): if the two
+    are alike, the number of correctly classified examples of a is hypergeometric.
 
     Args:
         a: [N, d].
@@ -60,8 +78,8 @@ def two_sample(a: np.ndarray, b: np.ndarray, *, classifier: str, seed: int) -> t
     x, x_test = np.concatenate([a[::2], b[::2]]), np.concatenate([a[1::2], b[1::2]])
     is_a, is_a_test = (np.arange(len(n)) < len(m) for n, m in ((x, a[::2]), (x_test, a[1::2])))
     model = make_pipeline(StandardScaler(), CLASSIFIERS[classifier](len(x), seed))
-    with threadpool_limits(1), warnings.catch_warnings():  # more threads only wait for each other
-        warnings.simplefilter("ignore", ConvergenceWarning)  # it stops when its epochs are over
+    with threadpool_limits(1), warnings.catch_warnings():  # more threads are slower
+        warnings.simplefilter("ignore", ConvergenceWarning)  # 100 epochs are the definition
         called_a = model.fit(x, is_a).predict(x_test)
     right = np.sum(called_a & is_a_test)
     p = hypergeom.sf(right - 1, len(x_test), is_a_test.sum(), called_a.sum())

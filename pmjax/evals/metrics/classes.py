@@ -4,33 +4,47 @@ import numpy as np
 from sklearn.svm import SVC
 
 from pmjax.errors import UserError
+from pmjax.evals.base import Metric, Table, Value
 from pmjax.evals.context import Context
-from pmjax.evals.features.base import features_of
+from pmjax.evals.features.base import Features
 from pmjax.evals.labels import classes
 
-EXTRACTOR = "efficientnet_lite0"
-OWN_PRIOR = True
+METRIC = Metric(
+    (
+        Table(
+            "classes",
+            "Classes among the samples",
+            "Shares of the samples that a classifier fitted to real images assigns to a class; "
+            "near 0 means that the class is missing.",
+            {
+                "share_min": Value("of the rarest class", "higher"),
+                "share_max": Value("of the most frequent class"),
+                "accuracy": Value("of the classifier on the test set: how far to trust it"),
+            },
+        ),
+    ),
+    needs_own_prior=True,
+    extractor="efficientnet_lite0",
+)
 
 
 def evaluate(ctx: Context) -> dict[str, float]:
     """Returns the smallest and largest share of a class among the samples of the run's own prior.
 
-    A support vector classifier on EfficientNet-Lite0 features is fitted on `num_samples` training
+    A support vector classifier on EfficientNet-Lite0 features is fitted to `num_samples` training
     images (or all); 'classes/accuracy' is its accuracy on the test set. 'classes/share_min' and
-    'classes/share_max' are shares of the samples that it gives to a class of the training set.
+    'classes/share_max' are shares of the samples that it assigns to a class of the training set.
     """
     ctx.require_images("classes")
     train, test = classes(ctx, "classes")
     labels = train[ctx.subset("train")]
     if len(np.unique(labels)) < 2:
         raise UserError(
-            f"Metric 'classes': all {len(labels)} training images that it takes are of one class; "
+            f"Metric 'classes': all {len(labels)} training images that it uses are of one class; "
             "raise --config.eval.num_samples."
         )
-    features = {
-        source: features_of(ctx, EXTRACTOR, source, resolution=None)
-        for source in ("train", "test", ctx.own_prior)
-    }
+    extractor = Features(ctx, METRIC.extractor, metric="classes")
+    features = {source: extractor.of(source) for source in ("train", "test", ctx.own_prior)}
     classifier = SVC(C=10).fit(features["train"], labels)
     predicted = classifier.predict(features[ctx.own_prior])
     shares = [np.mean(predicted == label) for label in np.unique(train)]

@@ -1,4 +1,4 @@
-"""Whether a prior's latents have the distribution of held-out embeddings: the energy distance."""
+"""The energy distance between a prior's latents and embeddings of test examples."""
 
 from functools import partial
 
@@ -6,19 +6,37 @@ import numpy as np
 from scipy.spatial.distance import pdist, squareform
 
 from pmjax.errors import UserError
+from pmjax.evals.base import Metric, Table, option
 from pmjax.evals.context import Context
-from pmjax.evals.latents import two_sample_tests
-from pmjax.evals.registry import option
+from pmjax.evals.two_sample import two_sample_tests
 
+METRIC = Metric(
+    (
+        Table(
+            "energy",
+            "Energy distance of latents",
+            "Between the latents of a prior and the embeddings of test examples; lower is better, "
+            "and 'train' is what real ones reach.",
+            better="lower",
+        ),
+        Table(
+            "energy_p",
+            "p-values of the energy distances",
+            "Of the permutation test that both are draws of one distribution; a small one says "
+            "that they differ.",
+            better="higher",
+        ),
+    )
+)
 AT_ONCE = 500  # permutations
 
 
 def evaluate(ctx: Context, *, num: int = 1000, permutations: int = 499) -> dict[str, float]:
     """Returns energy distances between latents and test embeddings, up to `num` each, and p-values.
 
-    'energy/<what>' and 'energy_p/<what>' are `two_sample`'s for the latents of each prior, and for
+    'energy/<set>' and 'energy_p/<set>' are `two_sample` of the latents of each prior, and of
     'train', embeddings of training examples: the floor. A small p says that the two differ, a large
-    one that so many latents do not show a difference.
+    one that this many latents do not show a difference.
     """
     if num < 2 or permutations < 1:
         raise UserError(
@@ -33,8 +51,9 @@ def two_sample(
 ) -> tuple[float, float]:
     """Returns the energy distance 2 E‖a - b‖ - E‖a - a'‖ - E‖b - b'‖ ≥ 0 and its p-value.
 
-    Székely & Rizzo, 2004, the means over all pairs, those of an example with itself included. The
-    p-value is (1 + how many permutations of the pooled examples are as far apart) / (1 + how many).
+    Székely & Rizzo, 2004, with means over all pairs, including those of an example with itself. The
+    p-value is (1 + the number of permutations of the pooled examples that are as far apart) /
+    (1 + the number of permutations).
 
     Args:
         a: [N, d].

@@ -1,4 +1,4 @@
-"""Whether the classes are clusters of the embedding, as ACAI asks."""
+"""Whether the classes are clusters of the embedding: ACAI's clustering task."""
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -7,18 +7,33 @@ from sklearn.metrics import confusion_matrix
 from threadpoolctl import threadpool_limits
 
 from pmjax.errors import UserError
+from pmjax.evals.base import Metric, Table, Value, option
 from pmjax.evals.context import Context
 from pmjax.evals.labels import classes, codes
-from pmjax.evals.registry import option
+
+METRIC = Metric(
+    (
+        Table(
+            "kmeans",
+            "k-means",
+            "Test accuracy of clusters of the embeddings, and of as many principal components, "
+            "each cluster standing for one class.",
+            {
+                "accuracy": Value("of the embeddings", "higher"),
+                "pca": Value("of as many principal components of the data"),
+            },
+        ),
+    )
+)
 
 
 def evaluate(ctx: Context, *, restarts: int = 20, iterations: int = 1000) -> dict[str, float]:
     """Returns accuracies on the test set of k-means with as many clusters as there are classes.
 
     Berthelot et al., 2019: fitted to the training set's embeddings, `whitened`, from random
-    examples, the best of `restarts` (theirs: 1000) kept; each cluster stands for one class, in the
-    way that `clustering_accuracy` chooses. 'kmeans/accuracy' is that of the embeddings,
-    'kmeans/pca' that of as many principal components of the data.
+    examples; the best of `restarts` (theirs: 1000) counts. Each cluster stands for one class, as
+    `clustering_accuracy` chooses. 'kmeans/accuracy' is that of the embeddings, 'kmeans/pca' that of
+    as many principal components of the data.
     """
     if restarts < 1 or iterations < 1:
         raise UserError(
@@ -33,7 +48,7 @@ def evaluate(ctx: Context, *, restarts: int = 20, iterations: int = 1000) -> dic
         clusters = KMeans(
             labels.max() + 1, init="random", n_init=restarts, max_iter=iterations, random_state=seed
         )
-        with threadpool_limits(1):  # more threads wait for each other longer than they work
+        with threadpool_limits(1):  # more threads are slower
             found = clusters.fit(train).predict(test)
         values[f"kmeans/{what}"] = clustering_accuracy(found, test_labels)
     return values
@@ -42,7 +57,7 @@ def evaluate(ctx: Context, *, restarts: int = 20, iterations: int = 1000) -> dic
 def whitened(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns codes of unit variance and no correlation, by the training set's mean and SVD.
 
-    Directions in which the training set does not vary are left out.
+    Directions in which the training set does not vary are dropped.
     """
     mean = train.mean(0, dtype=np.float64)
     _, scale, directions = np.linalg.svd(train - mean, full_matrices=False)

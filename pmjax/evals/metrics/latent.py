@@ -2,7 +2,27 @@
 
 import numpy as np
 
+from pmjax.evals.base import Metric, Table, Value
 from pmjax.evals.context import Context
+
+METRIC = Metric(
+    (
+        Table(
+            "latent",
+            "Latent space",
+            "The coordinates of the training set's embeddings, in inference mode; the latent "
+            "BatchNorm asks for mean 0 and variance 1 in each.",
+            {
+                "mean_abs_max": Value("largest absolute mean of a coordinate", "lower"),
+                "var_min": Value("smallest variance of a coordinate"),
+                "var_max": Value("largest variance of a coordinate"),
+                "cov_abs_mean": Value("mean absolute covariance of two coordinates", "lower"),
+                "cov_abs_max": Value("largest absolute covariance of two coordinates", "lower"),
+                "corr_abs_mean": Value("mean absolute correlation of two coordinates", "lower"),
+            },
+        ),
+    )
+)
 
 
 def evaluate(ctx: Context) -> dict[str, float]:
@@ -10,8 +30,8 @@ def evaluate(ctx: Context) -> dict[str, float]:
 
     'latent/mean_abs_max', 'latent/var_min' and 'latent/var_max' are the worst coordinates';
     'latent/cov_abs_mean' and 'latent/cov_abs_max' are of the covariances of two coordinates, and
-    'latent/corr_abs_mean' of their correlations, a constant coordinate being uncorrelated with all
-    others. Of one coordinate alone, all three are 0.
+    'latent/corr_abs_mean' of their correlations; a constant coordinate counts as uncorrelated with
+    all others. With a single coordinate, all three are 0.
     """
     z = ctx.embeddings("train").astype(np.float64)
     mean, var = z.mean(0), z.var(0)

@@ -1,4 +1,4 @@
-"""Whether one layer can tell the classes apart by their embeddings, as ACAI asks."""
+"""Whether one layer can separate the classes by their embeddings: ACAI's classification task."""
 
 import warnings
 
@@ -9,17 +9,33 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from pmjax.errors import UserError
+from pmjax.evals.base import Metric, Table, Value, option
 from pmjax.evals.context import Context
 from pmjax.evals.labels import classes, codes
-from pmjax.evals.registry import option
+
+METRIC = Metric(
+    (
+        Table(
+            "linear_probe",
+            "Linear probe",
+            "Test accuracy of a linear classifier on the embeddings, and on as many principal "
+            "components.",
+            {
+                "accuracy": Value("of the embeddings", "higher"),
+                "pca": Value("of as many principal components of the data"),
+            },
+        ),
+    )
+)
 
 
 def evaluate(ctx: Context, *, c: float = 1.0, iterations: int = 1000) -> dict[str, float]:
     """Returns accuracies on the test set of softmax regression, fitted to the training set.
 
-    Berthelot et al., 2019, train the layer beside the autoencoder; here it is fitted afterwards, to
-    standardised embeddings, with scikit-learn's penalty 1/c. 'linear_probe/accuracy' is that of the
-    embeddings, 'linear_probe/pca' that of as many principal components of the data.
+    Berthelot et al., 2019, train the layer along with the autoencoder; here it is fitted
+    afterwards, to standardized embeddings, with scikit-learn's penalty 1/c.
+    'linear_probe/accuracy' is that of the embeddings, 'linear_probe/pca' that of as many principal
+    components of the data.
     """
     if not c > 0 or iterations < 1:
         raise UserError(

@@ -5,9 +5,31 @@ import numpy as np
 from pmjax.datasets import lines
 from pmjax.datasets.batches import to_float
 from pmjax.errors import UserError
+from pmjax.evals.base import Metric, Table, Value, option
 from pmjax.evals.context import LEAVE, Context, finite
-from pmjax.evals.registry import option
 
+METRIC = Metric(
+    (
+        Table(
+            "lines",
+            "Interpolated lines",
+            "ACAI's task: interpolations should be lines whose angles change evenly; 0 is perfect.",
+            {
+                "mean_distance": Value("from each image to the nearest line", "lower"),
+                "distance_floor": Value("of real lines"),
+                "smoothness": Value(
+                    "largest turn beyond an even one; invalid interpolations count as 0", "lower"
+                ),
+                "smoothness_strict": Value(
+                    "the same, with invalid interpolations as one jump", "lower"
+                ),
+                "invalid": Value(
+                    "share of interpolations that end at the angle where they begin", "lower"
+                ),
+            },
+        ),
+    )
+)
 BANK = 10_000  # rendered lines, at equal angles
 SAME = 1e-4  # radians: less than two lines of the bank are apart
 FRAMES_AT_ONCE = 512  # bounds the table of distances to 40 MB
@@ -24,9 +46,9 @@ def evaluate(ctx: Context, *, num: int = 256, frames: int = 16) -> dict[str, flo
     'lines/smoothness' is the mean over interpolations of
     max |Δθ| / |θ_end - θ_start| - 1 / (frames - 1): 0 is perfect for both.
 
-    Interpolations with θ_end = θ_start have no smoothness, 'lines/invalid' being their share; they
-    count as 0 in 'lines/smoothness', as in ACAI's code, and as a single jump, so that a collapsed
-    decoder is not rewarded, in 'lines/smoothness_strict'.
+    Interpolations with θ_end = θ_start have no smoothness; 'lines/invalid' is their share. They
+    count as 0 in 'lines/smoothness', as in ACAI's code, and as a single jump in
+    'lines/smoothness_strict', which does not reward a collapsed decoder.
     """
     num = min(num, len(ctx.test.data) // 2)
     if num < 1 or frames < 2:
@@ -83,7 +105,7 @@ def smoothness_of(angles: np.ndarray) -> np.ndarray:
     return np.abs(np.diff(angles)).max(1) / total - 1 / (angles.shape[1] - 1)
 
 
-def _unit(images):
-    """Returns images as rows of length 1; float32 cannot tell neighbours in the bank apart."""
+def _unit(images: np.ndarray) -> np.ndarray:
+    """Returns images as rows of length 1; float32 cannot distinguish neighbors in the bank."""
     x = np.asarray(images, np.float64).reshape(len(images), -1)
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

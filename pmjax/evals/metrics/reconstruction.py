@@ -3,16 +3,36 @@
 import numpy as np
 
 from pmjax.datasets.batches import to_float
+from pmjax.evals.base import Metric, Table, Value
 from pmjax.evals.context import Context
 
+METRIC = Metric(
+    (
+        Table(
+            "recon",
+            "Reconstruction",
+            "How close G(E(x)) comes to x, over the whole test set.",
+            {
+                "mse": Value(
+                    "mean squared error in the data's own units, [-1, 1] for images; lower is "
+                    "better",
+                    "lower",
+                ),
+                "mse01": Value("the same for values in [0, 1]: a quarter of it", "lower"),
+                "psnr": Value("peak signal-to-noise ratio in dB; higher is better", "higher"),
+                "ssim": Value("structural similarity; 1 is perfect", "higher"),
+            },
+        ),
+    )
+)
 MIN_MSE01 = 1e-10  # an image reconstructed exactly counts as 100 dB
 WINDOW, SIGMA = 11, 1.5  # pixels
-FITS_CACHE = 32  # images at a time: five times as fast as a thousand
+FITS_CACHE = 32  # images at a time, which stay in the CPU's cache
 C1, C2 = 0.01**2, 0.03**2  # of values in [0, 1]
 
 
 def evaluate(ctx: Context) -> dict[str, float]:
-    """Returns the mean squared error a value, and for images its like in [0, 1], PSNR and SSIM.
+    """Returns the mean squared error per value and, for images, that in [0, 1], PSNR and SSIM.
 
     'recon/mse' is the mean over examples and their values, in [-1, 1] for images;
     'recon/mse01' is the same in [0, 1], a quarter of it; 'recon/psnr' in dB is the mean over
@@ -43,14 +63,14 @@ def ssim(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Returns the structural similarity [N] of images [N, H, W, C] in [0, 1].
 
     Wang et al., 2004: a Gaussian window of 11 pixels and σ = 1.5 (for smaller images the largest
-    odd one that fits), K₁ = .01, K₂ = .03, the mean over all places that it fits in, and over
+    odd one that fits), K₁ = .01, K₂ = .03, the mean over all positions inside the image and over
     channels. Population moments, no downsampling.
     """
     height, width = x.shape[1:3]
     size = min(WINDOW, height - 1 + height % 2, width - 1 + width % 2)
     rows, columns = _windows(height, size), _windows(width, size)
 
-    def smooth(images):
+    def smooth(images: np.ndarray) -> np.ndarray:
         return rows @ (images @ columns.T)  # [n, C, H - size + 1, W - size + 1]
 
     result = np.empty(len(x))
@@ -66,8 +86,8 @@ def ssim(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return result
 
 
-def _windows(length, size):
-    """Returns the Gaussian window at each place that it fits in, as rows [L - size + 1, L]."""
+def _windows(length: int, size: int) -> np.ndarray:
+    """Returns the Gaussian window at each position inside, as rows [L - size + 1, L]."""
     window = np.exp(-0.5 * ((np.arange(size) - size // 2) / SIGMA) ** 2)
     rows = np.zeros((length - size + 1, length))
     for i, row in enumerate(rows):

@@ -6,14 +6,25 @@ import numpy as np
 from jax.scipy.special import logsumexp
 
 from pmjax.errors import UserError
+from pmjax.evals.base import Metric, Table, option
 from pmjax.evals.context import Context
 from pmjax.evals.metrics.wasserstein import real_points
-from pmjax.evals.registry import option
 
+METRIC = Metric(
+    (
+        Table(
+            "sinkhorn",
+            "Sinkhorn distance",
+            "The 2-Wasserstein distance with an entropy term, debiased; lower is better.",
+            better="lower",
+            bars=True,
+        ),
+    )
+)
 MAX_ITERATIONS = 500
-ON_FACTORS = 30  # further iterations in each of those
+ON_FACTORS = 30  # further iterations on factors in each of those
 TOLERANCE = 3e-3  # of the plan's marginals, in total variation
-ANNEALING = 0.5  # of the regularisation, an iteration, from the largest cost on
+ANNEALING = 0.5  # of the regularization per iteration, starting at the largest cost
 
 
 def evaluate(
@@ -21,8 +32,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Returns the distances between `num` samples and `num` fresh real points, means over draws.
 
-    'sinkhorn/<prior>' is each prior's, 'sinkhorn/floor' that of other real points, which are those
-    of metric 'wasserstein'. ε is `regularisation` times the mean squared distance of real points.
+    'sinkhorn/<prior>' is each prior's, 'sinkhorn/floor' that of other real points, the same as
+    in metric 'wasserstein'. ε is `regularisation` times the mean squared distance of real points.
     """
     ctx.require_points("sinkhorn")
     if ctx.fresh is None:
@@ -34,7 +45,7 @@ def evaluate(
             f"regularisation={regularisation}. Set {where}draws and {where}num to at least 1 and "
             f"{where}regularisation above 0, and have two test points."
         )
-    distances = {name: [] for name in (*ctx.priors, "floor")}
+    distances: dict[str, list[float]] = {name: [] for name in (*ctx.priors, "floor")}
     for index in range(draws):
         real, other = real_points(ctx, num, index)
         epsilon = regularisation * float(_costs(real, other).mean())
@@ -66,19 +77,19 @@ def transport_cost(a: np.ndarray, b: np.ndarray, *, epsilon: float) -> float:
     return float(cost)
 
 
-def _costs(a, b):
+def _costs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     a, b = (np.asarray(x, np.float64) for x in (a, b))
     squares = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
     return np.maximum(squares, 0).astype(np.float32)
 
 
 @jax.jit
-def _sinkhorn(costs, epsilon):
+def _sinkhorn(costs: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the dual cost, the marginals' error and the iterations for costs [N, M].
 
-    f_i = -ε log mean_j exp((g_j - C_ij) / ε), g likewise. Once ε has come down, most iterations
-    are on the kernel exp((f_i + g_j - C_ij) / ε) as factors u and v, which are products of matrix
-    and vector; then u and v go into f and g again, before they overflow.
+    f_i = -ε log mean_j exp((g_j - C_ij) / ε), g likewise. Once ε is annealed, most iterations
+    update factors u and v of the kernel exp((f_i + g_j - C_ij) / ε), by products of a matrix and a
+    vector; f and g absorb u and v before they overflow.
     """
 
     def potential(other, costs, epsilon):

@@ -4,16 +4,29 @@ import numpy as np
 
 from pmjax.datasets.batches import to_float
 from pmjax.errors import UserError
+from pmjax.evals.base import Metric, Table, option
 from pmjax.evals.context import CHUNK, Context
-from pmjax.evals.registry import option
+
+METRIC = Metric(
+    (
+        Table(
+            "sliced_w2",
+            "Sliced 2-Wasserstein distance",
+            "The distance between the projections of generated and of test examples, averaged over "
+            "random directions; lower is better.",
+            better="lower",
+            bars=True,
+        ),
+    )
+)
 
 
 def evaluate(ctx: Context, *, projections: int = 500) -> dict[str, float]:
-    """Returns the distances from the test set, between as many examples of each.
+    """Returns the distances from the test set, between equally many examples of each.
 
     'sliced_w2/<prior>' is that of `num_samples` samples, or as many as there are test examples, and
-    'sliced_w2/floor' that of training examples, where there are any; for images between pixels in
-    [-1, 1].
+    'sliced_w2/floor' that of training examples, if there are any. Images are compared by their
+    pixels in [-1, 1].
     """
     num = min(ctx.num_samples, len(ctx.test.data))
     if ctx.has("train"):
@@ -46,6 +59,6 @@ def sliced_wasserstein2(a: np.ndarray, b: np.ndarray, *, projections: int, seed:
     return float(np.sqrt(np.mean((a - b) ** 2)))
 
 
-def _project(x, directions):
+def _project(x: np.ndarray, directions: np.ndarray) -> np.ndarray:
     chunks = (x[i : i + CHUNK] for i in range(0, len(x), CHUNK))
     return np.concatenate([to_float(part).reshape(len(part), -1) @ directions for part in chunks])

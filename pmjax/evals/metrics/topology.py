@@ -1,4 +1,4 @@
-"""Whether the embedding keeps the neighbourhoods and the shape of the data."""
+"""Whether the embedding preserves the neighborhoods and the shape of the data."""
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -9,17 +9,43 @@ from sklearn.manifold import trustworthiness
 
 from pmjax.datasets.batches import to_float
 from pmjax.errors import UserError
+from pmjax.evals.base import Metric, Table, Value, option
 from pmjax.evals.context import Context
-from pmjax.evals.registry import option
+
+METRIC = Metric(
+    (
+        Table(
+            "topology",
+            "Topology of the embedding",
+            "Whether neighbors in data space are neighbors in latent space, and vice versa; 1 is "
+            "perfect.",
+            {
+                "trustworthiness": Value(
+                    "falls when neighbors in latent space are not neighbors in the data", "higher"
+                ),
+                "continuity": Value("falls when neighbors in the data are torn apart", "higher"),
+                "neighbours_kept": Value(
+                    "share of the nearest in the data that are nearest in the latents", "higher"
+                ),
+                "distance_correlation": Value(
+                    "between data and embedding; 0 is independence", "higher"
+                ),
+                "geodesic_correlation": Value(
+                    "of distances along the data with those in the latents", "higher"
+                ),
+            },
+        ),
+    )
+)
 
 
 def evaluate(ctx: Context, *, neighbours: int = 12, num: int = 2000) -> dict[str, float]:
-    """Returns what the embedding keeps of the geometry of up to `num` test examples.
+    """Returns how well the embedding preserves the geometry of up to `num` test examples.
 
     Distances are Euclidean, for images between their pixels; 1 is perfect for all.
 
-    'topology/trustworthiness' (Venna & Kaski, 2001) falls when neighbours in the embedding are none
-    in the data, 'topology/continuity' when neighbours in the data are torn apart;
+    'topology/trustworthiness' (Venna & Kaski, 2001) falls when neighbors in the embedding are not
+    neighbors in the data, 'topology/continuity' when neighbors in the data are torn apart;
     'topology/neighbours_kept' is the share of the 12 (`neighbours`) nearest in the data that are
     among the 12 nearest in the embedding, 12 / (n - 1) by chance;
     'topology/distance_correlation' is `distance_correlation`, 0 for independence;
@@ -62,7 +88,7 @@ def distance_correlation(a: np.ndarray, b: np.ndarray) -> float:
     many dimensions. The root of R* = ⟨A, B⟩ / (⟨A, A⟩ ⟨B, B⟩)^½, 0 where R* is negative, with
     A_ii = 0 and elsewhere A_ij = a_ij - (Σ_l a_il + Σ_k a_kj) / (n-2) + Σ_kl a_kl / ((n-1)(n-2)).
     """
-    a, b = _u_centred(a), _u_centred(b)
+    a, b = _u_centered(a), _u_centered(b)
     scale = np.sqrt((a * a).sum() * (b * b).sum())
     return float(np.sqrt(max((a * b).sum() / scale, 0))) if scale > 0 else 0.0
 
@@ -70,10 +96,10 @@ def distance_correlation(a: np.ndarray, b: np.ndarray) -> float:
 def geodesic_distances(distances: np.ndarray, neighbours: int) -> np.ndarray:
     """Returns the lengths [N, N] of the shortest paths in a graph, as in Isomap.
 
-    Its edges join each example to its nearest ones, and are the minimum spanning tree besides, so
-    that there always is a path (Tenenbaum, de Silva & Langford, 2000, leave such examples out).
+    Its edges connect each example to its nearest ones. The minimum spanning tree is added, so that
+    there is always a path (Tenenbaum, de Silva & Langford, 2000, drop unconnected examples).
     """
-    # Sparse graphs take an entry of 0 for no edge, and equal examples are 0 apart.
+    # In a sparse graph an entry of 0 is no edge, and equal examples have distance 0.
     distances = np.maximum(distances, np.finfo(np.float32).tiny)
     np.fill_diagonal(distances, 0)
     tree = minimum_spanning_tree(csr_array(distances)).toarray() > 0
@@ -86,7 +112,7 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     return 0.0 if np.ptp(a) == 0 or np.ptp(b) == 0 else float(spearmanr(a, b).statistic)
 
 
-def _is_near(distances, neighbours):
+def _is_near(distances: np.ndarray, neighbours: int) -> np.ndarray:
     """Returns whether column j is among the nearest of row i, [N, N]."""
     apart = distances + np.diag(np.full(len(distances), np.inf))
     nearest = np.argpartition(apart, neighbours - 1, axis=1)[:, :neighbours]
@@ -95,9 +121,9 @@ def _is_near(distances, neighbours):
     return near
 
 
-def _u_centred(distances):
+def _u_centered(distances: np.ndarray) -> np.ndarray:
     n = len(distances)
     rows = distances.sum(0) / (n - 2)
-    centred = distances - rows - rows[:, None] + distances.sum() / ((n - 1) * (n - 2))
-    np.fill_diagonal(centred, 0)
-    return centred
+    centered = distances - rows - rows[:, None] + distances.sum() / ((n - 1) * (n - 2))
+    np.fill_diagonal(centered, 0)
+    return centered

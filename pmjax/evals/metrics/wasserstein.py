@@ -4,10 +4,23 @@ import numpy as np
 import ot
 
 from pmjax.errors import UserError
+from pmjax.evals.base import Metric, Table, Value, option
 from pmjax.evals.context import Context
-from pmjax.evals.registry import option
 
-OWN_PRIOR = True
+METRIC = Metric(
+    (
+        Table(
+            "w2",
+            "2-Wasserstein distance",
+            "How far generated points have to move to become fresh real ones; lower is better, and "
+            "the floor is the distance between two sets of real points.",
+            {"ratio": Value("the run's own prior over the floor; 1 is perfect", "lower")},
+            better="lower",
+            bars=True,
+        ),
+    ),
+    needs_own_prior=True,
+)
 
 
 def evaluate(ctx: Context, *, draws: int = 5, num: int = 2000) -> dict[str, float]:
@@ -26,7 +39,7 @@ def evaluate(ctx: Context, *, draws: int = 5, num: int = 2000) -> dict[str, floa
             f"Metric 'wasserstein' has nothing to compare: draws={draws}, num={num}. Set "
             f"{where}draws and {where}num to at least 1, and have two test points."
         )
-    distances = {name: [] for name in (*ctx.priors, "floor")}
+    distances: dict[str, list[float]] = {name: [] for name in (*ctx.priors, "floor")}
     for draw in range(draws):
         real, other = real_points(ctx, num, draw)
         for name, values in distances.items():
@@ -41,7 +54,7 @@ def wasserstein2(a: np.ndarray, b: np.ndarray) -> float:
     cost = ot.dist(np.asarray(a, np.float64), np.asarray(b, np.float64), metric="sqeuclidean")
     squared, log = ot.emd2([], [], cost, numItermax=10_000_000, log=True)
     if log["warning"]:
-        raise UserError(f"The 2-Wasserstein distance was not found: {log['warning']}.")
+        raise UserError(f"The 2-Wasserstein distance did not converge: {log['warning']}.")
     return float(np.sqrt(max(squared, 0.0)))
 
 

@@ -1,15 +1,35 @@
 """Whether samples are copies of training examples."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
 from pmjax.datasets.batches import to_float, to_uint8
 from pmjax.errors import UserError
+from pmjax.evals.base import Metric, Table, option
 from pmjax.evals.context import Context, finite
-from pmjax.evals.features.base import arguments, use
-from pmjax.evals.latents import draw
-from pmjax.evals.registry import option
+from pmjax.evals.features.base import Features
 
+METRIC = Metric(
+    (
+        Table(
+            "memorization",
+            "Memorization, {}",
+            "Mean distance of samples from their nearest training examples, over that of test "
+            "examples: about 1 for new examples, well below 1 for copies. Blur brings samples "
+            "nearer: see recon.",
+        ),
+        Table(
+            "authenticity",
+            "Authenticity, {}",
+            "Share of the samples that are farther from their nearest training example than that "
+            "example is from its own nearest; near 0 for copies.",
+            better="higher",
+        ),
+    ),
+    extractor="efficientnet_lite0",
+)
 AT_ONCE = 4096  # training examples held as float
 
 
@@ -18,31 +38,31 @@ def evaluate(
     *,
     num: int = 1000,
     control: str | None = "knn_jitter",
-    extractor: str | None = "efficientnet_lite0",
+    extractor: str | None = METRIC.extractor,
 ) -> dict[str, float]:
     """Returns how near `num` samples of each prior are to their nearest training examples.
 
-    'memorisation/<space>/<what>' is their mean distance over that of test examples: about 1 for new
-    examples, well below 1 for copies. 'authenticity/<space>/<what>' is the share that is farther
-    from its nearest training example than that one is from its own nearest (Alaa et al., 2022).
+    'memorization/<space>/<set>' is their mean distance over that of test examples: about 1 for new
+    examples, well below 1 for copies. 'authenticity/<space>/<set>' is the share that is farther
+    from its nearest training example than that example is from its own nearest (Alaa et al., 2022).
 
     <space> is 'embedding', 'data' (for images their pixels) or, for images, 'features', those of
-    `extractor` (None: without): a copy that is shifted is far in pixels and near in features.
+    `extractor` (None: without): a shifted copy is far in pixels and near in features.
 
-    <what> is each prior; `control`, by default training embeddings with a little noise, which shows
-    what memorised means here (None: without it); 'test', whose ratio is 1 by definition; and among
-    data and features 'recon', reconstructed test examples: what a perfect prior gives through this
+    <set> is each prior; `control`, a prior that memorizes (None: without it), by default training
+    embeddings with a little noise; 'test', whose ratio is 1 by definition; and, in data and
+    features, 'recon', reconstructed test examples: what a perfect prior reaches through this
     decoder, whose blur brings all samples nearer.
     """
     num = min(num, len(ctx.test.data))
     if num < 1 or len(ctx.train.data) < 2:
         raise UserError(
-            f"Metric 'memorisation' needs {option('memorisation', 'num')} ≥ 1, a test example and "
+            f"Metric 'memorization' needs {option('memorization', 'num')} ≥ 1, a test example and "
             "two training examples."
         )
     chosen = ctx.subset("test", num)
     priors = dict.fromkeys([*ctx.priors, *([control] if control else [])])
-    latents = {prior: draw(ctx, prior, num) for prior in priors}
+    latents = {prior: ctx.latents(prior, num) for prior in priors}
     embeddings = latents | {"test": ctx.embeddings("test")[chosen]}
     data = {prior: finite("samples", ctx.model.decode(z)) for prior, z in latents.items()}
     data |= {"recon": ctx.reconstructions("test", chosen), "test": ctx.test.data[chosen]}
@@ -50,31 +70,28 @@ def evaluate(
     values |= _compare("data", data, ctx.train.data)
     if not (extractor and ctx.has_images):
         return values
-    args = arguments(ctx, extractor, {})
-    module = use(ctx, extractor, args)
-    features = {what: module.features(to_uint8(x), **args) for what, x in data.items()}
-    train = ctx.cached(
-        ("features of all training images", extractor, *sorted(args.items())),
-        lambda: module.features(ctx.train.data, **args),
-        of="data",
+    extract = Features(ctx, extractor, metric="memorization")
+    features = {what: extract.extract(to_uint8(x)) for what, x in data.items()}
+    train = extract.cached(
+        "all training images", lambda: extract.extract(ctx.train.data), of="data"
     )
     return values | _compare("features", features, train)
 
 
-def _compare(space, sources, train):
+def _compare(space: str, sources: Mapping[str, np.ndarray], train: np.ndarray) -> dict[str, float]:
     values = {}
     nearest = {what: nearest_rows(x, train, 1) for what, x in sources.items()}
     scale = nearest["test"][0].mean()
     if not scale > 0:
         raise UserError(
-            f"Metric 'memorisation' cannot compare in the space '{space}': each test example is "
+            f"Metric 'memorization' cannot compare in the space '{space}': each test example is "
             "equal to a training example there."
         )
     for what, (distances, rows) in nearest.items():
         # The first is the example itself, or one that equals it.
         apart = nearest_rows(train[rows[:, 0]], train, 2)[0][:, 1]
         values |= {
-            f"memorisation/{space}/{what}": distances.mean() / scale,
+            f"memorization/{space}/{what}": distances.mean() / scale,
             f"authenticity/{space}/{what}": np.mean(distances[:, 0] > apart),
         }
     return values
@@ -99,5 +116,5 @@ def nearest_rows(x: np.ndarray, train: np.ndarray, num: int) -> tuple[np.ndarray
     return distances, rows
 
 
-def _flat(x):
+def _flat(x: np.ndarray) -> np.ndarray:
     return to_float(np.asarray(x)).reshape(len(x), -1)
