@@ -87,15 +87,14 @@ class Context:
             more: other real images; as many as there are samples give the floor.
             **args: others of the class.
         """
-        statistics = reference if isinstance(reference, Path) else None
         return cls(
             model=None,
             train=more,
-            test=None if statistics else reference,
+            test=None if isinstance(reference, Path) else reference,
             priors=("samples",),
             num_samples=len(samples),
             sets={"samples": samples},
-            statistics=statistics,
+            statistics=reference if isinstance(reference, Path) else None,
             **args,
         )
 
@@ -211,7 +210,7 @@ class Context:
         )
 
     def midpoints(self, num: int) -> Iterator[np.ndarray]:
-        """Yields `num` decoded midpoints of random pairs of test embeddings, like `iter_samples`."""
+        """Yields `num` decoded midpoints of pairs of test embeddings, like `iter_samples`."""
         z = self.embeddings("test")
         if len(z) < 2:
             raise UserError("Midpoints need two test examples or more.")

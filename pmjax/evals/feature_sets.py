@@ -52,7 +52,7 @@ def require_finite(metric: str, what: str, values: np.ndarray) -> None:
 
 def with_spreads(prefix: str, estimates: Mapping[str, tuple[float, float]]) -> dict[str, float]:
     """Returns {key: value} of {set: (value, spread)}."""
-    values = {}
+    values: dict[str, float] = {}
     for what, (value, spread) in estimates.items():
         values |= {f"{prefix}/{what}": value, f"{prefix}/{what}/spread": spread}
     return values

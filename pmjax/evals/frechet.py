@@ -44,13 +44,15 @@ class Sample:
         num, dim = features.shape
         if num < 2:
             raise UserError(f"A Fréchet distance needs two examples a set, got {num}.")
-        self.features, self.num = features, num
+        self.features: np.ndarray | None = features
+        self.pivots: np.ndarray | None = None
+        self.num = num
         if num > dim:
             self.mean, cov = gaussian(features)
             self.factor, self.pivots = _factor(cov)
         else:  # the examples themselves are a smaller factor of their covariance
             self.mean = features.mean(0, dtype=np.float64)
-            self.factor, self.pivots = (features - self.mean) / np.sqrt(num - 1), None
+            self.factor = (features - self.mean) / np.sqrt(num - 1)
         self.trace = np.sum(self.factor**2)
 
     @classmethod
@@ -153,8 +155,9 @@ def _variance(sample: Sample, other_mean: np.ndarray, vectors: np.ndarray) -> fl
 
 def _carried(sample: Sample, vectors: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields centered examples y with yᵀ T y = ‖cᵀ vectors‖², y = Fᵀ c; nothing is inverted."""
+    assert sample.features is not None
     if sample.pivots is None:
-        scale = len(sample.features) - 1
+        scale = sample.num - 1
         yield sample.factor * np.sqrt(scale), scale * np.sum(vectors**2, axis=1)
         return
     inverse = solve_triangular(sample.factor[:, sample.pivots], vectors)

@@ -38,11 +38,11 @@ def compared(
     floor: Path | str | None,
     *,
     seed: int,
-) -> tuple[dict[str, Dataset | Path], dict[str, dict]]:
+) -> tuple[dict[str, Any], dict[str, dict]]:
     """Returns the sets of a comparison, and the provenance of each, by name.
 
-    They are 'samples', 'reference' (a `Path` if it is of statistics) and, with `floor`, 'floor':
-    other images or, for `SPLIT`, a part of the reference; see `split`.
+    They are the `Dataset`s 'samples', 'reference' (a `Path` if it is of statistics) and, with
+    `floor`, 'floor': other images or, for `SPLIT`, a part of the reference; see `split`.
 
     Raises:
         UserError: for what cannot be read or compared.
@@ -50,7 +50,9 @@ def compared(
     paths = {"samples": samples, "reference": reference}
     if floor:
         paths["floor"] = reference if floor == SPLIT else Path(floor)
-    sets = {n: load(path) for n, path in paths.items() if n != "floor" or floor != SPLIT}
+    sets: dict[str, Any] = {
+        n: load(path) for n, path in paths.items() if n != "floor" or floor != SPLIT
+    }
     if isinstance(sets["samples"], Path) or isinstance(sets.get("floor"), Path):
         raise UserError("--samples and --floor take images; only the reference may be statistics.")
     sets |= alike({n: each for n, each in sets.items() if not isinstance(each, Path)})
@@ -105,11 +107,9 @@ def split(reference: Dataset, num: int, *, seed: int) -> tuple[Dataset, Dataset]
             f"its size: give {count} samples, or more of the reference."
         )
     remainder, floor = (
-        Dataset(
+        _dataset(
             Rows(reference.data, chosen),
-            None,
             hashlib.sha256(reference.fingerprint.encode() + chosen.tobytes()).hexdigest(),
-            (),
         )
         for chosen in rows
     )
@@ -155,13 +155,13 @@ def load(path: Path) -> Dataset | Path:
     """
     if path.is_dir():
         files, others = listed(path)
-        images = Folder(path, files)
+        folder = Folder(path, files)
         skipped = tuple(str(other.relative_to(path)) for other in others)
-        return Dataset(images, None, images.fingerprint(), skipped)
+        return _dataset(folder, folder.fingerprint(), skipped)
     if path.suffix not in (".npy", ".npz") or not path.is_file():
         raise UserError(f"{path} is no folder of images and no .npy or .npz file.")
     try:
-        found = np.load(path, allow_pickle=False, mmap_mode="r")
+        found: Any = np.load(path, allow_pickle=False, mmap_mode="r")
         if path.suffix == ".npz":
             if {"mu", "sigma"} <= set(found):
                 return path
@@ -175,7 +175,12 @@ def load(path: Path) -> Dataset | Path:
     except UNREADABLE as error:
         raise UserError(f"{path} cannot be read as images or as statistics ({error}).") from error
     images = _eight_bits(path, found)
-    return Dataset(images, None, fingerprint(images, None), ())
+    return _dataset(images, fingerprint(images, None))
+
+
+def _dataset(images: Any, fingerprint: str, skipped: tuple[str, ...] = ()) -> Dataset:
+    """Returns a data set of images: an array, or what is indexed like one."""
+    return Dataset(images, None, fingerprint, skipped)
 
 
 def alike(sets: Mapping[str, Dataset]) -> dict[str, Dataset]:
@@ -206,7 +211,7 @@ def alike(sets: Mapping[str, Dataset]) -> dict[str, Dataset]:
     return dict(sets)
 
 
-def _rgb(images: "np.ndarray | Folder") -> "np.ndarray | Folder":
+def _rgb(images: Any) -> Any:
     if isinstance(images, Folder):
         return images.rgb()
     return np.broadcast_to(images, (*images.shape[:3], 3))  # a view
@@ -246,7 +251,7 @@ class Rows:
     dtype = np.dtype(np.uint8)
     ndim = 4
 
-    def __init__(self, images: "np.ndarray | Folder", rows: np.ndarray):
+    def __init__(self, images: Any, rows: np.ndarray):
         self._images, self._rows = images, rows
         self.shape = (len(rows), *images.shape[1:])
 
@@ -302,7 +307,7 @@ class Folder:
             decoded = list(pool.map(_decode, files))
         self._reject((f, x) for f, x in zip(files, decoded, strict=True) if isinstance(x, str))
         out = np.empty((len(files), *self.shape[1:]), np.uint8)
-        for row, image in zip(out, decoded, strict=True):
+        for row, image in zip(out, map(np.asarray, decoded), strict=True):
             row[:] = image if image.ndim == 3 else image[..., None]
         return out
 

@@ -14,20 +14,24 @@ def classes(ctx: Context, metric: str) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         UserError: if the data set has none, or if the training set lacks one or has only one.
     """
-    labels = ctx.train.labels, ctx.test.labels
-    if any(each is None or not np.issubdtype(each.dtype, np.integer) for each in labels):
+    train, test = (_integers(split.labels) for split in (ctx.train, ctx.test))
+    if train is None or test is None:
         raise UserError(
             f"Metric '{metric}' needs a class for every example, and this data set has none. "
             + LEAVE
         )
-    known, numbers = np.unique(np.concatenate(labels), return_inverse=True)
-    train, test = np.split(numbers, [len(labels[0])])
+    known, numbers = np.unique(np.concatenate([train, test]), return_inverse=True)
+    train, test = np.split(numbers, [len(train)])
     if len(known) < 2 or len(np.unique(train)) < len(known):
         raise UserError(
             f"Metric '{metric}' needs at least two classes in the training set, and no other "
             f"ones in the test set; they have {len(np.unique(train))} and {len(known)} in all."
         )
     return train, test
+
+
+def _integers(labels: np.ndarray | None) -> np.ndarray | None:
+    return labels if labels is not None and np.issubdtype(labels.dtype, np.integer) else None
 
 
 def codes(ctx: Context) -> dict[str, tuple[np.ndarray, np.ndarray]]:

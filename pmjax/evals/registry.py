@@ -47,14 +47,14 @@ class Named(NamedTuple):
     defaults: Mapping[str, Any]
 
     @property
-    def metric(self) -> Metric:
-        """The declaration."""
+    def declaration(self) -> Metric:
+        """What the file declares."""
         return self.module.METRIC
 
     @property
     def is_file(self) -> bool:
         """Whether it is a metric on features whose extractor is an argument."""
-        return self.metric.on_features and self.name == self.file
+        return self.declaration.on_features and self.name == self.file
 
     def parameters(self) -> dict[str, Any]:
         """Returns {argument of `evaluate`: type}."""
@@ -146,7 +146,7 @@ def checked(name: str, given: Mapping[str, Any], *, where: str = "") -> dict[str
     if "extractor" in given and extractor not in (None, *plugins.names("extractors")):
         label = f"extractor ({option(name, 'extractor')})"
         raise unknown(label, str(extractor), plugins.names("extractors"))
-    if metric.on_features and extractor:
+    if metric.declaration.on_features and extractor:
         valid |= _keyword_arguments(plugins.load("extractors", extractor).identity)
     if metric.is_file:
         valid["extractor"] = str
@@ -157,8 +157,8 @@ def checked(name: str, given: Mapping[str, Any], *, where: str = "") -> dict[str
         argument: _as_type(f"{where}{argument}", value, valid[argument])
         for argument, value in given.items()
     }
-    if metric.metric.check:
-        metric.metric.check(found)
+    if metric.declaration.check:
+        metric.declaration.check(found)
     return found
 
 
@@ -240,7 +240,7 @@ def validate(metrics: Sequence[str], args: Args, extractors: Args) -> None:
         given = checked(name, args.get(name, {}))
         extractor, metric = extractor_of(name, given), find(name)
         if extractor:
-            own = metric.split(given)[1] if metric.on_features else {}
+            own = metric.split(given)[1] if metric.declaration.on_features else {}
             used = {**extractors.get(extractor, {}), **own}
             if (extractor, used) not in seen:  # `stream` checks its arguments, and computes later
                 plugins.load("extractors", extractor).stream(none, **used)
@@ -259,7 +259,7 @@ def extractor_of(name: str, args: Mapping[str, Any]) -> str | None:
 
 def needs_own_prior(name: str) -> bool:
     """Returns whether a metric needs the prior that the run is configured with."""
-    return find(name).metric.needs_own_prior
+    return find(name).declaration.needs_own_prior
 
 
 def metric_of(value: str) -> str:
@@ -267,7 +267,7 @@ def metric_of(value: str) -> str:
     first, _, _ = value.partition("/")
     found = _find(first)
     if found:
-        return first if found.metric.on_features else found.file
+        return first if found.declaration.on_features else found.file
     return next((file for file, table in _all_tables() if _begins(value, table.prefix)), first)
 
 
@@ -275,14 +275,14 @@ def table_of(group: str) -> tuple[Table | None, str]:
     """Returns the table of the values 'GROUP/NAME', and what stands for {} in its title."""
     first = group.partition("/")[0]
     found = _find(first)
-    tables = found.metric.tables if found else [table for _, table in _all_tables()]
+    tables = found.declaration.tables if found else [table for _, table in _all_tables()]
     groups = [group, found.file + group[len(first) :]] if found else [group]
     for each in groups:  # a table of the name itself, such as FID's, comes first
         fitting = [table for table in tables if _begins(each, table.prefix)]
         if fitting:
             table = max(fitting, key=lambda table: len(table.prefix))
             details = [part for part in each[len(table.prefix) :].split("/") if part]
-            if found and found.metric.on_features and first not in ALIASES:
+            if found and found.declaration.on_features and first not in ALIASES:
                 details.insert(0, found.extractor)
             return table, ", ".join(details or [found.extractor if found else ""])
     return None, group

@@ -35,25 +35,25 @@ _PACKAGES = ("pmjax", "jax", "flax", "optax", "numpy", "scipy", "scikit-learn", 
 def run(
     metrics: Sequence[str],
     ctx: Context,
+    args: Args | None = None,
     *,
     quiet: bool = False,
     done: Callable[[str, dict[str, float]], None] = lambda name, values: None,
-    **args: Mapping[str, Any],
 ) -> dict[str, float]:
     """Returns the values of several metrics, computed in order, and logs a line for each.
 
     Args:
         metrics: names of metrics; see `registry`.
         ctx: what to evaluate.
+        args: {metric: its arguments}, also of metrics that are not computed.
         quiet: whether the lines are for debugging only.
         done: receives the name and the values of each metric when it is computed.
-        **args: {metric: its arguments}, also of metrics that are not computed.
 
     Raises:
         UserError: for unknown names and arguments (before anything is computed), data that do not
             fit a metric, and values that are not finite.
     """
-    known = {name: registry.checked(name, given) for name, given in args.items()}
+    known = {name: registry.checked(name, given) for name, given in (args or {}).items()}
     metrics, known = registry.canonical(metrics, known)
     values: dict[str, float] = {}
     for name in metrics:
@@ -77,7 +77,7 @@ def run(
 
 def _compute(name: str, ctx: Context, args: Mapping[str, Any]) -> dict[str, float]:
     found = registry.find(name)
-    if found.metric.on_features:
+    if found.declaration.on_features:
         own, of_extractor = found.split(args)
         features = Features(ctx, found.extractor, metric=name, **of_extractor)
         values = found.module.evaluate(ctx, features, **own)
@@ -298,7 +298,7 @@ def _run(
     """Returns the values of metrics, and stores them; with `partly` also if one of them fails."""
     found: Found = {}
     try:
-        values = run(metrics, ctx, done=found.__setitem__, **args)
+        values = run(metrics, ctx, args, done=found.__setitem__)
     except BaseException:
         if found and partly:
             store(found)

@@ -22,7 +22,7 @@ def two_sample_tests(
     sets = {prior: ctx.latents(prior, num) for prior in ctx.priors}
     sets["train"] = ctx.embeddings("train")[ctx.subset("train", num)]
     embeddings = ctx.embeddings("test")[ctx.subset("test", num)]
-    values = {}
+    values: dict[str, float] = {}
     for what, z in sets.items():
         value, p = two_sample(z, embeddings, seed=ctx.derived_seed(name, what))
         values |= {f"{name}/{what}": value, f"{name}_p/{what}": p}

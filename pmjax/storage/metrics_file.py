@@ -135,9 +135,9 @@ def revision(root: Path) -> str | None:
     if not (root / ".git").exists():
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not from a repository
             origin = metadata.distribution("pmjax").read_text("direct_url.json")
-            return json.loads(origin)["vcs_info"]["commit_id"]
+            return json.loads(origin or "")["vcs_info"]["commit_id"]
         return None
-    command = ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
         return done.stdout.strip()

@@ -124,7 +124,7 @@ class PeriodicEvaluator:
             snapshot = self._snapshot_of(state)
             ctx = self._ctx = self._context(snapshot)
             args = runner.metric_args(self._settings)
-            values = runner.run(self._metrics, ctx, quiet=True, **args)
+            values = runner.run(self._metrics, ctx, args, quiet=True)
             if best and best not in values:
                 raise unknown(f"value (config.eval.{self._stage.prefix}best)", best, values)
             is_best = bool(best) and self._is_best(values[best])

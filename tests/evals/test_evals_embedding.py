@@ -173,7 +173,7 @@ def test_the_classifiers_p_value_is_fishers(monkeypatch):
 def test_an_unknown_classifier_is_refused_with_the_nearest():
     ctx = context(normal(9, 0), normal(9, 1), Model(own=normal))
     with pytest.raises(UserError, match="Did you mean 'logistic'"):
-        runner.run(["c2st"], ctx, c2st={"classifier": "logistics"})
+        runner.run(["c2st"], ctx, {"c2st": {"classifier": "logistics"}})
 
 
 # Whether samples are copies.
@@ -205,7 +205,7 @@ def test_memorisation_agrees_with_its_definition_on_images_in_several_parts(digi
     train, test = digits[0][:300], digits[1][:100]
     halves = Model((8, 8, 1), own=lambda num, seed: 0.5 * to_float(train[:num]).reshape(num, -1))
     ctx = context(train, test, halves)
-    values = runner.run(["memorisation"], ctx, memorisation={"control": None})
+    values = runner.run(["memorisation"], ctx, {"memorisation": {"control": None}})
     x, y = (to_float(each).reshape(len(each), -1).astype(np.float64) for each in (train, test))
     compared = {"own": x[:100] / 2, "test": y}
     distances = {what: np.linalg.norm(z[:, None] - x, axis=-1) for what, z in compared.items()}
@@ -298,7 +298,7 @@ def test_sliced_distance_orders_priors_on_images(digits):
 def test_sinkhorn_orders_priors_and_has_a_floor():
     model = Model(own=normal, shifted=lambda num, seed: normal(num, seed) + np.float32(0.5))
     ctx = context(normal(10, 0), normal(10, 1), model, fresh=normal)
-    values = runner.run(["sinkhorn"], ctx, sinkhorn={"draws": 2, "num": 150})
+    values = runner.run(["sinkhorn"], ctx, {"sinkhorn": {"draws": 2, "num": 150}})
     assert values["sinkhorn/own"] == pytest.approx(values["sinkhorn/floor"], rel=0.3)
     assert values["sinkhorn/shifted"] > 1.5 * values["sinkhorn/floor"]
 
@@ -338,7 +338,7 @@ class Roll(Model):
 
 def roll(model):
     test = swiss_roll.points(1500, 1)[0]
-    values = runner.run(["swiss_roll"], context(test, test, model), swiss_roll={"num": 1000})
+    values = runner.run(["swiss_roll"], context(test, test, model), {"swiss_roll": {"num": 1000}})
     return {key.removeprefix("swiss_roll/"): value for key, value in values.items()}
 
 
@@ -373,7 +373,7 @@ def test_distances_from_the_roll_grow_with_noise_and_with_lost_parts(kind):
     for level in levels:
         model = Model(own=functools.partial(worse, level))
         values.append(
-            runner.run(["swiss_roll"], context(test, test, model), swiss_roll={"num": 500})
+            runner.run(["swiss_roll"], context(test, test, model), {"swiss_roll": {"num": 500}})
         )
     found = [each[f"swiss_roll/{key}/own"] for each in values]
     assert np.all(np.diff(found) > 0), found

@@ -27,6 +27,7 @@ from pmjax.evals.features import (
     inception_weights,
     statistics,
 )
+from pmjax.evals.features.base import extract
 from pmjax.evals.frechet import frechet_distance
 
 FUN = nn.functional
@@ -107,13 +108,13 @@ def test_features_and_logits_agree_with_pytorch(twin, weights, photographs, vari
         expected = twin(inputs(photographs, variant))
         scores = twin.fc(expected).numpy()
     given = {"weights": weights, "verify": False}
-    features = inception_2015.features(photographs, variant=variant, batch_size=2, **given)
+    features = extract(inception_2015, photographs, variant=variant, batch_size=2, **given)
     assert features.shape == (2, 2048) and features.dtype == np.float32
     assert np.abs(features - expected.numpy()).max() < 1e-4 * np.abs(expected.numpy()).max()
     assert np.linalg.norm(features - expected.numpy()) < 1e-4 * np.linalg.norm(expected.numpy())
-    ours = inception_2015.logits(features, variant=variant, **given)
+    ours = inception_2015.logits(features, bias=True, variant=variant, **given)
     assert np.linalg.norm(ours - scores) < 1e-4 * np.linalg.norm(scores)
-    unbiased = inception_2015.logits(features, bias=False, **given)
+    unbiased = inception_2015.logits(features, **given)
     np.testing.assert_allclose(unbiased, ours - twin.fc.bias.detach().numpy(), atol=1e-4)
 
 
@@ -467,7 +468,7 @@ def context(**args):
 
 def test_fid_names_its_protocol_and_stands_beside_its_floor(tiny_inception):
     ctx = context()
-    values = runner.run(["fid"], ctx, fid={"protocols": ("30_test", "50_train")})
+    values = runner.run(["fid"], ctx, {"fid": {"protocols": ("30_test", "50_train")}})
     head = "fid/30_test/pytorch_fid/"
     common = ("own", "gmm", "floor", "recon", "midpoints")
     expected = {f"{head}{what}" for what in (*common, "recon_train")}
@@ -491,8 +492,8 @@ def test_fid_names_its_protocol_and_stands_beside_its_floor(tiny_inception):
 
 def test_fid_of_the_evaluation_s_own_sets_is_that_of_the_same_protocol(tiny_inception):
     protocols = {"fid": {"protocols": ("30_test",)}}
-    streamed = runner.run(["fid"], context(), **protocols)
-    shared = runner.run(["fid"], context(num_samples=30), **protocols)
+    streamed = runner.run(["fid"], context(), protocols)
+    shared = runner.run(["fid"], context(num_samples=30), protocols)
     assert shared == pytest.approx(streamed, rel=1e-9)
 
 
@@ -510,7 +511,7 @@ def test_fid_computes_a_reference_once_for_two_runs(tiny_inception, tmp_path, mo
     def run(variant="pytorch_fid", fingerprint="train"):
         args = {"inception_2015": {"variant": variant}}
         ctx = context(train=split(60, 0, fingerprint), extractors=args)
-        return runner.run(["fid"], ctx, fid={"protocols": ("30_train",)})
+        return runner.run(["fid"], ctx, {"fid": {"protocols": ("30_train",)}})
 
     assert run() == run() and len(whole) == 1
     run(variant="torch_fidelity")
@@ -518,10 +519,10 @@ def test_fid_computes_a_reference_once_for_two_runs(tiny_inception, tmp_path, mo
     assert len(whole) == 3
 
 
-def test_fewer_images_than_features_are_flagged(tiny_inception, capsys):
-    values = runner.run(["fid"], context(), fid={"protocols": ("5_test",)})
+def test_fewer_images_than_features_are_flagged(tiny_inception, caplog):
+    values = runner.run(["fid"], context(), {"fid": {"protocols": ("5_test",)}})
     assert values["fid/5_test/pytorch_fid/flag/fewer_images_than_features"] == 5
-    assert "large bias" in capsys.readouterr().err
+    assert "large bias" in caplog.text
 
 
 def test_fid_takes_published_statistics_of_the_reference(tiny_inception, tmp_path):
@@ -540,14 +541,14 @@ def test_fid_takes_published_statistics_of_the_reference(tiny_inception, tmp_pat
 
 def test_the_context_s_arguments_reach_the_extractor(tiny_inception):
     ctx = context(extractors={"inception_2015": {"variant": "clean_fid"}})
-    values = runner.run(["fid"], ctx, fid={"protocols": ("20_test",)})
+    values = runner.run(["fid"], ctx, {"fid": {"protocols": ("20_test",)}})
     assert all(key.startswith("fid/20_test/clean_fid/") for key in values)
 
 
 @pytest.mark.parametrize("protocol", ["50k", "0_test", "k_train", "10k_val"])
 def test_an_unknown_protocol_is_refused(tiny_inception, protocol):
     with pytest.raises(UserError, match="no protocol of FID"):
-        runner.run(["fid"], context(), fid={"protocols": (protocol,)})
+        runner.run(["fid"], context(), {"fid": {"protocols": (protocol,)}})
 
 
 def test_structures_of_the_protocol_buffer_that_are_not_float_constants_are_skipped():

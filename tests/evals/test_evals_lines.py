@@ -48,7 +48,9 @@ def run(model, data=None, **args):
     data = to_uint8(rendered(angles(120))) if data is None else data
     split = types.SimpleNamespace(data=data, labels=None)
     ctx = Context(model=model, train=split, test=split, priors=())
-    return {k.removeprefix("lines/"): v for k, v in runner.run(["lines"], ctx, lines=args).items()}
+    return {
+        k.removeprefix("lines/"): v for k, v in runner.run(["lines"], ctx, {"lines": args}).items()
+    }
 
 
 def test_a_line_begins_at_the_centre_ends_at_the_border_and_is_two_pixels_wide():

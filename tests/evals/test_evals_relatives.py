@@ -8,16 +8,18 @@ import pytest
 from scipy import ndimage
 from sklearn.datasets import load_digits
 
+from pmjax import plugins
 from pmjax.benchmarks import evaluation
 from pmjax.datasets.base import Dataset
 from pmjax.datasets.batches import to_float
 from pmjax.errors import UserError
-from pmjax.evals import frechet, image_sets, kernel, manifold, meanings, runner
+from pmjax.evals import frechet, image_sets, registry, runner
 from pmjax.evals.context import Context
 from pmjax.evals.features import efficientnet_lite0, inception_2015, inception_weights
-from pmjax.evals.features.base import features_of
-from pmjax.evals.metrics import inception_score
+from pmjax.evals.features.base import Features, extract
+from pmjax.evals.metrics import kd, prdc
 
+inception_score = plugins.load("metrics", "is").inception_score  # `is` is a keyword
 KS = {"neighbours": 3, "density_neighbours": 5}
 
 
@@ -145,32 +147,30 @@ def mmd2(x, y):
 @pytest.mark.parametrize("scale", [1.0, 1.2])
 def test_the_kernel_distance_agrees_with_its_definition(scale):
     x, y = normal(0, 40, 6, scale), normal(1, 40, 6)
-    found = kernel.kernel_distances(y, {"x": x}, subset_size=40, subsets=2, seed=0)["x"]
+    found = kd.kernel_distances(y, {"x": x}, subset_size=40, subsets=2, seed=0)["x"]
     assert found == pytest.approx((mmd2(x, y), 0), rel=1e-6, abs=1e-12)  # subsets are all there is
 
 
 def test_the_kernel_distance_averages_subsets_without_bias():
     x, y = normal(0, 80, 6, 1.2), normal(1, 70, 6)
-    mean, deviation = kernel.kernel_distances(y, {"x": x}, subset_size=20, subsets=1000, seed=0)[
-        "x"
-    ]
+    mean, deviation = kd.kernel_distances(y, {"x": x}, subset_size=20, subsets=1000, seed=0)["x"]
     assert mean == pytest.approx(mmd2(x, y), abs=4 * deviation / np.sqrt(1000))
-    halved = kernel.kernel_distances(y, {"x": x}, subset_size=40, subsets=1000, seed=0)["x"]
+    halved = kd.kernel_distances(y, {"x": x}, subset_size=40, subsets=1000, seed=0)["x"]
     assert 0.3 * deviation < halved[1] < 0.75 * deviation
 
 
 def test_a_kernel_distance_does_not_depend_on_the_sets_beside_it():
     sets = {"a": normal(0, 50, 3), "b": normal(1, 60, 3)}
     args = {"subset_size": 20, "subsets": 3, "seed": 0}
-    both = kernel.kernel_distances(normal(2, 40, 3), sets, **args)
-    assert kernel.kernel_distances(normal(2, 40, 3), {"b": sets["b"]}, **args)["b"] == both["b"]
+    both = kd.kernel_distances(normal(2, 40, 3), sets, **args)
+    assert kd.kernel_distances(normal(2, 40, 3), {"b": sets["b"]}, **args)["b"] == both["b"]
 
 
 @pytest.mark.parametrize(("subset_size", "subsets"), [(1, 5), (51, 5), (20, 0)])
 def test_subsets_that_cannot_be_drawn_are_refused(subset_size, subsets):
     sets = {"x": normal(0, 50, 3)}
     with pytest.raises(UserError, match="cannot be drawn from 50: set subset_size"):
-        kernel.kernel_distances(
+        kd.kernel_distances(
             normal(1, 60, 3), sets, subset_size=subset_size, subsets=subsets, seed=0
         )
 
@@ -179,7 +179,7 @@ def test_subsets_that_cannot_be_drawn_are_refused(subset_size, subsets):
 
 
 def manifold_of(features):
-    return manifold.Manifold(features, **KS)
+    return prdc.Manifold(features, **KS)
 
 
 def published(real, fake):
@@ -211,25 +211,25 @@ def published(real, fake):
 def test_precision_recall_density_and_coverage_agree_with_their_definitions(
     scale, shift, monkeypatch
 ):
-    monkeypatch.setattr(manifold, "BLOCK", 16)
+    monkeypatch.setattr(prdc, "BLOCK", 16)
     real, fake = normal(0, 40, 5), normal(1, 25, 5, scale, shift)
-    values = manifold.prdc(manifold_of(real), manifold_of(fake))
+    values = prdc.prdc(manifold_of(real), manifold_of(fake))
     assert values == pytest.approx(published(real, fake), abs=1e-9)
     assert 0 < values["coverage"] < 1 and values["recall"] > 0
 
 
 def test_prdc_of_a_set_and_itself_is_perfect_and_of_a_far_one_nothing():
     real = normal(0, 200, 5, shift=10)
-    itself = manifold.prdc(manifold_of(real), manifold_of(real))
+    itself = prdc.prdc(manifold_of(real), manifold_of(real))
     assert [itself[name] for name in ("precision", "recall", "coverage")] == [1, 1, 1]
     assert itself["density"] == pytest.approx(1, abs=0.21)  # its ties are at the balls' edges
-    far = manifold.prdc(manifold_of(real), manifold_of(real + 100))
+    far = prdc.prdc(manifold_of(real), manifold_of(real + 100))
     assert list(far.values()) == [0, 0, 0, 0]
 
 
 def test_the_spread_of_prdc_is_about_the_deviation_over_draws():
     draws = [
-        manifold.prdc_estimate(
+        prdc.prdc_estimate(
             manifold_of(normal(2 * i, 500, 3)), manifold_of(normal(2 * i + 1, 500, 3, 1.3)), seed=0
         )
         for i in range(30)
@@ -241,11 +241,9 @@ def test_the_spread_of_prdc_is_about_the_deviation_over_draws():
 
 def test_neighbours_beyond_the_examples_are_refused():
     with pytest.raises(UserError, match="set neighbours and density_neighbours"):
-        manifold.Manifold(normal(0, 5, 3), **KS)
+        prdc.Manifold(normal(0, 5, 3), **KS)
     with pytest.raises(UserError, match="take 100 at least"):
-        manifold.prdc_estimate(
-            manifold_of(normal(0, 99, 3)), manifold_of(normal(1, 200, 3)), seed=0
-        )
+        prdc.prdc_estimate(manifold_of(normal(0, 99, 3)), manifold_of(normal(1, 200, 3)), seed=0)
 
 
 # The Inception Score
@@ -256,21 +254,21 @@ def test_the_inception_score_agrees_with_its_definition():
     p = np.exp(logits.astype(np.float64))
     p /= p.sum(1, keepdims=True)
     divergence = sum(np.sum(q * (np.log(q) - np.log(p.mean(0)))) for q in p) / 60
-    found = inception_score.inception_score(logits, splits=1, seed=0)
+    found = inception_score(logits, splits=1, seed=0)
     assert found == pytest.approx((np.exp(divergence), 0), rel=1e-6)
 
 
 def test_the_inception_score_of_certain_classes_is_their_number():
     logits = np.repeat(np.eye(5) * 2000, 40, axis=0)  # the other classes' probabilities underflow
-    assert inception_score.inception_score(logits, splits=1, seed=0) == pytest.approx((5, 0))
-    mean, deviation = inception_score.inception_score(logits, splits=4, seed=0)
+    assert inception_score(logits, splits=1, seed=0) == pytest.approx((5, 0))
+    mean, deviation = inception_score(logits, splits=4, seed=0)
     assert 4.5 < mean < 5 and 0 < deviation < 0.3
-    assert inception_score.inception_score(logits[:1], splits=1, seed=0) == (1, 0)
+    assert inception_score(logits[:1], splits=1, seed=0) == (1, 0)
 
 
 def test_more_parts_than_images_are_refused():
     with pytest.raises(UserError, match="3 images cannot be divided into 4 parts: set splits"):
-        inception_score.inception_score(np.zeros((3, 5)), splits=4, seed=0)
+        inception_score(np.zeros((3, 5)), splits=4, seed=0)
 
 
 # On images
@@ -338,7 +336,7 @@ def degraded(mixed_digits):
     args["fd_infinity_efficientnet_lite0"]["points"] = 10
     args["is_efficientnet_lite0"]["splits"] = 2
     args |= {"sliced_wasserstein": {}, "energy": {"num": 110, "permutations": 19}}
-    return runner.run([*args], ctx, **args, say=lambda line: None)
+    return runner.run([*args], ctx, args)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -400,7 +398,7 @@ def test_a_set_that_is_given_twice_is_perfect(mixed_digits, metric):
     ctx = Context.from_images(images, same, more=same)
     args = {} if metric == "sliced_wasserstein" else {"resolution": 32}
     args |= {"subsets": 20} if metric.startswith("kd") else {}
-    values = runner.run([metric], ctx, **{metric: args})
+    values = runner.run([metric], ctx, {metric: args})
     for key in [key for key in values if key.endswith("/samples")]:
         value = values[key]
         assert value == pytest.approx(values[key.replace("samples", "floor")], rel=1e-6)
@@ -414,13 +412,11 @@ def test_a_set_that_is_given_twice_is_perfect(mixed_digits, metric):
 
 def test_real_images_reproduce_a_floor_that_is_split_off_the_reference(mixed_digits):
     images = mixed_digits[0]
-    reference, more = image_sets.split(
-        Dataset(images[100:500], None, "", ()), 100, seed=0, say=print
-    )
+    reference, more = image_sets.split(Dataset(images[100:500], None, "", ()), 100, seed=0)
     args = {f"{family}_efficientnet_lite0": {"resolution": 32} for family in FAMILIES}
     args["kd_efficientnet_lite0"]["subsets"] = 20
     args["fd_infinity_efficientnet_lite0"]["points"] = 5
-    values = runner.run([*args], Context.from_images(images[:100], reference, more=more), **args)
+    values = runner.run([*args], Context.from_images(images[:100], reference, more=more), args)
     keys = [key for key in values if key.endswith("/samples")]
     assert len(keys) == 3 + 4
     for key in keys:
@@ -454,7 +450,7 @@ def degraded_inception(mixed_digits):
         patch.setattr(inception_2015, "load_params", lambda *_: (params, None, "random"))
         patch.setattr(inception_2015, "DIM", 2048 // 8)
         patch.setattr(inception_2015, "SIDE", 107)  # pixels, the least that the graph takes
-        return runner.run(["fid", "kid"], ctx, kid={"subsets": 20}, say=lambda line: None)
+        return runner.run(["fid", "kid"], ctx, {"kid": {"subsets": 20}})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -496,7 +492,7 @@ def degraded_ring():
         "sliced_wasserstein": {}, "energy": {"num": 400, "permutations": 19},
         "c2st": {"num": 400, "classifier": "knn"},
     }  # fmt: skip
-    return runner.run([*args], ctx, **args, say=lambda line: None)
+    return runner.run([*args], ctx, args)
 
 
 @pytest.mark.parametrize("kind", ["noise", "shrink", "modes"])
@@ -536,25 +532,23 @@ def cheap_features(monkeypatch):
             yield part.reshape(len(part), -1)[:, 20:36].astype(np.float32)
 
     monkeypatch.setattr(efficientnet_lite0, "stream", stream)
-    monkeypatch.setattr(efficientnet_lite0, "features", lambda x, **_: np.concatenate([*stream(x)]))
     monkeypatch.setattr(efficientnet_lite0, "logits", lambda x, **_: x[:, :5] / 99)
     monkeypatch.setattr(efficientnet_lite0, "DIM", 16)
     return calls
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "is"])
-def test_a_floor_smaller_than_the_samples_is_flagged(digits, cheap_features, family, capsys):
+def test_a_floor_smaller_than_the_samples_is_flagged(digits, cheap_features, family, caplog):
     metric = f"{family}_efficientnet_lite0"
     args = {"splits": 2} if family == "is" else {}
     small = context(digits[0][:100], digits[0][200:400], 120, own=digits[0])
-    values = runner.run([metric], small, **{metric: args})
+    values = runner.run([metric], small, {metric: args})
     assert values[f"{metric}/flag/floor_images"] == 100
     line = f"{metric}: the floor has 100 images, fewer than the 120 samples"
-    assert line in capsys.readouterr().err
-    runner.run([metric], small, **{metric: args})
-    assert line not in capsys.readouterr().err  # it is said once
+    runner.run([metric], small, {metric: args})
+    assert caplog.text.count(line) == 1
     enough = context(digits[0][:120], digits[0][200:400], 120, own=digits[0])
-    assert f"{metric}/flag/floor_images" not in runner.run([metric], enough, **{metric: args})
+    assert f"{metric}/flag/floor_images" not in runner.run([metric], enough, {metric: args})
 
 
 def test_fd_by_protocol_has_its_name_in_the_keys_and_fid_s_sets(digits, cheap_features):
@@ -563,7 +557,7 @@ def test_fd_by_protocol_has_its_name_in_the_keys_and_fid_s_sets(digits, cheap_fe
     named = runner.run(
         ["fd_efficientnet_lite0"],
         ctx,
-        fd_efficientnet_lite0={"protocols": ("100_test", "250_train")},
+        {"fd_efficientnet_lite0": {"protocols": ("100_test", "250_train")}},
     )
     head = "fd_efficientnet_lite0/"
     for what in ("own", "floor", "recon", "recon_train", "midpoints"):
@@ -575,12 +569,14 @@ def test_fd_by_protocol_has_its_name_in_the_keys_and_fid_s_sets(digits, cheap_fe
     assert f"{head}250_train/recon_test" in named and f"{head}250_train/own" in named
     assert named[f"{head}250_train/flag/floor_images"] == 200
     with pytest.raises(UserError, match="no protocol of FID"):
-        runner.run(["fd_efficientnet_lite0"], ctx, fd_efficientnet_lite0={"protocols": ("50k",)})
+        runner.run(
+            ["fd_efficientnet_lite0"], ctx, {"fd_efficientnet_lite0": {"protocols": ("50k",)}}
+        )
 
 
 def test_fd_takes_statistics_of_its_features(digits, cheap_features, tmp_path):
     real, samples = digits[0][:150], digits[0][150:270]
-    x = efficientnet_lite0.features(real).astype(np.float64)
+    x = extract(efficientnet_lite0, real).astype(np.float64)
     np.savez(tmp_path / "s.npz", mu=x.mean(0), sigma=np.cov(x.T))
     given = runner.run(["fd_efficientnet_lite0"], Context.from_images(samples, tmp_path / "s.npz"))
     assert list(given) == [f"fd_efficientnet_lite0/samples{end}" for end in ("", "/spread")]
@@ -603,7 +599,7 @@ def test_a_protocol_s_reference_is_kept_between_two_runs(
         ctx = context(digits[0][:60], digits[0][60:200], 90, own=digits[0])
         ctx.test.fingerprint = "digits"
         cheap_features.clear()
-        found.append(runner.run(["fd_efficientnet_lite0"], ctx, **args))
+        found.append(runner.run(["fd_efficientnet_lite0"], ctx, args))
         # Reference, own, floor, recon, recon_train and midpoints; then without the reference.
         assert sorted(cheap_features) == [50] * 4 + [140] * (3 - len(found))
     assert found[0] == found[1]
@@ -612,16 +608,15 @@ def test_a_protocol_s_reference_is_kept_between_two_runs(
 def test_the_classifier_score_is_of_imagenet_s_probabilities(digits, monkeypatch):
     ctx = context(digits[0][:40], digits[0][40:60], 30, own=digits[0])
     metric = "is_efficientnet_lite0"
-    values = runner.run([metric], ctx, **{metric: {"splits": 1, "resolution": 32}})
-    features = efficientnet_lite0.features(ctx.samples("own"), resolution=32)
-    expected = inception_score.inception_score(
-        efficientnet_lite0.logits(features), splits=1, seed=0
-    )
+    values = runner.run([metric], ctx, {metric: {"splits": 1, "resolution": 32}})
+    features = extract(efficientnet_lite0, ctx.samples("own"), resolution=32)
+    expected = inception_score(efficientnet_lite0.logits(features), splits=1, seed=0)
     assert values[f"{metric}/own"] == pytest.approx(expected[0], rel=1e-5)
     assert values[f"{metric}/flag/fewer_images_than_classes"] == 30
     assert 1 < values[f"{metric}/floor"] < 30
-    assert meanings.kind(metric) == ("is", "efficientnet_lite0")
-    assert meanings.direction(f"{metric}/own") == 1
+    table, details = registry.table_of(metric)
+    assert (table.prefix, details) == ("is", "efficientnet_lite0")
+    assert registry.direction(f"{metric}/own") == 1
 
 
 def test_midpoints_are_between_two_test_images():
@@ -635,7 +630,7 @@ def test_midpoints_are_between_two_test_images():
 
 
 def test_features_that_are_not_finite_are_refused(digits, monkeypatch):
-    monkeypatch.setattr(efficientnet_lite0, "features", lambda x, **_: np.full((len(x), 4), np.nan))
+    monkeypatch.setattr(efficientnet_lite0, "stream", lambda x, **_: [np.full((len(x), 4), np.nan)])
     ctx = context(digits[0][:50], digits[0][50:90], 20, own=digits[0])
     for family in FAMILIES:
         with pytest.raises(UserError, match="features of 'test' hold NaN"):
@@ -652,6 +647,6 @@ def test_features_of_all_sources_are_of_the_images_named(digits):
         "recon_train": train[ctx.subset("train")],
         "own": ctx.samples("own"),
     }.items():
-        expected = efficientnet_lite0.features(images, resolution=32)
-        found = features_of(ctx, "efficientnet_lite0", source, resolution=32)
+        expected = extract(efficientnet_lite0, images, resolution=32)
+        found = Features(ctx, "efficientnet_lite0", resolution=32).of(source)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)

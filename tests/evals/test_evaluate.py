@@ -1,7 +1,9 @@
 """The evaluation's command on folders of images, and what it keeps in metrics.json."""
 
+import functools
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +15,12 @@ from pmjax.errors import UserError
 from pmjax.evals import image_sets, registry, runner
 from pmjax.evals.context import Context
 from pmjax.evals.features import efficientnet_lite0
+from pmjax.evals.features.base import extract
 from pmjax.evals.frechet import frechet_distance, gaussian
 from pmjax.evals.registry import extractor_of
 from pmjax.storage import metrics_file
 
+record = functools.partial(metrics_file.record, metric_of=registry.metric_of)
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (24, 16, 12, 3), np.uint8)
 
@@ -45,9 +49,6 @@ def cheap_features(monkeypatch):
         yield halves.mean((2, 4, 5)).reshape(len(x), -1)
 
     monkeypatch.setattr(efficientnet_lite0, "stream", stream)
-    monkeypatch.setattr(
-        efficientnet_lite0, "features", lambda x, **args: np.concatenate(list(stream(x, **args)))
-    )
 
 
 def command(monkeypatch, *args):
@@ -65,7 +66,7 @@ def test_two_folders_are_compared_from_end_to_end(tmp_path, folder, monkeypatch,
     )  # fmt: skip
     found = json.loads(out.read_text())
     moments = [
-        gaussian(efficientnet_lite0.features(x, batch_size=64)) for x in (PIXELS[:10], PIXELS[10:])
+        gaussian(extract(efficientnet_lite0, x, batch_size=64)) for x in (PIXELS[:10], PIXELS[10:])
     ]
     expected = frechet_distance(*moments[0], *moments[1])
     key = "fd_efficientnet_lite0/samples"
@@ -83,7 +84,7 @@ def test_results_are_added_and_nothing_is_lost(tmp_path, folder, cheap_features)
     samples, reference = folder("samples", PIXELS[:12]), folder("reference", PIXELS[12:])
     out = tmp_path / "deep" / "metrics.json"
     for seed in range(3):
-        runner.compare(samples, reference, seed=seed, out=out, say=print)
+        runner.compare(samples, reference, seed=seed, out=out)
     found = json.loads(out.read_text())
     assert found["seed"] == 2 and [each["seed"] for each in found["history"]] == [0, 1, 2]
     assert all(each["metrics"] and each["versions"] for each in found["history"])
@@ -93,13 +94,13 @@ def test_results_are_added_and_nothing_is_lost(tmp_path, folder, cheap_features)
 
 def test_metrics_of_one_model_stand_side_by_side_and_those_of_another_do_not(tmp_path):
     path, about = tmp_path / "metrics.json", {"seed": 1, "model": "a"}
-    metrics_file.record(path, {"recon/mse": 1.0, "latent/var_min": 2.0}, about, say=print)
-    known = metrics_file.record(path, {"recon/mse": 3.0, "kd/own": 4.0}, about, say=print)
+    record(path, {"recon/mse": 1.0, "latent/var_min": 2.0}, about)
+    known = record(path, {"recon/mse": 3.0, "kd/own": 4.0}, about)
     assert known == {"recon/mse": 3.0, "latent/var_min": 2.0, "kd/own": 4.0}
     assert json.loads(path.read_text())["metrics"] == known
-    other = metrics_file.record(path, {"kd/own": 5.0}, about | {"model": "b"}, say=print)
+    other = record(path, {"kd/own": 5.0}, about | {"model": "b"})
     assert other == {"kd/own": 5.0}
-    again = metrics_file.record(path, {"kd/own": 6.0}, about, training=[{"step": 1}], say=print)
+    again = record(path, {"kd/own": 6.0}, about, training=[{"step": 1}])
     assert again == {"recon/mse": 3.0, "latent/var_min": 2.0, "kd/own": 6.0}
     found = json.loads(path.read_text())
     assert [each["metrics"] for each in found["history"]] == [
@@ -127,7 +128,7 @@ def test_values_of_other_weights_or_arguments_do_not_stand_side_by_side(tmp_path
         ({"kid/d": 7.0}, made_by("v"), {"kd/a", "fid_infinity/a", "kid/b", "kid/d"}),
     )
     for values, made, left in steps:
-        known = metrics_file.record(path, values, made, say=print)
+        known = record(path, values, made)
         assert set(known) == left | {"recon/mse"}
         found = json.loads(path.read_text())
         assert found["extractors"] == made["extractors"] and found["args"] == made["args"]
@@ -139,23 +140,23 @@ def test_protocols_stand_side_by_side_as_values_name_them(tmp_path):
     path = tmp_path / "metrics.json"
     for protocol in ("10k_test", "50k_train"):
         made = made_by("w", "fid", protocols=(protocol,))
-        known = metrics_file.record(path, {f"fid/{protocol}/pytorch_fid/a": 1.0}, made, say=print)
+        known = record(path, {f"fid/{protocol}/pytorch_fid/a": 1.0}, made)
     assert set(known) == {"fid/10k_test/pytorch_fid/a", "fid/50k_train/pytorch_fid/a"}
 
 
 def test_a_flag_that_holds_no_longer_goes(tmp_path):
     path = tmp_path / "metrics.json"
-    metrics_file.record(path, {"kid/a": 1.0, "kid/flag/subset_size": 9.0}, {}, say=print)
-    assert set(metrics_file.record(path, {"recon/mse": 1.0}, {}, say=print)) == {
+    record(path, {"kid/a": 1.0, "kid/flag/subset_size": 9.0}, {})
+    assert set(record(path, {"recon/mse": 1.0}, {})) == {
         "kid/a", "kid/flag/subset_size", "recon/mse"
     }  # fmt: skip
-    assert set(metrics_file.record(path, {"kid/a": 2.0}, {}, say=print)) == {"kid/a", "recon/mse"}
+    assert set(record(path, {"kid/a": 2.0}, {})) == {"kid/a", "recon/mse"}
 
 
 def test_metrics_of_versions_that_did_not_name_the_model_stay(tmp_path):
     path = tmp_path / "metrics.json"
     path.write_text(json.dumps({"metrics": {"recon/mse": 1.0}, "seed": 1, "history": []}))
-    known = metrics_file.record(path, {"kd/own": 2.0}, {"seed": 1, "model": "a"}, say=print)
+    known = record(path, {"kd/own": 2.0}, {"seed": 1, "model": "a"})
     assert known == {"recon/mse": 1.0, "kd/own": 2.0}
 
 
@@ -163,7 +164,7 @@ def test_metrics_of_versions_that_did_not_name_the_model_stay(tmp_path):
 def test_results_of_earlier_versions_are_kept(tmp_path, older):
     path = tmp_path / "metrics.json"
     path.write_text(json.dumps({"metrics": {"recon/mse": 1.0}, "seed": 0, "history": older}))
-    metrics_file.record(path, {"recon/mse": 2.0}, {"seed": 1}, say=print)
+    record(path, {"recon/mse": 2.0}, {"seed": 1})
     assert json.loads(path.read_text()) == {
         "metrics": {"recon/mse": 2.0},
         "seed": 1,
@@ -176,16 +177,16 @@ def test_results_of_earlier_versions_are_kept(tmp_path, older):
 
 
 @pytest.mark.parametrize("damage", ['{"metrics"', "[1]", '{"history": 3}', '{"history": [4, {}]}'])
-def test_a_damaged_file_of_results_is_kept_beside(tmp_path, damage):
-    path, said = tmp_path / "metrics.json", []
+def test_a_damaged_file_of_results_is_kept_beside(tmp_path, damage, caplog):
+    path = tmp_path / "metrics.json"
     path.write_text(damage)
-    assert metrics_file.record(path, {"a": 1.0}, {}, say=said.append) == {"a": 1.0}
+    assert record(path, {"a": 1.0}, {}) == {"a": 1.0}
     assert json.loads(path.read_text()) == {
         "metrics": {"a": 1.0},
         "history": [{"metrics": {"a": 1.0}}],
     }
     assert (tmp_path / "metrics.json.damaged").read_text() == damage
-    assert "could not be read" in said[0]
+    assert "could not be read" in caplog.text
 
 
 def test_a_folder_is_an_array_that_stays_on_disk(folder):
@@ -215,7 +216,7 @@ def test_unreadable_files_are_named(folder):
     path = folder("x", PIXELS)
     (path / "000.png").write_bytes(b"no image")
     (path / "002.png").write_bytes((path / "004.png").read_bytes()[:400])
-    with pytest.raises(UserError, match=r"1 of the images .*000.png: not an image.*Mend or"):
+    with pytest.raises(UserError, match=r"1 of the images .*000.png: not an image.*Fix or"):
         image_sets.load(path)
     (path / "000.png").unlink()
     with pytest.raises(UserError, match=r"002.png: "):
@@ -240,16 +241,16 @@ def test_an_alpha_channel_is_to_be_flattened(folder):
         image_sets.load(folder("x", rgba))
 
 
-def test_hidden_files_are_no_images_and_files_that_are_left_out_are_told(tmp_path, folder):
-    path, said = folder("x", PIXELS[:4]), []
+def test_hidden_files_are_no_images_and_files_that_are_left_out_are_told(tmp_path, folder, caplog):
+    path = folder("x", PIXELS[:4])
     for hidden in (".ipynb_checkpoints/000-checkpoint.png", "._000.png"):
         (path / hidden).parent.mkdir(exist_ok=True)
         (path / hidden).write_bytes(b"no image")
     (path / "deeper" / "photo.jfif").write_bytes((path / "000.png").read_bytes())
     found = image_sets.load(path)
     assert len(found.data) == 4 and found.skipped == ("deeper/photo.jfif",)
-    image_sets.alike({"samples": found}, say=said.append)
-    assert "samples: 1 files are left out" in said[0] and "deeper/photo.jfif" in said[0]
+    image_sets.alike({"samples": found})
+    assert "samples: 1 files are ignored" in caplog.text and "deeper/photo.jfif" in caplog.text
 
 
 def test_an_empty_or_missing_folder_is_named(tmp_path):
@@ -313,35 +314,34 @@ def test_damaged_arrays_are_refused(tmp_path):
 def test_sets_of_different_sizes_are_refused(tmp_path, folder):
     samples, reference = folder("samples", PIXELS), folder("reference", PIXELS[:, :8])
     with pytest.raises(UserError, match="samples 16×12, reference 8×12"):
-        runner.compare(samples, reference, out=tmp_path / "m.json", say=print)
+        runner.compare(samples, reference, out=tmp_path / "m.json")
 
 
 @pytest.mark.parametrize("kind", ["folder", "npy"])
-def test_grey_samples_compare_with_an_rgb_reference(tmp_path, folder, kind):
-    grey, said = PIXELS[:12, ..., :1], []
+def test_grey_samples_compare_with_an_rgb_reference(tmp_path, folder, kind, caplog):
+    grey = PIXELS[:12, ..., :1]
     samples, reference = folder("grey", grey), folder("reference", PIXELS[12:])
     if kind == "npy":
         samples = tmp_path / "grey.npy"
         np.save(samples, grey)
     rgb, out = folder("rgb", np.repeat(grey, 3, -1)), tmp_path / "m.json"
     found = [
-        runner.compare(
-            x, reference, metrics=["sliced_wasserstein"], floor=samples, out=out, say=said.append
-        )["sliced_w2/samples"]
+        runner.compare(x, reference, metrics=["sliced_wasserstein"], floor=samples, out=out)[
+            "sliced_w2/samples"
+        ]
         for x in (samples, rgb)
     ]
     assert found[0] == pytest.approx(found[1], rel=1e-6)
-    assert any("compared as RGB" in line and "samples, floor" in line for line in said)
+    assert any("compared as RGB" in line and "samples, floor" in line for line in caplog.messages)
 
 
-def test_that_there_is_no_floor_is_told(tmp_path, folder):
-    said, path = [], folder("x", PIXELS)
+def test_that_there_is_no_floor_is_told(tmp_path, folder, caplog):
+    path = folder("x", PIXELS)
     for floor in (None, path):
         runner.compare(
-            path, path, metrics=["sliced_wasserstein"], floor=floor, out=tmp_path / "m.json",
-            say=said.append,
-        )  # fmt: skip
-    told = [line for line in said if "There is no floor" in line]
+            path, path, metrics=["sliced_wasserstein"], floor=floor, out=tmp_path / "m.json"
+        )
+    told = [line for line in caplog.messages if "There is no floor" in line]
     assert len(told) == 1 and "--floor=FOLDER" in told[0] and "--floor=split" in told[0]
 
 
@@ -350,15 +350,15 @@ def bag(images):
 
 
 @pytest.mark.parametrize("kind", ["folder", "npy", "grey"])
-def test_a_floor_is_split_off_the_reference(tmp_path, folder, kind):
+def test_a_floor_is_split_off_the_reference(tmp_path, folder, kind, caplog):
     images = PIXELS[..., :1] if kind == "grey" else PIXELS
     reference, samples = folder("reference", images), folder("samples", PIXELS[:7])
     if kind == "npy":
         reference = tmp_path / "reference.npy"
         np.save(reference, PIXELS)
-    found, said = [], []
+    found = []
     for seed in (0, 0, 1):
-        found.append(image_sets.compared(samples, reference, "split", seed=seed, say=said.append))
+        found.append(image_sets.compared(samples, reference, "split", seed=seed))
     for sets, about in found:
         floor, rest = np.asarray(sets["floor"].data), np.asarray(sets["reference"].data)
         assert floor.shape == (7, 16, 12, 3) and rest.shape == (17, 16, 12, 3)
@@ -374,8 +374,8 @@ def test_a_floor_is_split_off_the_reference(tmp_path, folder, kind):
     assert len({floors[0], rests[0], found[0][1]["floor"]["part_of"]["fingerprint"]}) == 3
     assert bag(found[0][0]["floor"].data) != bag(found[2][0]["floor"].data)
     line = "7 of the reference's 24 images, drawn with seed 0, are the floor; samples and floor"
-    assert sum(line in each and "the other 17" in each for each in said) == 2
-    assert not any("biased" in each or "no floor" in each for each in said)
+    assert sum(line in each and "the other 17" in each for each in caplog.messages) == 2
+    assert not any("biased" in each or "no floor" in each for each in caplog.messages)
 
 
 def test_samples_and_a_split_floor_are_compared_with_the_same_images(
@@ -386,9 +386,9 @@ def test_samples_and_a_split_floor_are_compared_with_the_same_images(
     out = tmp_path / "m.json"
     given = [f"--samples={paths[0]}", f"--reference={paths[1]}", f"--out={out}", "--seed=5"]
     command(monkeypatch, *given, "--floor=split")
-    sets, about = image_sets.compared(*paths, "split", seed=5, say=print)
+    sets, about = image_sets.compared(*paths, "split", seed=5)
     features = {
-        name: efficientnet_lite0.features(np.asarray(each.data)) for name, each in sets.items()
+        name: extract(efficientnet_lite0, np.asarray(each.data)) for name, each in sets.items()
     }
     found = json.loads(out.read_text())
     for what in ("samples", "floor"):
@@ -397,26 +397,23 @@ def test_samples_and_a_split_floor_are_compared_with_the_same_images(
     assert found["sets"] == about
 
 
-def test_a_floor_of_half_a_small_reference_is_told_to_be_biased(tmp_path, folder):
-    samples, said = folder("samples", PIXELS[:12]), []
-    sets, _ = image_sets.compared(
-        samples, folder("x", PIXELS[:19]), "split", seed=0, say=said.append
-    )
+def test_a_floor_of_half_a_small_reference_is_told_to_be_biased(tmp_path, folder, caplog):
+    samples = folder("samples", PIXELS[:12])
+    sets, _ = image_sets.compared(samples, folder("x", PIXELS[:19]), "split", seed=0)
     assert len(sets["floor"].data) == 9 and len(sets["reference"].data) == 10
-    assert "fewer images than the 12 samples, so that it is biased upward by its size" in said[0]
+    assert (
+        "fewer images than the 12 samples, so that it is biased upward by its size" in caplog.text
+    )
     with pytest.raises(UserError, match="the reference has 3. Give more"):
-        image_sets.compared(samples, folder("y", PIXELS[:3]), "split", seed=0, say=print)
+        image_sets.compared(samples, folder("y", PIXELS[:3]), "split", seed=0)
 
 
-def test_statistics_have_no_images_for_a_floor(tmp_path, folder):
+def test_statistics_have_no_images_for_a_floor(tmp_path, folder, caplog):
     np.savez(tmp_path / "s.npz", mu=np.zeros(2048), sigma=np.zeros((2048, 2048), np.float16))
     with pytest.raises(UserError, match=r"s.npz holds statistics only.*--floor=FOLDER"):
-        runner.compare(
-            folder("x", PIXELS), tmp_path / "s.npz", floor="split", out=tmp_path / "m", say=print
-        )
-    said = []
-    image_sets.compared(folder("x", PIXELS), tmp_path / "s.npz", None, seed=0, say=said.append)
-    assert "--floor=FOLDER" in said[0] and "split" not in said[0]
+        runner.compare(folder("x", PIXELS), tmp_path / "s.npz", floor="split", out=tmp_path / "m")
+    image_sets.compared(folder("x", PIXELS), tmp_path / "s.npz", None, seed=0)
+    assert "--floor=FOLDER" in caplog.text and "split" not in caplog.text
 
 
 def test_a_folder_called_split_is_given_with_its_path(
@@ -434,18 +431,19 @@ def test_a_folder_called_split_is_given_with_its_path(
     ("dim", "metric"),
     [(2048, "fid"), (1280, "fd_efficientnet_lite0"), (None, "fd_efficientnet_lite0")],
 )
-def test_the_metric_follows_the_reference(tmp_path, folder, monkeypatch, dim, metric):
-    samples, said = folder("x", PIXELS), []
+def test_the_metric_follows_the_reference(tmp_path, folder, monkeypatch, caplog, dim, metric):
+    samples, ran = folder("x", PIXELS), []
     reference = samples
     if dim:
         reference = tmp_path / "s.npz"
         np.savez(reference, mu=np.zeros(dim), sigma=np.zeros((dim, dim), np.float16))
     monkeypatch.setattr(registry, "validate", lambda *_: None)
-    monkeypatch.setattr(runner, "run", lambda metrics, ctx, **_: said.append(metrics))
-    runner.compare(samples, reference, out=tmp_path / "m.json", say=said.append)
-    assert (metric,) in said and any(f"--evals={metric}" in line for line in said) == bool(dim)
-    runner.compare(samples, reference, metrics=["kid"], out=tmp_path / "m.json", say=said.append)
-    assert ["kid"] in said
+    monkeypatch.setattr(runner, "run", lambda metrics, ctx, **_: ran.append(metrics) or {})
+    runner.compare(samples, reference, out=tmp_path / "m.json")
+    assert (metric,) in ran
+    assert any(f"--evals={metric}" in line for line in caplog.messages) == bool(dim)
+    runner.compare(samples, reference, metrics=["kid"], out=tmp_path / "m.json")
+    assert ("kid",) in ran
 
 
 def test_arguments_of_metrics_come_from_the_command_and_are_recorded(tmp_path, folder, monkeypatch):
@@ -455,7 +453,7 @@ def test_arguments_of_metrics_come_from_the_command_and_are_recorded(tmp_path, f
     args += [f"--out={out}", "--config.eval.args.sliced_wasserstein.projections=7"]
     seen = []
     monkeypatch.setattr(
-        "pmjax.evals.sliced_wasserstein.sliced_wasserstein2",
+        "pmjax.evals.metrics.sliced_wasserstein.sliced_wasserstein2",
         lambda *_, projections, seed: seen.append(projections) or 0.0,
     )
     command(monkeypatch, *args)
@@ -545,7 +543,7 @@ def test_resolution_and_precision_reach_the_offline_features(tmp_path, folder, m
         "resolution": 96, "precision": "bfloat16"
     }  # fmt: skip
     monkeypatch.setattr("pmjax.cli.cache_compilations", lambda: None)
-    monkeypatch.setattr(evaluate, "compare", lambda *_, **args: seen.update(args))
+    monkeypatch.setattr(evaluate, "compare", lambda *_, **args: seen.update(args) or {})
     command(
         monkeypatch, f"--samples={path}", f"--reference={path}", "--resolution=80",
         "--precision=bfloat16",
@@ -587,31 +585,44 @@ def test_flags_that_do_not_go_together_are_refused(monkeypatch, args):
 def test_flags_reach_the_evaluation_of_a_workdir(monkeypatch):
     seen = {}
     monkeypatch.setattr("pmjax.cli.cache_compilations", lambda: None)
-    monkeypatch.setattr(evaluate, "evaluate", lambda workdir, **args: seen.update(args))
+    monkeypatch.setattr(evaluate.api, "load", lambda workdir: "model")
+    checkpoints = []
+    monkeypatch.setattr(
+        evaluate.snapshots,
+        "from_checkpoint",
+        lambda workdir, which: checkpoints.append(which) or workdir / "at-50",
+    )
+
+    def record_call(workdir, model, **args):
+        seen.update(args, workdir=workdir, model=model)
+        return {}
+
+    monkeypatch.setattr(evaluate, "evaluate", record_call)
     command(
         monkeypatch, "--workdir=w", "--evals=fid,kid", "--protocols=50k_train", "--weights=f.pth",
         "--variant=clean_fid", "--unverified", "--config.eval.num_samples=9", "--checkpoint=50",
     )  # fmt: skip
     assert seen["overrides"] == {"eval.metrics": "fid,kid", "eval.num_samples": "9"}
-    assert seen["protocols"] == ("50k_train",) and seen["checkpoint"] == "50"
+    assert seen["protocols"] == ("50k_train",) and checkpoints == ["50"]
+    assert seen["workdir"] == Path("w/at-50") and seen["model"] == "model"
     assert seen["extractors"]["inception_2015"] == {
         "weights": "f.pth", "variant": "clean_fid", "verify": False
     }  # fmt: skip
 
 
-def test_what_is_computed_before_a_metric_fails_is_kept(tmp_path, folder, cheap_features):
+def test_what_is_computed_before_a_metric_fails_is_kept(tmp_path, folder, cheap_features, caplog):
     samples, reference = folder("samples", PIXELS[:12]), folder("reference", PIXELS[12:])
-    out, said = tmp_path / "metrics.json", []
+    out = tmp_path / "metrics.json"
     with pytest.raises(UserError, match="'reconstruction' needs a trained model"):
         metrics = ["fd_efficientnet_lite0", "reconstruction"]
-        runner.compare(samples, reference, metrics=metrics, out=out, say=said.append)
+        runner.compare(samples, reference, metrics=metrics, out=out)
     found = json.loads(out.read_text())
     assert "fd_efficientnet_lite0/samples" in found["metrics"]
-    assert found["evals"] == ["fd_efficientnet_lite0"] and "Kept" in said[-1]
+    assert found["evals"] == ["fd_efficientnet_lite0"] and "Stored" in caplog.messages[-1]
 
 
 @pytest.mark.parametrize("name", [".", "000.png/deep.json"])
 def test_results_that_cannot_be_written_are_told_before_anything_is_computed(folder, name):
     path = folder("x", PIXELS)
     with pytest.raises(UserError, match="--out=.* cannot be written"):
-        runner.compare(path, path, out=path / name, say=print)
+        runner.compare(path, path, out=path / name)

@@ -62,8 +62,8 @@ class Features:
 
     def extract(self, images: np.ndarray) -> np.ndarray:
         """Returns features float32 [N, D] of images."""
-        parts = list(self.stream(images))
-        return np.concatenate(parts) if parts else np.zeros((0, self.module.DIM), np.float32)
+        self.identity()
+        return extract(self.module, images, **self.args)
 
     def of(self, source: str) -> np.ndarray:
         """Returns the features float32 [N, D] of a source of `images_of`, computed once."""
@@ -95,6 +95,12 @@ class Features:
     def cached(self, key: str, make: Any, *, of: str) -> Any:
         """Returns the context's cached result, for these arguments of the extractor."""
         return self.ctx.cached((self.extractor, key, *sorted(self.args.items())), make, of=of)
+
+
+def extract(extractor: ModuleType, images: np.ndarray, **args: Any) -> np.ndarray:
+    """Returns an extractor's features float32 [N, D] of images."""
+    parts = list(extractor.stream(images, **args))
+    return np.concatenate(parts) if parts else np.zeros((0, extractor.DIM), np.float32)
 
 
 def images_of(ctx: Context, source: str) -> np.ndarray:

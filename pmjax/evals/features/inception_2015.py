@@ -49,9 +49,9 @@ def stream(
     """
     if variant not in VARIANTS:
         raise unknown("variant of Inception's input", variant, VARIANTS)
-    params, *_ = load_params(inception_weights.find(weights), verify)
+    params = load_params(inception_weights.find(weights), verify)[0]
     params = batches.cast(params, precision)
-    dtype = np.uint8
+    dtype: type = np.uint8
     if variant == "clean_fid":
         images, dtype = _resized_by_pillow(images), np.float32
 
@@ -79,7 +79,7 @@ def logits(
         UserError: if the file of weights has no last layer.
     """
     path = inception_weights.find(weights)
-    _, last, _ = load_params(path, verify)
+    last = load_params(path, verify)[1]
     if last is None:
         raise UserError(
             f"{path} lacks the last layer, which scores classes. Only FID and KID work without it."
@@ -98,8 +98,8 @@ def identity(
     batch_size: int | None = None,
 ) -> dict[str, str]:
     """Returns what the features depend on."""
-    _, _, sha256 = load_params(inception_weights.find(weights), verify)
-    return {"weights": sha256, "variant": variant, "precision": precision}
+    weights_hash = load_params(inception_weights.find(weights), verify)[2]
+    return {"weights": weights_hash, "variant": variant, "precision": precision}
 
 
 @functools.lru_cache(maxsize=2)
@@ -126,7 +126,7 @@ def load_params(path: Path, verify: bool = True) -> tuple[dict, tuple | None, st
 
 @jax.jit
 @jax.default_matmul_precision("highest")  # the same numbers on every device
-def _features(params: dict, x: jax.Array) -> jax.Array:
+def _features(params: Any, x: jax.Array) -> jax.Array:
     return inception_graph.forward(params, x.astype(params["Conv2d_1a_3x3"][0].dtype))
 
 

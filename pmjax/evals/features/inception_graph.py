@@ -1,11 +1,11 @@
-"""The Inception v3 graph of 2015 that FID is defined by, as a table and a walk along it.
+"""The Inception v3 graph of 2015 that defines FID, as a table and its forward pass.
 
 Szegedy et al., arXiv 1512.00567, as in TensorFlow's `inception-2015-12-05`: BatchNorm with ε 1e-3
 and no scale, average pools that do not count their padding, and a maximum in Mixed_7c. Names are
 those of torchvision and pytorch-fid.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,8 @@ BN_EPS = 1e-3
 SIDE = 299  # pixels
 DIM = 2048
 
-# Layers one after another. '/2' halves the size and pads nothing, '/1' pads nothing, others keep
-# the size; 'a|b' are side by side.
+# Layers in order. '/2' halves the size without padding, '/1' is without padding, others preserve
+# the size; 'a|b' are parallel.
 STEM = (
     "Conv2d_1a_3x3/2", "Conv2d_2a_3x3/1", "Conv2d_2b_3x3", "max/2", "Conv2d_3b_1x1",
     "Conv2d_4a_3x3/1", "max/2",
@@ -28,7 +28,7 @@ _FORKS = (
     "branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3a|branch3x3dbl_3b",
 )
 _DOUBLE_7X7 = "branch7x7dbl_1 branch7x7dbl_2 branch7x7dbl_3 branch7x7dbl_4 branch7x7dbl_5"
-# Branches in the order of their outputs.
+# Branches, in the order of their outputs.
 KINDS = {
     "A": (
         "branch1x1",
@@ -56,9 +56,9 @@ BLOCKS = {
 def convolutions() -> Iterator[tuple[str, str]]:
     """Yields (name, name in TensorFlow's graph) of every convolution.
 
-    TensorFlow's scopes are numbered as they were made: blocks 'mixed', 'mixed_1', …; in a block,
+    TensorFlow's scopes are numbered in order of creation: blocks 'mixed', 'mixed_1', …; in a block,
     'conv' is the branch of a single convolution, 'tower', 'tower_1', … are the others, and inside
-    these are 'conv', 'conv_1', …, with a scope 'mixed' around those that are side by side. The
+    these are 'conv', 'conv_1', …, with a scope 'mixed' around parallel ones. The
     list is that of torch-fidelity's `convert_inception_weights.py`.
     """
     stem = [layer.partition("/")[0] for layer in STEM if not _is_pool(layer)]
@@ -112,11 +112,11 @@ def forward(params: dict, x: jax.Array) -> jax.Array:
     return x.mean((1, 2), dtype=jnp.float32)
 
 
-def _block(params, branches, x):
+def _block(params: dict, branches: Sequence[str], x: jax.Array) -> jax.Array:
     """Computes the branches; those that begin with a 1×1 convolution of x share one product.
 
-    A mean over neighbours is taken after the convolution that follows it, on fewer channels: the
-    two commute, because the mean's weights add up to 1 and the convolution's ReLU comes last.
+    A mean over neighbors is computed after the convolution that follows it, on fewer channels: the
+    two commute, because the mean's weights sum to 1 and the convolution's ReLU comes last.
     """
     paths = [branch.split() for branch in branches]
     first = {}
@@ -142,16 +142,16 @@ def _block(params, branches, x):
     return jnp.concatenate(outputs, -1)
 
 
-def _layer(params, layer, x):
-    layer, _, stride = layer.partition("/")
-    if layer == "max":
+def _layer(params: dict, layer: str, x: jax.Array) -> jax.Array:
+    name, _, stride = layer.partition("/")
+    if name == "max":
         return _max(x, int(stride or 1), pad=not stride)
-    sides = layer.split("|")
-    ys = [_conv(x, *params[side], int(stride or 1), pad=not stride) for side in sides]
+    convs = (params[side] for side in name.split("|"))
+    ys = [_conv(x, kernel, bias, int(stride or 1), pad=not stride) for kernel, bias in convs]
     return ys[0] if len(ys) == 1 else jnp.concatenate(ys, -1)
 
 
-def _conv(x, kernel, bias, stride, *, pad):
+def _conv(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int, *, pad: bool) -> jax.Array:
     if kernel.shape[:2] == (1, 1):
         return jax.nn.relu(x @ kernel[0, 0] + bias)
     y = lax.conv_general_dilated(
@@ -164,19 +164,25 @@ def _conv(x, kernel, bias, stride, *, pad):
     return jax.nn.relu(y + bias)
 
 
-def _max(x, stride, *, pad):
-    return _along_both(jnp.maximum, x, stride, pad, jnp.finfo(x.dtype).min)
+def _max(x: jax.Array, stride: int, *, pad: bool) -> jax.Array:
+    return _along_both(jnp.maximum, x, stride, pad, float(jnp.finfo(x.dtype).min))
 
 
-def _mean(x):
-    """Averages 3×3 neighbours that exist."""
+def _mean(x: jax.Array) -> jax.Array:
+    """Averages 3×3 neighbors, without padding."""
     height, width = (np.r_[2, np.full(n - 2, 3), 2] for n in x.shape[1:3])
     counts = (height[:, None] * width)[..., None].astype(x.dtype)
     return _along_both(jnp.add, x, 1, True, 0) / counts
 
 
-def _along_both(join: Callable, x, stride, pad, outside):
-    """Joins 3×3 neighbours, columns first: a few slices, which XLA fuses."""
+def _along_both(
+    join: Callable[[jax.Array, jax.Array], jax.Array],
+    x: jax.Array,
+    stride: int,
+    pad: bool,
+    outside: float,
+) -> jax.Array:
+    """Joins 3×3 neighbors, columns first: a few slices, which XLA fuses."""
     for axis in (2, 1):
         if pad:
             around = [(0, 0)] * 4

@@ -232,7 +232,7 @@ def _tensor(message: bytes) -> np.ndarray:
     return np.full(dims, array[0]) if array.size == 1 else array.reshape(dims).copy()
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
     """Yields (number, value) of a protocol buffer's fields; fixed-size ones as their bytes."""
     file = io.BytesIO(message)
 

@@ -39,7 +39,7 @@ def read(path: Path, *, dim: int, about: dict[str, str] | None = None) -> Moment
         with np.load(path, allow_pickle=False) as file:
             mean, cov = (np.asarray(file[name], np.float64) for name in ("mu", "sigma"))
             count = int(file["num"]) if "num" in file else 0
-            found = json.loads(str(file["about"])) if "about" in file else None
+            found = json.loads(str(file["about"])) if "about" in file else {}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} cannot be read as statistics of features: arrays 'mu' [D] and 'sigma' [D, D] "
@@ -58,8 +58,8 @@ def read(path: Path, *, dim: int, about: dict[str, str] | None = None) -> Moment
         raise UserError(
             f"{path}: 'sigma' is not a covariance: not symmetric, or of negative variance."
         )
-    for name, value in (about or {}).items() if found else ():
-        if found.get(name) != value:
+    for name, value in (about or {}).items():
+        if found and found.get(name) != value:
             raise UserError(
                 f"{path} holds statistics with {name} {found.get(name)}, and here it is {value}."
             )

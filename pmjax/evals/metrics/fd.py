@@ -84,7 +84,7 @@ def evaluate(
     """
     ctx.require_images(features.metric)
     about = {"extractor": features.extractor, **features.identity()}
-    values = {}
+    values: dict[str, float] = {}
     for protocol, (num, split) in _chosen(ctx, protocols).items():
         if protocol and "variant" in about:
             label = f"{protocol}/{about['variant']}"

@@ -79,7 +79,7 @@ def evaluate(
 
 
 def _compare(space: str, sources: Mapping[str, np.ndarray], train: np.ndarray) -> dict[str, float]:
-    values = {}
+    values: dict[str, float] = {}
     nearest = {what: nearest_rows(x, train, 1) for what, x in sources.items()}
     scale = nearest["test"][0].mean()
     if not scale > 0:
@@ -92,7 +92,7 @@ def _compare(space: str, sources: Mapping[str, np.ndarray], train: np.ndarray) -
         apart = nearest_rows(train[rows[:, 0]], train, 2)[0][:, 1]
         values |= {
             f"memorization/{space}/{what}": distances.mean() / scale,
-            f"authenticity/{space}/{what}": np.mean(distances[:, 0] > apart),
+            f"authenticity/{space}/{what}": float(np.mean(distances[:, 0] > apart)),
         }
     return values
 

@@ -59,7 +59,7 @@ def evaluate(
 
     test = manifold(reference)
     estimates = {what: prdc_estimate(test, manifold(x), seed=seed) for what, x in sets.items()}
-    values = {}
+    values: dict[str, float] = {}
     for quantity in ("precision", "recall", "density", "coverage"):
         each = {what: estimate[quantity] for what, estimate in estimates.items()}
         values |= with_spreads(f"{features.metric}/{quantity}", each)

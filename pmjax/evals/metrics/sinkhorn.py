@@ -1,5 +1,7 @@
 """The Sinkhorn 2-Wasserstein distance between generated and fresh real points."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,7 +86,7 @@ def _costs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 @jax.jit
-def _sinkhorn(costs: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _sinkhorn(costs: jax.Array, epsilon: float) -> tuple[Any, ...]:
     """Returns the dual cost, the marginals' error and the iterations for costs [N, M].
 
     f_i = -ε log mean_j exp((g_j - C_ij) / ε), g likewise. Once ε is annealed, most iterations

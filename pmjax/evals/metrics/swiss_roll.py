@@ -85,7 +85,7 @@ def evaluate(ctx: Context, *, neighbours: int = 12, num: int = 2000) -> dict[str
     'swiss_roll/geodesic_correlation' are `topology`'s, of distances on the sheet and of latents.
     """
     num = min(num, len(ctx.test.data))
-    off = np.inf
+    off: np.ndarray | float = np.inf
     if not ctx.has_images and ctx.test.data.shape[1] == 3:
         off = swiss_roll.unroll(ctx.test.data)[2]
     if not np.max(off) < REAL:
@@ -98,7 +98,7 @@ def evaluate(ctx: Context, *, neighbours: int = 12, num: int = 2000) -> dict[str
         )
     latents = {prior: ctx.latents(prior, num) for prior in ctx.priors}
     points = {prior: finite("samples", ctx.model.decode(z)) for prior, z in latents.items()}
-    values = {}
+    values: dict[str, float] = {}
     for what, x in (points | {"floor": ctx.test.data[ctx.subset("test", num)]}).items():
         t, sheet, distance = swiss_roll.unroll(x)
         height = sheet[:, 1] * swiss_roll.SCALE

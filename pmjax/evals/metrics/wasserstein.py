@@ -58,11 +58,12 @@ def wasserstein2(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sqrt(max(squared, 0.0)))
 
 
-def real_points(ctx: Context, num: int, draw: int) -> list[np.ndarray]:
+def real_points(ctx: Context, num: int, draw: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns two independent sets [num, D] of real points; others for each draw."""
     if ctx.fresh is not None:
-        seeds = [ctx.derived_seed("fresh", side, draw) for side in "ab"]
-        return [np.asarray(ctx.fresh(num, seed), np.float32) for seed in seeds]
+        seeds = (ctx.derived_seed("fresh", side, draw) for side in "ab")
+        a, b = (np.asarray(ctx.fresh(num, seed), np.float32) for seed in seeds)
+        return a, b
     rng = np.random.default_rng(ctx.derived_seed("halves", draw))
     order = rng.permutation(len(ctx.test.data))
     return ctx.test.data[order[:num]], ctx.test.data[order[num : 2 * num]]
