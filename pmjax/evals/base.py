@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+from pmjax.schema import METRIC_ARGS
+
 Better = Literal["higher", "lower"] | None
 
 
@@ -88,4 +90,4 @@ FLAGS = {
 
 def option(metric: str, argument: str = "") -> str:
     """Returns the command's flag for an argument of a metric, or the start of all its flags."""
-    return f"--config.eval.args.{metric}.{argument}"
+    return f"--config.{METRIC_ARGS}{metric}.{argument}"

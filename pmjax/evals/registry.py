@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from pmjax import plugins
 from pmjax.errors import UserError, unknown
 from pmjax.evals.base import OF_DATA, Metric, Table, option
+from pmjax.schema import METRIC_ARGS
 
 Args = Mapping[str, Mapping[str, Any]]  # {metric or extractor: {argument: value}}
 WORDS = Sequence[str]
@@ -188,10 +189,10 @@ def checked_args(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for name, args in given.items():
         if not isinstance(args, Mapping):
             raise UserError(
-                f"config.eval.args.{name} is a group: {option(name, 'NAME')}=VALUE is an argument "
-                f"of metric '{name}'."
+                f"config.{METRIC_ARGS}{name} is a group: {option(name, 'NAME')}=VALUE is an "
+                f"argument of metric '{name}'."
             )
-        found[name] = checked(name, args, where=f"config.eval.args.{name}.")
+        found[name] = checked(name, args, where=f"config.{METRIC_ARGS}{name}.")
     return found
 
 

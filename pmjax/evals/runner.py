@@ -21,6 +21,7 @@ from pmjax.evals.features.base import Features
 from pmjax.evals.registry import Args
 from pmjax.model import Model
 from pmjax.reporting import history, html
+from pmjax.schema import METRIC_ARGS
 from pmjax.storage import metrics_file
 from pmjax.storage import workdir as workdirs
 from pmjax.storage.lock import lock

@@ -37,7 +37,8 @@ def log_to_file(path: Path) -> None:
 def _install(handler: logging.Handler, formatter: logging.Formatter) -> None:
     root = logging.getLogger()
     for old in root.handlers[:]:
-        if isinstance(old, _Console | _File):
+        # absl adds a plain handler when Orbax is imported; every line would appear twice.
+        if isinstance(old, _Console | _File) or type(old) is logging.StreamHandler:
             root.removeHandler(old)
             with suppress(OSError):  # a full disk, which _File has reported
                 old.close()

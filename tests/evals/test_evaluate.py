@@ -565,8 +565,8 @@ def test_metrics_that_need_a_model_are_refused_for_two_sets():
     ctx = Context.from_images(PIXELS, data)
     with pytest.raises(UserError, match="Metric 'reconstruction' needs a trained model"):
         runner.run(["reconstruction"], ctx)
-    with pytest.raises(UserError, match="Metric 'memorisation' needs a set of other real images"):
-        runner.run(["memorisation"], ctx)
+    with pytest.raises(UserError, match="Metric 'memorization' needs a set of other real images"):
+        runner.run(["memorization"], ctx)
     assert ctx.compared() == {"samples": "samples"}
 
 

@@ -184,7 +184,7 @@ def pixel_context():
         ("prdc_efficientnet_lite0", {"density_neighbours": 3}), ("inception_score", {"splits": 0}),
         ("is_efficientnet_lite0", {"splits": 50}), ("c2st", {"classifier": "tree"}),
         ("c2st", {"num": 3}), ("energy", {"num": 0}), ("energy", {"permutations": 0}),
-        ("memorisation", {"num": 0}), ("memorisation", {"extractor": "vgg"}),
+        ("memorization", {"num": 0}), ("memorization", {"extractor": "vgg"}),
         ("sliced_wasserstein", {"projections": 0}), ("sinkhorn", {"regularisation": 0.0}),
         ("sinkhorn", {"draws": 0}), ("wasserstein", {"num": 0}), ("topology", {"neighbours": 10}),
         ("swiss_roll", {"neighbours": 0}), ("lines", {"frames": 1}), ("kmeans", {"restarts": 0}),

@@ -21,7 +21,7 @@ from pmjax.evals.metrics import (
     c2st,
     energy,
     kmeans,
-    memorisation,
+    memorization,
     sinkhorn,
     sliced_wasserstein,
 )
@@ -188,37 +188,37 @@ def test_copies_of_training_examples_are_exposed_and_new_ones_are_not():
         return copies + 0.01 * rng.normal(size=copies.shape).astype(np.float32)
 
     model = Model((8,), own=lambda num, seed: normal(num, seed, 8), knn_jitter=jitter)
-    values = runner.run(["memorisation"], context(train, test, model))
+    values = runner.run(["memorization"], context(train, test, model))
     for space in ("embedding", "data"):
-        assert values[f"memorisation/{space}/own"] == pytest.approx(1, abs=0.05)
-        assert values[f"memorisation/{space}/test"] == 1
-        assert values[f"memorisation/{space}/knn_jitter"] < 0.03
+        assert values[f"memorization/{space}/own"] == pytest.approx(1, abs=0.05)
+        assert values[f"memorization/{space}/test"] == 1
+        assert values[f"memorization/{space}/knn_jitter"] < 0.03
         # A new example and the one that it is nearest to are about as likely to be apart.
         assert 0.3 < values[f"authenticity/{space}/own"] < 0.7
         assert values[f"authenticity/{space}/knn_jitter"] < 0.01
 
 
-def test_memorisation_agrees_with_its_definition_on_images_in_several_parts(digits, monkeypatch):
-    monkeypatch.setattr(memorisation, "AT_ONCE", 64)
+def test_memorization_agrees_with_its_definition_on_images_in_several_parts(digits, monkeypatch):
+    monkeypatch.setattr(memorization, "AT_ONCE", 64)
     pixels = lambda x, **_: to_float(x).reshape(len(x), -1)  # noqa: E731
     monkeypatch.setattr(efficientnet_lite0, "features", pixels)
     train, test = digits[0][:300], digits[1][:100]
     halves = Model((8, 8, 1), own=lambda num, seed: 0.5 * to_float(train[:num]).reshape(num, -1))
     ctx = context(train, test, halves)
-    values = runner.run(["memorisation"], ctx, {"memorisation": {"control": None}})
+    values = runner.run(["memorization"], ctx, {"memorization": {"control": None}})
     x, y = (to_float(each).reshape(len(each), -1).astype(np.float64) for each in (train, test))
     compared = {"own": x[:100] / 2, "test": y}
     distances = {what: np.linalg.norm(z[:, None] - x, axis=-1) for what, z in compared.items()}
     others = np.linalg.norm(x[:, None] - x, axis=-1) + np.diag(np.full(len(x), np.inf))
     ratio = distances["own"].min(1).mean() / distances["test"].min(1).mean()
-    assert values["memorisation/data/own"] == pytest.approx(ratio, rel=1e-5)
-    assert values["memorisation/embedding/own"] == pytest.approx(ratio, rel=1e-5)
+    assert values["memorization/data/own"] == pytest.approx(ratio, rel=1e-5)
+    assert values["memorization/embedding/own"] == pytest.approx(ratio, rel=1e-5)
     for what, each in distances.items():
         authentic = np.mean(each.min(1) > others.min(1)[each.argmin(1)])
         assert values[f"authenticity/data/{what}"] == pytest.approx(authentic)
-    assert values["memorisation/data/recon"] == pytest.approx(1, rel=1e-5)
+    assert values["memorization/data/recon"] == pytest.approx(1, rel=1e-5)
     for what in ("own", "recon"):  # equal but for the rounding of samples to images
-        data, features = (values[f"memorisation/{space}/{what}"] for space in ("data", "features"))
+        data, features = (values[f"memorization/{space}/{what}"] for space in ("data", "features"))
         assert features == pytest.approx(data, rel=0.01)
     assert not any(key.endswith("knn_jitter") for key in values)
 
@@ -226,7 +226,7 @@ def test_memorisation_agrees_with_its_definition_on_images_in_several_parts(digi
 def test_a_test_set_that_is_the_training_set_is_told():
     x = normal(20, 0)
     with pytest.raises(UserError, match="equal to a training example"):
-        runner.run(["memorisation"], context(x, x, Model(knn_jitter=normal)))
+        runner.run(["memorization"], context(x, x, Model(knn_jitter=normal)))
 
 
 # Distances between samples and data.
