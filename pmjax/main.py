@@ -35,7 +35,6 @@ def main() -> None:
 
     from pmjax.distributed import maintenance
     from pmjax.distributed.processes import Stopped
-    from pmjax.evals import runner
     from pmjax.reporting.run_log import RunLog
     from pmjax.storage import resource_errors
     from pmjax.training import stages

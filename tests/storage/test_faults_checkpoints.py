@@ -226,7 +226,7 @@ def run(tmp_path):
     arrays = builders.prior(settings).fit(z, seed=0)
     checkpoint.write_arrays(workdir.prior_path(found, "gaussian"), arrays)
     (found / "history.jsonl").write_text('{"stage": "stage1", "step": 1, "values": {}}\n')
-    metrics_file.record(found / "metrics.json", {}, {}, say=print)
+    metrics_file.record(found / "metrics.json", {}, {}, metric_of=str)
     return found
 
 
@@ -237,7 +237,7 @@ def read_all(run):
         lambda: pmjax.load(run).fitted_prior("gaussian"),
         lambda: workdir.read_embeddings(run),
         lambda: history.read(run),
-        lambda: metrics_file.record(run / "metrics.json", {}, {}, say=lambda line: None),
+        lambda: metrics_file.record(run / "metrics.json", {}, {}, metric_of=str),
     ):
         try:
             read()

@@ -19,9 +19,9 @@ from pmjax.datasets.batches import batch_indices
 from pmjax.distributed.mesh import make_mesh
 from pmjax.distributed.processes import ProcessGroup
 from pmjax.errors import UserError
+from pmjax.evals import runner
 from pmjax.evals.context import Context
 from pmjax.evals.features import inception_2015
-from pmjax.evals.metrics import fid
 from pmjax.finite import NotFinite
 from pmjax.methods.base import MethodSpec, NetBuilder, Objective
 from pmjax.nets.base import Net
@@ -246,7 +246,7 @@ def test_features_that_are_not_finite_are_named(tmp_path, monkeypatch):
     dark, light = (np.full((9, 4, 4, 1), shade, np.uint8) for shade in (10, 200))
     ctx = Context.from_images(light, Dataset(dark, None, "dark", ()))
     with pytest.raises(UserError, match="features of 'samples' hold NaN or infinite values"):
-        fid.evaluate(ctx)
+        runner.run(["fid"], ctx)
 
 
 class Score(nn.Module):

@@ -119,7 +119,8 @@ def test_the_best_prior_is_a_workdir_of_its_own_and_gives_its_value_again(evalua
     best = min(rows, key=lambda row: row["metrics"]["sliced_w2/latent_gan"])
     assert about["step"] == best["step"] and len({str(row["metrics"]) for row in rows}) == 3
     own = {"eval.metrics": "sliced_wasserstein"}
-    again = runner.evaluate(evaluated_run / "best-prior", overrides=own, say=print)
+    folder = evaluated_run / "best-prior"
+    again = runner.evaluate(folder, pmjax.load(folder), overrides=own)
     value = best["metrics"]["sliced_w2/latent_gan"]
     assert again["sliced_w2/latent_gan"] == pytest.approx(value, rel=1e-5)
 
@@ -210,7 +211,7 @@ def test_priors_that_are_not_trained_yet_are_left_out_and_the_run_s_own_is_misse
 def test_arguments_and_protocols_of_the_config_reach_evaluations_in_training(tmp_path, monkeypatch):
     free = {"eval.fid_protocols": "50k_train", "eval.args.sliced_wasserstein.projections": "7"}
     run, seen = Run(tmp_path, monkeypatch, **free), {}
-    monkeypatch.setattr(runner, "run", lambda *_, **args: seen.update(args) or run.values)
+    monkeypatch.setattr(runner, "run", lambda _, ctx, args, **_k: seen.update(args) or run.values)
     run.evaluate(10, 1.0)
     assert seen["fid"] == {"protocols": ("50k_train",)}
     assert seen["sliced_wasserstein"] == {"projections": 7}

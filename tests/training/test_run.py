@@ -199,7 +199,7 @@ def test_an_evaluation_takes_the_embeddings_that_training_has_left(own_run, monk
     monkeypatch.setattr(
         pmjax.Model, "encode", lambda model, x: encoded.append(len(x)) or encode(model, x)
     )
-    found = evaluate(own_run, say=print, overrides={"eval.metrics": "latent"})
+    found = evaluate(own_run, pmjax.load(own_run), overrides={"eval.metrics": "latent"})
     embeddings = pmjax.load(own_run).embeddings().astype(np.float64)
     assert found["latent/var_max"] == pytest.approx(embeddings.var(0).max())
     assert sum(encoded) < len(embeddings)

@@ -68,18 +68,23 @@ def make(folder, **overrides):
     return folder, settings, states
 
 
+def evaluate(run, checkpoint, **args):
+    folder = snapshots.from_checkpoint(run, checkpoint)
+    return runner.evaluate(folder, pmjax.load(folder), **args)
+
+
 def test_a_checkpoint_of_an_unfinished_run_is_evaluated(run):
     with pytest.raises(UserError, match="--checkpoint=latest"):
-        runner.evaluate(run, say=print)
-    values = runner.evaluate(run, checkpoint="latest", say=print)
+        pmjax.load(run)
+    values = evaluate(run, "latest")
     assert {"recon/mse", "sliced_w2/latent_gan", "sliced_w2/gaussian"} <= set(values)
     found = json.loads((run / "at-20" / metrics_file.METRICS).read_text())
     assert found["metrics"] == values and not (run / metrics_file.METRICS).exists()
     assert (run / "at-20" / "report.html").is_file()
     again = {"eval.metrics": "reconstruction"}
-    other = runner.evaluate(run, checkpoint="10", overrides=again, say=print)
+    other = evaluate(run, "10", overrides=again)
     assert other["recon/mse"] != values["recon/mse"] and (run / "at-10").is_dir()
-    same = runner.evaluate(run, checkpoint="20", overrides=again, say=print)
+    same = evaluate(run, "20", overrides=again)
     found = json.loads((run / "at-20" / metrics_file.METRICS).read_text())
     assert same["recon/mse"] == values["recon/mse"] and len(found["history"]) == 2
     assert found["metrics"] == values
