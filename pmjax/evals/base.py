@@ -44,23 +44,28 @@ class Table:
     bars: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
 class Metric:
-    """What a metric's file declares as METRIC.
+    """What a metric's file declares as METRIC."""
 
-    Args:
-        tables: its values.
-        needs_own_prior: whether it needs the prior that the run is configured with.
-        extractor: the feature extractor that it uses unless another is given; '' for none.
-        on_features: whether it takes any extractor, as `evaluate(ctx, features, **args)`.
-        check: raises `UserError` for arguments that no model and no data make valid.
-    """
+    def __init__(
+        self,
+        *tables: Table,
+        needs_own_prior: bool = False,
+        extractor: str = "",
+        on_features: bool = False,
+        check: Callable[[Mapping[str, Any]], None] | None = None,
+    ):
+        """Declares a metric.
 
-    tables: tuple[Table, ...]
-    needs_own_prior: bool = False
-    extractor: str = ""
-    on_features: bool = False
-    check: Callable[[Mapping[str, Any]], None] | None = None
+        Args:
+            *tables: its values.
+            needs_own_prior: whether it needs the prior that the run is configured with.
+            extractor: the feature extractor that it uses unless another is given; '' for none.
+            on_features: whether it runs on any extractor, as `evaluate(ctx, features, **args)`.
+            check: raises `UserError` for arguments that are never valid.
+        """
+        self.tables, self.needs_own_prior = tables, needs_own_prior
+        self.extractor, self.on_features, self.check = extractor, on_features, check
 
 
 # Sets that several metrics compare, by the last part of their keys. Those

@@ -19,22 +19,20 @@ from pmjax.evals.context import Context
 from pmjax.evals.two_sample import two_sample_tests
 
 METRIC = Metric(
-    (
-        Table(
-            "c2st",
-            "Classifier two-sample test of latents",
-            "Accuracy of a classifier that separates latents of a prior from embeddings of test "
-            "examples: 0.5 is perfect.",
-            better="lower",
-        ),
-        Table(
-            "c2st_p",
-            "p-values of the classifier two-sample test",
-            "Under the null hypothesis that the classifier guesses; a small one says that latents "
-            "and embeddings differ.",
-            better="higher",
-        ),
-    )
+    Table(
+        "c2st",
+        "Classifier two-sample test of latents",
+        "Accuracy of a classifier that separates latents of a prior from embeddings of test "
+        "examples: 0.5 is perfect.",
+        better="lower",
+    ),
+    Table(
+        "c2st_p",
+        "p-values of the classifier two-sample test",
+        "Under the null hypothesis that the classifier guesses; a small one says that latents and "
+        "embeddings differ.",
+        better="higher",
+    ),
 )
 CLASSIFIERS = {  # name: (number of training examples, seed) -> classifier
     "mlp": lambda n, seed: MLPClassifier((20,), max_iter=100, random_state=seed),

@@ -10,18 +10,16 @@ from pmjax.evals.features.base import Features
 from pmjax.evals.labels import classes
 
 METRIC = Metric(
-    (
-        Table(
-            "classes",
-            "Classes among the samples",
-            "Shares of the samples that a classifier fitted to real images assigns to a class; "
-            "near 0 means that the class is missing.",
-            {
-                "share_min": Value("of the rarest class", "higher"),
-                "share_max": Value("of the most frequent class"),
-                "accuracy": Value("of the classifier on the test set: how far to trust it"),
-            },
-        ),
+    Table(
+        "classes",
+        "Classes among the samples",
+        "Shares of the samples that a classifier fitted to real images assigns to a class; near 0 "
+        "means that the class is missing.",
+        {
+            "share_min": Value("of the rarest class", "higher"),
+            "share_max": Value("of the most frequent class"),
+            "accuracy": Value("of the classifier on the test set: how far to trust it"),
+        },
     ),
     needs_own_prior=True,
     extractor="efficientnet_lite0",

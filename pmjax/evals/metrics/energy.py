@@ -11,22 +11,20 @@ from pmjax.evals.context import Context
 from pmjax.evals.two_sample import two_sample_tests
 
 METRIC = Metric(
-    (
-        Table(
-            "energy",
-            "Energy distance of latents",
-            "Between the latents of a prior and the embeddings of test examples; lower is better, "
-            "and 'train' is what real ones reach.",
-            better="lower",
-        ),
-        Table(
-            "energy_p",
-            "p-values of the energy distances",
-            "Of the permutation test that both are draws of one distribution; a small one says "
-            "that they differ.",
-            better="higher",
-        ),
-    )
+    Table(
+        "energy",
+        "Energy distance of latents",
+        "Between the latents of a prior and the embeddings of test examples; lower is better, and "
+        "'train' is what real ones reach.",
+        better="lower",
+    ),
+    Table(
+        "energy_p",
+        "p-values of the energy distances",
+        "Of the permutation test that both are draws of one distribution; a small one says that "
+        "they differ.",
+        better="higher",
+    ),
 )
 AT_ONCE = 500  # permutations
 

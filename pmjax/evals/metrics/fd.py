@@ -28,27 +28,25 @@ def check(args: Mapping[str, Any]) -> None:
 
 
 METRIC = Metric(
-    (
-        Table(
-            "fd",
-            "Fréchet distance ({})",
-            "Squared distance between the features of generated and of test images; lower is "
-            "better. Compare it with the floor, which real images reach, and with recon_train, "
-            "which a perfect prior would reach. It compares neither with FID on Inception features "
-            "nor across numbers of samples.",
-            better="lower",
-            bars=True,
-        ),
-        Table(
-            "fid",
-            "Fréchet Inception Distance ({})",
-            "Squared distance between the Inception features of generated and of real images, by "
-            "this protocol and variant of the input; lower is better. It compares only under the "
-            "same protocol and variant. The spread is over draws of the compared images, with a "
-            "fixed reference.",
-            better="lower",
-            bars=True,
-        ),
+    Table(
+        "fd",
+        "Fréchet distance ({})",
+        "Squared distance between the features of generated and of test images; lower is better. "
+        "Compare it with the floor, which real images reach, and with recon_train, which a "
+        "perfect prior would reach. It compares neither with FID on Inception features nor across "
+        "numbers of samples.",
+        better="lower",
+        bars=True,
+    ),
+    Table(
+        "fid",
+        "Fréchet Inception Distance ({})",
+        "Squared distance between the Inception features of generated and of real images, by this "
+        "protocol and variant of the input; lower is better. It compares only under the same "
+        "protocol and variant. The spread is over draws of the compared images, with a fixed "
+        "reference.",
+        better="lower",
+        bars=True,
     ),
     extractor="efficientnet_lite0",
     on_features=True,

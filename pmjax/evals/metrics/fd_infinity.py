@@ -7,24 +7,21 @@ from pmjax.evals.features.base import Features
 from pmjax.evals.frechet import Sample, frechet_infinity
 
 METRIC = Metric(
-    (
-        Table(
-            "fd_infinity",
-            "Fréchet distance of infinitely many samples ({})",
-            "The line through the distances of 1/N images, extrapolated to 0: without the bias of "
-            "the number of samples. The bias of the finite test set remains, and the floor shows "
-            "it.",
-            better="lower",
-            bars=True,
-        ),
-        Table(
-            "fid_infinity",
-            "FID of infinitely many samples ({})",
-            "The line through the FIDs of 1/N images, extrapolated to 0: without the bias of the "
-            "number of samples.",
-            better="lower",
-            bars=True,
-        ),
+    Table(
+        "fd_infinity",
+        "Fréchet distance of infinitely many samples ({})",
+        "The line through the distances of 1/N images, extrapolated to 0: without the bias of the "
+        "number of samples. The bias of the finite test set remains, and the floor shows it.",
+        better="lower",
+        bars=True,
+    ),
+    Table(
+        "fid_infinity",
+        "FID of infinitely many samples ({})",
+        "The line through the FIDs of 1/N images, extrapolated to 0: without the bias of the "
+        "number of samples.",
+        better="lower",
+        bars=True,
     ),
     extractor="efficientnet_lite0",
     on_features=True,

@@ -10,23 +10,21 @@ from pmjax.evals.feature_sets import flag, floor_of, with_spreads
 from pmjax.evals.features.base import Features
 
 METRIC = Metric(
-    (
-        Table(
-            "is",
-            "Classifier score ({})",
-            "How certain a classifier of ImageNet is about each image, and how varied its classes "
-            "are; higher is better. Compare it with the floor. It does not compare with the "
-            "Inception Score, which is by another classifier.",
-            better="higher",
-        ),
-        Table(
-            "inception_score",
-            "Inception Score",
-            "How certain a classifier of ImageNet is about each image, and how varied its classes "
-            "are; higher is better. It uses no reference and says little about images unlike "
-            "ImageNet's: compare it with the floor.",
-            better="higher",
-        ),
+    Table(
+        "is",
+        "Classifier score ({})",
+        "How certain a classifier of ImageNet is about each image, and how varied its classes "
+        "are; higher is better. Compare it with the floor. It does not compare with the Inception "
+        "Score, which is by another classifier.",
+        better="higher",
+    ),
+    Table(
+        "inception_score",
+        "Inception Score",
+        "How certain a classifier of ImageNet is about each image, and how varied its classes "
+        "are; higher is better. It uses no reference and says little about images unlike "
+        "ImageNet's: compare it with the floor.",
+        better="higher",
     ),
     extractor="efficientnet_lite0",
     on_features=True,

@@ -11,22 +11,20 @@ from pmjax.evals.feature_sets import OF_DECODER, feature_sets, flag, floor_of, w
 from pmjax.evals.features.base import Features
 
 METRIC = Metric(
-    (
-        Table(
-            "kd",
-            "Kernel distance ({})",
-            "Unbiased squared MMD between features with a cubic kernel; lower is better, near 0 "
-            "for real images whatever their number. The spread is over subsets. It does not "
-            "compare with KID, which is on Inception features.",
-            better="lower",
-        ),
-        Table(
-            "kid",
-            "Kernel Inception Distance",
-            "Unbiased squared MMD between Inception features with a cubic kernel; lower is better, "
-            "near 0 for real images. The spread is over subsets.",
-            better="lower",
-        ),
+    Table(
+        "kd",
+        "Kernel distance ({})",
+        "Unbiased squared MMD between features with a cubic kernel; lower is better, near 0 for "
+        "real images whatever their number. The spread is over subsets. It does not compare with "
+        "KID, which is on Inception features.",
+        better="lower",
+    ),
+    Table(
+        "kid",
+        "Kernel Inception Distance",
+        "Unbiased squared MMD between Inception features with a cubic kernel; lower is better, "
+        "near 0 for real images. The spread is over subsets.",
+        better="lower",
     ),
     extractor="efficientnet_lite0",
     on_features=True,

@@ -12,18 +12,16 @@ from pmjax.evals.context import Context
 from pmjax.evals.labels import classes, codes
 
 METRIC = Metric(
-    (
-        Table(
-            "kmeans",
-            "k-means",
-            "Test accuracy of clusters of the embeddings, and of as many principal components, "
-            "each cluster standing for one class.",
-            {
-                "accuracy": Value("of the embeddings", "higher"),
-                "pca": Value("of as many principal components of the data"),
-            },
-        ),
-    )
+    Table(
+        "kmeans",
+        "k-means",
+        "Test accuracy of clusters of the embeddings, and of as many principal components, each "
+        "cluster standing for one class.",
+        {
+            "accuracy": Value("of the embeddings", "higher"),
+            "pca": Value("of as many principal components of the data"),
+        },
+    ),
 )
 
 

@@ -6,22 +6,20 @@ from pmjax.evals.base import Metric, Table, Value
 from pmjax.evals.context import Context
 
 METRIC = Metric(
-    (
-        Table(
-            "latent",
-            "Latent space",
-            "The coordinates of the training set's embeddings, in inference mode; the latent "
-            "BatchNorm asks for mean 0 and variance 1 in each.",
-            {
-                "mean_abs_max": Value("largest absolute mean of a coordinate", "lower"),
-                "var_min": Value("smallest variance of a coordinate"),
-                "var_max": Value("largest variance of a coordinate"),
-                "cov_abs_mean": Value("mean absolute covariance of two coordinates", "lower"),
-                "cov_abs_max": Value("largest absolute covariance of two coordinates", "lower"),
-                "corr_abs_mean": Value("mean absolute correlation of two coordinates", "lower"),
-            },
-        ),
-    )
+    Table(
+        "latent",
+        "Latent space",
+        "The coordinates of the training set's embeddings, in inference mode; the latent "
+        "BatchNorm asks for mean 0 and variance 1 in each.",
+        {
+            "mean_abs_max": Value("largest absolute mean of a coordinate", "lower"),
+            "var_min": Value("smallest variance of a coordinate"),
+            "var_max": Value("largest variance of a coordinate"),
+            "cov_abs_mean": Value("mean absolute covariance of two coordinates", "lower"),
+            "cov_abs_max": Value("largest absolute covariance of two coordinates", "lower"),
+            "corr_abs_mean": Value("mean absolute correlation of two coordinates", "lower"),
+        },
+    ),
 )
 
 

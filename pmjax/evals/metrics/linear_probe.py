@@ -14,18 +14,16 @@ from pmjax.evals.context import Context
 from pmjax.evals.labels import classes, codes
 
 METRIC = Metric(
-    (
-        Table(
-            "linear_probe",
-            "Linear probe",
-            "Test accuracy of a linear classifier on the embeddings, and on as many principal "
-            "components.",
-            {
-                "accuracy": Value("of the embeddings", "higher"),
-                "pca": Value("of as many principal components of the data"),
-            },
-        ),
-    )
+    Table(
+        "linear_probe",
+        "Linear probe",
+        "Test accuracy of a linear classifier on the embeddings, and on as many principal "
+        "components.",
+        {
+            "accuracy": Value("of the embeddings", "higher"),
+            "pca": Value("of as many principal components of the data"),
+        },
+    ),
 )
 
 

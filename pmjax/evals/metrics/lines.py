@@ -9,26 +9,24 @@ from pmjax.evals.base import Metric, Table, Value, option
 from pmjax.evals.context import LEAVE, Context, finite
 
 METRIC = Metric(
-    (
-        Table(
-            "lines",
-            "Interpolated lines",
-            "ACAI's task: interpolations should be lines whose angles change evenly; 0 is perfect.",
-            {
-                "mean_distance": Value("from each image to the nearest line", "lower"),
-                "distance_floor": Value("of real lines"),
-                "smoothness": Value(
-                    "largest turn beyond an even one; invalid interpolations count as 0", "lower"
-                ),
-                "smoothness_strict": Value(
-                    "the same, with invalid interpolations as one jump", "lower"
-                ),
-                "invalid": Value(
-                    "share of interpolations that end at the angle where they begin", "lower"
-                ),
-            },
-        ),
-    )
+    Table(
+        "lines",
+        "Interpolated lines",
+        "ACAI's task: interpolations should be lines whose angles change evenly; 0 is perfect.",
+        {
+            "mean_distance": Value("from each image to the nearest line", "lower"),
+            "distance_floor": Value("of real lines"),
+            "smoothness": Value(
+                "largest turn beyond an even one; invalid interpolations count as 0", "lower"
+            ),
+            "smoothness_strict": Value(
+                "the same, with invalid interpolations as one jump", "lower"
+            ),
+            "invalid": Value(
+                "share of interpolations that end at the angle where they begin", "lower"
+            ),
+        },
+    ),
 )
 BANK = 10_000  # rendered lines, at equal angles
 SAME = 1e-4  # radians: less than two lines of the bank are apart

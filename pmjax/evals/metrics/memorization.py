@@ -12,21 +12,19 @@ from pmjax.evals.context import Context, finite
 from pmjax.evals.features.base import Features
 
 METRIC = Metric(
-    (
-        Table(
-            "memorization",
-            "Memorization, {}",
-            "Mean distance of samples from their nearest training examples, over that of test "
-            "examples: about 1 for new examples, well below 1 for copies. Blur brings samples "
-            "nearer: see recon.",
-        ),
-        Table(
-            "authenticity",
-            "Authenticity, {}",
-            "Share of the samples that are farther from their nearest training example than that "
-            "example is from its own nearest; near 0 for copies.",
-            better="higher",
-        ),
+    Table(
+        "memorization",
+        "Memorization, {}",
+        "Mean distance of samples from their nearest training examples, over that of test "
+        "examples: about 1 for new examples, well below 1 for copies. Blur brings samples nearer: "
+        "see recon.",
+    ),
+    Table(
+        "authenticity",
+        "Authenticity, {}",
+        "Share of the samples that are farther from their nearest training example than that "
+        "example is from its own nearest; near 0 for copies.",
+        better="higher",
     ),
     extractor="efficientnet_lite0",
 )

@@ -16,7 +16,7 @@ PART = 10  # least examples of a part for each neighbor
 VALUES = 20  # least number of values from parts that the spread is computed from
 
 METRIC = Metric(
-    tuple(
+    *(
         Table(
             f"prdc/{quantity}",
             f"{quantity.capitalize()} ({{}})",
@@ -29,8 +29,8 @@ METRIC = Metric(
             "quality of single images. The floor is that of real ones.",
             "recall": "Share of the test images that lie among these images, by their features: "
             "variety. The floor is that of real ones.",
-            "density": "In how many balls of real images an image lies, divided by their number k: "
-            "like precision, but less affected by outliers; may exceed 1.",
+            "density": "In how many balls of real images an image lies, divided by their number "
+            "k: like precision, but less affected by outliers; may exceed 1.",
             "coverage": "Share of the test images with an image nearby: variety, less affected by "
             "outliers than recall.",
         }.items()

@@ -7,23 +7,20 @@ from pmjax.evals.base import Metric, Table, Value
 from pmjax.evals.context import Context
 
 METRIC = Metric(
-    (
-        Table(
-            "recon",
-            "Reconstruction",
-            "How close G(E(x)) comes to x, over the whole test set.",
-            {
-                "mse": Value(
-                    "mean squared error in the data's own units, [-1, 1] for images; lower is "
-                    "better",
-                    "lower",
-                ),
-                "mse01": Value("the same for values in [0, 1]: a quarter of it", "lower"),
-                "psnr": Value("peak signal-to-noise ratio in dB; higher is better", "higher"),
-                "ssim": Value("structural similarity; 1 is perfect", "higher"),
-            },
-        ),
-    )
+    Table(
+        "recon",
+        "Reconstruction",
+        "How close G(E(x)) comes to x, over the whole test set.",
+        {
+            "mse": Value(
+                "mean squared error in the data's own units, [-1, 1] for images; lower is better",
+                "lower",
+            ),
+            "mse01": Value("the same for values in [0, 1]: a quarter of it", "lower"),
+            "psnr": Value("peak signal-to-noise ratio in dB; higher is better", "higher"),
+            "ssim": Value("structural similarity; 1 is perfect", "higher"),
+        },
+    ),
 )
 MIN_MSE01 = 1e-10  # an image reconstructed exactly counts as 100 dB
 WINDOW, SIGMA = 11, 1.5  # pixels

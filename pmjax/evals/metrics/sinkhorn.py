@@ -13,15 +13,13 @@ from pmjax.evals.context import Context
 from pmjax.evals.metrics.wasserstein import real_points
 
 METRIC = Metric(
-    (
-        Table(
-            "sinkhorn",
-            "Sinkhorn distance",
-            "The 2-Wasserstein distance with an entropy term, debiased; lower is better.",
-            better="lower",
-            bars=True,
-        ),
-    )
+    Table(
+        "sinkhorn",
+        "Sinkhorn distance",
+        "The 2-Wasserstein distance with an entropy term, debiased; lower is better.",
+        better="lower",
+        bars=True,
+    ),
 )
 MAX_ITERATIONS = 500
 ON_FACTORS = 30  # further iterations on factors in each of those

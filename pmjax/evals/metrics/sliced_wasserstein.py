@@ -8,16 +8,14 @@ from pmjax.evals.base import Metric, Table, option
 from pmjax.evals.context import CHUNK, Context
 
 METRIC = Metric(
-    (
-        Table(
-            "sliced_w2",
-            "Sliced 2-Wasserstein distance",
-            "The distance between the projections of generated and of test examples, averaged over "
-            "random directions; lower is better.",
-            better="lower",
-            bars=True,
-        ),
-    )
+    Table(
+        "sliced_w2",
+        "Sliced 2-Wasserstein distance",
+        "The distance between the projections of generated and of test examples, averaged over "
+        "random directions; lower is better.",
+        better="lower",
+        bars=True,
+    ),
 )
 
 

@@ -12,55 +12,53 @@ from pmjax.evals.context import LEAVE, Context, finite
 from pmjax.evals.metrics.topology import distance_correlation, neighbours_kept, rank_correlation
 
 METRIC = Metric(
-    (
-        Table(
-            "swiss_roll",
-            "Latents and the swiss roll",
-            "Whether neighbors among the latents of the run's own prior are neighbors on the roll, "
-            "and vice versa; 1 is perfect.",
-            {
-                "trustworthiness": Value(
-                    "falls when neighbors among the latents are far apart on the roll", "higher"
-                ),
-                "continuity": Value(
-                    "falls when neighbors on the roll have latents far apart", "higher"
-                ),
-                "neighbours_kept": Value(
-                    "share of the nearest on the roll that are nearest among the latents", "higher"
-                ),
-                "distance_correlation": Value(
-                    "between points on the roll and latents; 0 is independence", "higher"
-                ),
-                "geodesic_correlation": Value(
-                    "of distances on the roll with those of latents", "higher"
-                ),
-            },
-        ),
-        Table(
-            "swiss_roll/distance",
-            "Distance from the swiss roll",
-            "Mean distance of generated points from the roll without noise; lower is better.",
-            better="lower",
-        ),
-        Table(
-            "swiss_roll/off",
-            "Points off the swiss roll",
-            "Share of the generated points that are farther from the roll than 99 in 100 test "
-            "points; lower is better.",
-            better="lower",
-        ),
-        Table(
-            "swiss_roll/ks_t",
-            "Distribution along the swiss roll",
-            "Kolmogorov-Smirnov statistic against the true one; lower is better.",
-            better="lower",
-        ),
-        Table(
-            "swiss_roll/ks_height",
-            "Distribution over the height of the swiss roll",
-            "Kolmogorov-Smirnov statistic against the true one; lower is better.",
-            better="lower",
-        ),
+    Table(
+        "swiss_roll",
+        "Latents and the swiss roll",
+        "Whether neighbors among the latents of the run's own prior are neighbors on the roll, "
+        "and vice versa; 1 is perfect.",
+        {
+            "trustworthiness": Value(
+                "falls when neighbors among the latents are far apart on the roll", "higher"
+            ),
+            "continuity": Value(
+                "falls when neighbors on the roll have latents far apart", "higher"
+            ),
+            "neighbours_kept": Value(
+                "share of the nearest on the roll that are nearest among the latents", "higher"
+            ),
+            "distance_correlation": Value(
+                "between points on the roll and latents; 0 is independence", "higher"
+            ),
+            "geodesic_correlation": Value(
+                "of distances on the roll with those of latents", "higher"
+            ),
+        },
+    ),
+    Table(
+        "swiss_roll/distance",
+        "Distance from the swiss roll",
+        "Mean distance of generated points from the roll without noise; lower is better.",
+        better="lower",
+    ),
+    Table(
+        "swiss_roll/off",
+        "Points off the swiss roll",
+        "Share of the generated points that are farther from the roll than 99 in 100 test points; "
+        "lower is better.",
+        better="lower",
+    ),
+    Table(
+        "swiss_roll/ks_t",
+        "Distribution along the swiss roll",
+        "Kolmogorov-Smirnov statistic against the true one; lower is better.",
+        better="lower",
+    ),
+    Table(
+        "swiss_roll/ks_height",
+        "Distribution over the height of the swiss roll",
+        "Kolmogorov-Smirnov statistic against the true one; lower is better.",
+        better="lower",
     ),
     needs_own_prior=True,
 )

@@ -13,29 +13,27 @@ from pmjax.evals.base import Metric, Table, Value, option
 from pmjax.evals.context import Context
 
 METRIC = Metric(
-    (
-        Table(
-            "topology",
-            "Topology of the embedding",
-            "Whether neighbors in data space are neighbors in latent space, and vice versa; 1 is "
-            "perfect.",
-            {
-                "trustworthiness": Value(
-                    "falls when neighbors in latent space are not neighbors in the data", "higher"
-                ),
-                "continuity": Value("falls when neighbors in the data are torn apart", "higher"),
-                "neighbours_kept": Value(
-                    "share of the nearest in the data that are nearest in the latents", "higher"
-                ),
-                "distance_correlation": Value(
-                    "between data and embedding; 0 is independence", "higher"
-                ),
-                "geodesic_correlation": Value(
-                    "of distances along the data with those in the latents", "higher"
-                ),
-            },
-        ),
-    )
+    Table(
+        "topology",
+        "Topology of the embedding",
+        "Whether neighbors in data space are neighbors in latent space, and vice versa; 1 is "
+        "perfect.",
+        {
+            "trustworthiness": Value(
+                "falls when neighbors in latent space are not neighbors in the data", "higher"
+            ),
+            "continuity": Value("falls when neighbors in the data are torn apart", "higher"),
+            "neighbours_kept": Value(
+                "share of the nearest in the data that are nearest in the latents", "higher"
+            ),
+            "distance_correlation": Value(
+                "between data and embedding; 0 is independence", "higher"
+            ),
+            "geodesic_correlation": Value(
+                "of distances along the data with those in the latents", "higher"
+            ),
+        },
+    ),
 )
 
 

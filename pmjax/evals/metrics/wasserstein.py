@@ -8,16 +8,14 @@ from pmjax.evals.base import Metric, Table, Value, option
 from pmjax.evals.context import Context
 
 METRIC = Metric(
-    (
-        Table(
-            "w2",
-            "2-Wasserstein distance",
-            "How far generated points have to move to become fresh real ones; lower is better, and "
-            "the floor is the distance between two sets of real points.",
-            {"ratio": Value("the run's own prior over the floor; 1 is perfect", "lower")},
-            better="lower",
-            bars=True,
-        ),
+    Table(
+        "w2",
+        "2-Wasserstein distance",
+        "How far generated points have to move to become fresh real ones; lower is better, and "
+        "the floor is the distance between two sets of real points.",
+        {"ratio": Value("the run's own prior over the floor; 1 is perfect", "lower")},
+        better="lower",
+        bars=True,
     ),
     needs_own_prior=True,
 )
