@@ -438,7 +438,7 @@ def test_the_metric_follows_the_reference(tmp_path, folder, monkeypatch, caplog,
         reference = tmp_path / "s.npz"
         np.savez(reference, mu=np.zeros(dim), sigma=np.zeros((dim, dim), np.float16))
     monkeypatch.setattr(registry, "validate", lambda *_: None)
-    monkeypatch.setattr(runner, "run", lambda metrics, ctx, **_: ran.append(metrics) or {})
+    monkeypatch.setattr(runner, "run", lambda metrics, *_, **_k: ran.append(metrics) or {})
     runner.compare(samples, reference, out=tmp_path / "m.json")
     assert (metric,) in ran
     assert any(f"--evals={metric}" in line for line in caplog.messages) == bool(dim)

@@ -204,12 +204,14 @@ def test_readme_example_of_a_metric(tmp_path, monkeypatch, caplog):
 def test_readme_example_of_an_extractor_serves_all_metrics_on_features(tmp_path, monkeypatch):
     module = import_example("pmjax.evals.features", tmp_path, monkeypatch)
     metrics = [f"{file}_thumbnails" for file in ON_FEATURES if file != "is"]
-    args = {"kd_thumbnails": {"subset_size": 40, "scale": 2}, "fd": {"extractor": "thumbnails"}}
+    args = {"kd_thumbnails": {"subset_size": 40}, "fd": {"extractor": "thumbnails"}}
     ctx = two_sets()
     values = runner.run([*metrics, "fd"], ctx, args)
     assert {key.partition("/")[0] for key in values} == set(metrics)
     assert values["fd_thumbnails/samples"] < 3 * values["fd_thumbnails/floor"]
     assert ctx.used["thumbnails"] == {"scale": "1.0"}
+    scaled = runner.run(["fd_thumbnails"], ctx, {"fd_thumbnails": {"scale": 2}})
+    assert scaled["fd_thumbnails/floor"] == pytest.approx(4 * values["fd_thumbnails/floor"])
     assert registry.direction("prdc_thumbnails/recall/samples") == 1
     with pytest.raises(UserError, match="'is_thumbnails' needs scores of classes"):
         runner.run(["is_thumbnails"], ctx)

@@ -1,7 +1,6 @@
 """The exact 2-Wasserstein distance between generated and fresh real points."""
 
 import numpy as np
-import ot
 
 from pmjax.errors import UserError
 from pmjax.evals.base import Metric, Table, Value, option
@@ -49,6 +48,8 @@ def evaluate(ctx: Context, *, draws: int = 5, num: int = 2000) -> dict[str, floa
 
 def wasserstein2(a: np.ndarray, b: np.ndarray) -> float:
     """Returns min over couplings of (E‖a - b‖²)^½ for two sets of points [N, D] and [M, D]."""
+    import ot  # loads PyTorch, if it is installed
+
     cost = ot.dist(np.asarray(a, np.float64), np.asarray(b, np.float64), metric="sqeuclidean")
     squared, log = ot.emd2([], [], cost, numItermax=10_000_000, log=True)
     if log["warning"]:
