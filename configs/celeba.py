@@ -1,18 +1,18 @@
 """CelebA, 64×64 faces, with Mimicry's networks: the paper's main experiment, for TPU and GPU.
 
-python -m pmjax.main --config=configs/celeba.py --workdir=runs/celeba
+    python -m pmjax.main --config=configs/celeba.py --workdir=runs/celeba
 
-Add --config.data.manual_dir=DIRECTORY with the official img_align_celeba.zip and
-list_eval_partition.txt; without it, TensorFlow Datasets' copy is used. 25 epochs of 162770 images
-in batches of 128. Not yet run in full: no figure can be given here.
+Data: TensorFlow Datasets, or img_align_celeba.zip and list_eval_partition.txt in
+--config.data.manual_dir=DIRECTORY. 25 epochs of 162770 images. Expected result: not yet measured.
 """
 
 import default
+from ml_collections import ConfigDict
 
 EXAMPLES, EPOCHS, BATCH = 162_770, 25, 128
 
 
-def get_config(variant: str = ""):
+def get_config(variant: str = "") -> ConfigDict:
     """Returns the config; variants: paper, author, runlocal."""
     return default.get_config(
         variant,

@@ -1,18 +1,18 @@
 """CIFAR-10, 32×32, with Mimicry's networks, for TPU and GPU.
 
-python -m pmjax.main --config=configs/cifar10.py --workdir=runs/cifar10
+    python -m pmjax.main --config=configs/cifar10.py --workdir=runs/cifar10
 
-Add --config.data.manual_dir=DIRECTORY with the official cifar-10-python.tar.gz; without it,
-TensorFlow Datasets' copy is used. 25 epochs as in the paper; :100epochs trains four times as long.
-Not yet run in full: no figure can be given here.
+Data: TensorFlow Datasets, or cifar-10-python.tar.gz in --config.data.manual_dir=DIRECTORY.
+25 epochs as in the paper; the variant 100epochs trains for 100. Expected result: not yet measured.
 """
 
 import default
+from ml_collections import ConfigDict
 
 EXAMPLES, EPOCHS, BATCH = 50_000, 25, 64
 
 
-def get_config(variant: str = ""):
+def get_config(variant: str = "") -> ConfigDict:
     """Returns the config; variants: 100epochs, paper, author, runlocal."""
     return default.get_config(
         variant,

@@ -1,16 +1,23 @@
 """Configs: every file loads, and mistakes are named with what would be right."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 
+import pmjax
 from pmjax import config, schema
+from pmjax.distributed.processes import ProcessGroup
 from pmjax.errors import UserError
+from pmjax.reporting.run_log import RunLog
 from pmjax.storage import workdir
+from pmjax.training import stages
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(path for path in CONFIGS.glob("*.py") if path.stem != "default")
+README = CONFIGS / "README.md"
 DIGITS = str(CONFIGS / "digits.py")
 
 
@@ -221,3 +228,20 @@ def test_a_missing_config_file_says_where_it_was_looked_for(tmp_path):
         config.load("configs/digit.py")
     with pytest.raises(UserError, match=f"nor any other in {tmp_path}"):
         config.load(str(tmp_path / "digits.py"))
+
+
+def test_readme_example(tmp_path):
+    block = re.search(r"```python\n# file: (\w+\.py)\n(.*?)```", README.read_text(), re.DOTALL)
+    (tmp_path / block[1]).write_text(block[2])
+    shutil.copy(CONFIGS / "default.py", tmp_path)
+    loaded = config.load(f"{tmp_path / block[1]}:two_steps")
+    workdir.claim(loaded, tmp_path / "run")
+    report = RunLog(tmp_path / "run")
+    stages.fit(loaded, tmp_path / "run", report, ProcessGroup())
+    report.close()
+    assert pmjax.load(tmp_path / "run").sample(3, seed=0).shape == (3, 28, 28, 1)
+
+
+def test_readme_has_every_file():
+    for path in CONFIGS.glob("*.py"):
+        assert f"`{path.name}`" in README.read_text()
