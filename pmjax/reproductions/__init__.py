@@ -1,1 +1,1 @@
-"""Figures and tables of the paper, one file each."""
+"""Reproductions of the paper's figures and tables, one file each."""

@@ -1,12 +1,10 @@
-"""Figure 6: what BatchNorm and regularizer add, at 256 latent dimensions.
+"""Figure 6: the effects of BatchNorm and the regularizer, at 256 latent dimensions.
 
-The paper lays the failure without BatchNorm to an over-dispersed embedding. Ours is not, so one
-more run has the same autoencoder with its embedding 16 times as wide.
+    python -m pmjax.reproduce ablation --workdir=runs/reproduce/ablation
 
-python -m pmjax.reproduce ablation --workdir=runs/reproduce/ablation
-
-Digits with nets of half the width, 5 runs for each of three seeds, each some minutes on a CPU core;
---jobs=2 takes two at once.
+The paper attributes the failure without BatchNorm to an over-dispersed embedding. Ours is not, so
+one more run has the same autoencoder with its embedding 16 times as wide. Digits, with nets of half
+the width: 5 runs for each of three seeds, some minutes each on a CPU core.
 """
 
 from collections.abc import Iterator
@@ -21,7 +19,7 @@ from pmjax.reproductions.drawing import trained
 
 NO_BATCH_NORM = {"method_args.batch_norm": False}
 NO_REGULARIZER = {"method_args.regularizer": False}
-# The defaults are small, for the sake of reconstructions; the authors' code has 1, later 0.5.
+# The defaults are smaller, for better reconstructions; the authors' code has 1, later 0.5.
 REGULARIZER = {"method_args.omega1": 0.5, "method_args.omega2": 0.5}
 DISPERSED = {"method_args.dispersion": 16.0}
 RUNS = tuple(
@@ -44,11 +42,11 @@ COLUMNS = (
     Column(title="largest variance", key="latent/var_max"),
 )
 NOTE = (
-    "FD: Fréchet distance between features of EfficientNet-Lite0, of samples, of midpoints between "
-    "embeddings, and of reconstructed training images, each against the test images. Variances are "
-    "those of the embedding's coordinates."
+    "FD: Fréchet distance to the test images in features of EfficientNet-Lite0, of samples, of "
+    "midpoints between embeddings, and of reconstructed training images. Variances are those of "
+    "the coordinates of the embedding."
 )
-SIDE = 6  # images along a side of a picture
+SIDE = 6  # images per side of a grid
 
 
 def results(study: Study) -> Iterator[Table | Figure]:
@@ -68,7 +66,7 @@ def results(study: Study) -> Iterator[Table | Figure]:
         yield picture_rows(
             study.figures / "ablation.png",
             "Ablation",
-            "Reconstructions of test images, interpolations between test images (a row each) and "
+            "Reconstructions of test images, interpolations between test images (one per row) and "
             "samples, not selected; the paper's Figure 6.",
             ("reconstruction", "interpolation", "generation"),
             rows,

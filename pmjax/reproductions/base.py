@@ -1,20 +1,12 @@
-"""Figures and tables by one command each, one file each, found by name: `pmjax.reproduce NAME`.
-
-A file `pmjax/reproductions/NAME.py` defines REPRODUCTION, a `Reproduction`: a config file, the runs
-that are made of it, and a function that says what is tabulated and drawn of them:
-
-    def results(study: Study) -> Iterator[Table | Figure]
-
-Each run is an ordinary `pmjax.main`, once for every seed, in DIR/runs/<run>/seed<k>; `_runs` starts
-those that are not finished. `results` may be asked for while runs are missing or have failed: a
-table says so, a figure leaves them out. What needs no runs (`theory`) computes in `results`.
-"""
+"""What a reproduction is: a config, runs of it, and the tables and figures made from them."""
 
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from pmjax import config, plugins
 from pmjax.errors import UserError
@@ -23,15 +15,15 @@ from pmjax.reporting.images import Figure
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """What is trained, once for every seed, and the rows that it gives a table.
+    """A model to train, once per seed, and its rows in the table.
 
     Attributes:
-      name: of its directory, and for --methods.
+      name: of its directory, also for --methods.
       label: in tables and figures.
       method: a file in pmjax/methods.
-      prior: a file in pmjax/priors; '': the method's own, and the config's if it has none.
-      also: further priors on the same embeddings, each a row of its own.
-      overrides: dotted name -> value, for the config.
+      prior: a file in pmjax/priors; '': the method's own, or else the config's.
+      also: further priors on the same embeddings, one row each.
+      overrides: {dotted name: value} for the config.
     """
 
     name: str
@@ -48,11 +40,11 @@ class Column:
 
     Attributes:
       title: its heading.
-      key: of the metric; '{prior}' stands for the row's prior. What has no '{prior}' belongs to
-        the autoencoder, and stands in the run's first row only.
-      over: key of a metric to divide by, seed by seed.
-      paper: run's name -> the value that the paper gives.
-      protocol: how the paper measured it.
+      key: of the metric; '{prior}' is replaced by the row's prior. A key without '{prior}' describes
+        the autoencoder and appears in the run's first row only.
+      over: key of a metric to divide by, per seed.
+      paper: {run: the paper's value}.
+      protocol: of the paper's measurement.
     """
 
     title: str
@@ -64,7 +56,7 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row: its labels, and for each column {seed: value} and perhaps the paper's value."""
+    """A row: its labels, and per column {seed: value} and the paper's value, if any."""
 
     labels: tuple[str, ...]
     values: tuple[Mapping[int, float], ...]
@@ -73,7 +65,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table; `labels` are the headings of the rows' labels, `note` stands below."""
+    """A table; `labels` are the headings of the rows' labels, `note` is the text below."""
 
     title: str
     labels: tuple[str, ...]
@@ -84,16 +76,17 @@ class Table:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reproduction:
-    """A reproduction.
+    """A figure or table of the paper, or a comparison of its kind.
 
     Attributes:
       title: of the report.
-      results: yields its tables and figures.
+      results: yields tables and figures. Runs may be missing or have failed: tables say so,
+        figures leave them out.
       config: name of a file in configs/.
-      runs: what is trained.
+      runs: the models to train.
       overrides: of all runs.
-      runlocal: of all runs in a smoke run, which takes the config's variant ':runlocal'.
-      seeds: unless told otherwise.
+      runlocal: overrides of all runs in a smoke run, on the config's variant ':runlocal'.
+      seeds: by default.
     """
 
     title: str
@@ -107,18 +100,17 @@ class Reproduction:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-    """A reproduction in a directory, with what its user chose.
+    """A reproduction in a directory, with the user's choices.
 
     Attributes:
-      reproduction: what is reproduced.
-      directory: where.
-      runs: those of the reproduction that were asked for.
+      reproduction: the reproduction.
+      directory: of its runs and results.
+      runs: the selected runs.
       seeds: of each run.
       configs: the directory of config files.
-      overrides: dotted name -> text, over everything else.
+      overrides: {dotted name: text}, with the highest priority.
       runlocal: whether it is a smoke run.
-      failures: (run's name, seed) -> why it failed.
-      say: shows a line.
+      failures: {(run, seed): reason}.
     """
 
     reproduction: Reproduction
@@ -129,23 +121,22 @@ class Study:
     overrides: Mapping[str, str] = dataclasses.field(default_factory=dict)
     runlocal: bool = False
     failures: dict[tuple[str, int], str] = dataclasses.field(default_factory=dict)
-    say: Callable[[str], None] = print
 
     @property
     def figures(self) -> Path:
-        """Where figures are kept; made if it is not there."""
+        """The directory of figures, created on first use."""
         folder = self.directory / "figures"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def config(self) -> str:
-        """Returns the config that runs are started with: path, and variant in a smoke run."""
+        """Returns the --config of all runs: a path, with the variant of a smoke run."""
         path = str(self.configs / self.reproduction.config)
         return f"{path}:runlocal" if self.runlocal else path
 
     def changes(self, run: Run, seed: int) -> dict[str, str]:
-        """Returns dotted name -> text of all that a run changes of the config."""
-        values = {"method": run.method}
+        """Returns {dotted name: text} of everything that a run overrides in the config."""
+        values: dict[str, Any] = {"method": run.method}
         if prior := run.prior or own_prior(run.method):
             values["prior"] = prior
         values |= {"eval.baselines": run.also} | self.reproduction.overrides | run.overrides
@@ -154,27 +145,27 @@ class Study:
         values |= {"seed": seed} | self.overrides
         return {name: _text(value) for name, value in values.items()}
 
-    def settings(self, run: Run, seed: int):
-        """Returns a run's complete config; `UserError` names the run."""
+    def settings(self, run: Run, seed: int) -> ConfigDict:
+        """Returns the complete config of a run; a `UserError` names the run."""
         try:
             return config.load(self.config(), self.changes(run, seed))
         except UserError as error:
             raise UserError(f"Run '{run.name}': {error}") from None
 
     def workdir(self, run: Run, seed: int) -> Path:
-        """Returns where a run is kept."""
+        """Returns the workdir of a run."""
         return self.directory / "runs" / run.name / f"seed{seed}"
 
     def finished(self, run: Run) -> list[int]:
-        """Returns the seeds that are trained and evaluated."""
+        """Returns the seeds that have been trained and evaluated."""
         return [seed for seed in self.seeds if self.metrics(run, seed)]
 
-    def iter_samples(self) -> list[tuple[Run, int]]:
-        """Returns the runs that figures can show, each with its first finished seed."""
+    def shown(self) -> list[tuple[Run, int]]:
+        """Returns the finished runs, each with its first finished seed, for figures."""
         return [(run, seeds[0]) for run in self.runs if (seeds := self.finished(run))]
 
     def metrics(self, run: Run, seed: int) -> dict[str, float]:
-        """Returns a finished run's metrics, or nothing."""
+        """Returns the metrics of a finished run, else {}."""
         path = self.workdir(run, seed) / "metrics.json"
         if (run.name, seed) in self.failures or not path.is_file():
             return {}
@@ -184,12 +175,12 @@ class Study:
             raise UserError(f"{path} is damaged ({error}). Delete it and run again.") from error
 
     def priors(self, run: Run) -> tuple[str, ...]:
-        """Returns the priors that a run is evaluated with, its own first."""
+        """Returns the priors that a run is evaluated with; the first is its own."""
         settings = self.settings(run, self.seeds[0])
         return tuple(dict.fromkeys((settings.prior, *settings.eval.baselines)))
 
     def missing(self) -> list[tuple[Run, int, str]]:
-        """Returns the runs without metrics, and why."""
+        """Returns the runs without metrics, with the reason."""
         return [
             (run, seed, self.failures.get((run.name, seed), "not run yet"))
             for run in self.runs
@@ -198,7 +189,7 @@ class Study:
         ]
 
     def table(self, title: str, columns: Iterable[Column], note: str = "") -> Table:
-        """Tabulates the runs: a row for each and for each of its priors."""
+        """Tabulates the runs, with one row per run and prior."""
         columns, rows = tuple(columns), []
         for run in self.runs:
             for prior in self.priors(run):
@@ -223,7 +214,7 @@ class Study:
 
 
 def own_prior(method: str) -> str:
-    """Returns the prior that a method brings with it, or ''."""
+    """Returns the name of a method's own prior, or ''."""
     return getattr(plugins.load("methods", method).Method, "prior", "")
 
 

@@ -3,15 +3,17 @@
     python -m pmjax.reproduce celeba --workdir=runs/reproduce/celeba \
         --config.data.manual_dir=DIRECTORY
 
-For accelerators: 19 runs of 25 epochs for each of three seeds; --methods=vae,aae,pm takes fewer,
---jobs=8 takes eight GPUs. Not yet run in full. The paper's FID stands beside ours if 'fid' is among
---config.eval.metrics.
+For accelerators: 19 runs of 25 epochs for each of three seeds; --methods=vae,aae,pm selects runs,
+--jobs=8 uses eight GPUs. Not yet run in full. With 'fid' in
+--config.eval.metrics, the table has the paper's FID beside ours.
 """
+
+from collections.abc import Mapping
 
 from pmjax.reproductions.comparison import SMALL, comparison
 
-# Table 1; its WAE does not say which of the two.
-PAPER = {
+# Table 1; it does not say which WAE.
+PAPER: Mapping[str, Mapping[str, float]] = {
     "FID": {"vae": 80, "aae": 101, "wae_mmd": 115, "introvae": 120, "age": 116, "pm": 62},
     "MSE": {
         "vae": 0.0383,

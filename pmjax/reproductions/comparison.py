@@ -1,4 +1,4 @@
-"""All methods on the same images, nets and steps: the shape of the paper's Tables 1 and 2."""
+"""Compares all methods on the same images, nets and steps, as in the paper's Tables 1 and 2."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -9,8 +9,8 @@ from pmjax.reporting.images import Figure
 from pmjax.reproductions.base import Column, Reproduction, Run, Study, Table
 from pmjax.reproductions.drawing import image_strips
 
-# The paper's own methods first, then the rest of its related work, then the strongest simple rivals
-# and, for each prior that any method could have, its row on the plain autoencoder and on ours.
+# The methods of the paper's tables, then the rest of its related work, then the strongest simple
+# baselines. Priors that fit any embedding have a row on the plain autoencoder and on ours.
 PRIORS = ("gmm", "two_stage_vae", "flow_matching", "realnvp")
 RUNS = (
     Run(name="pm", label="ours", method="pm", also=(*PRIORS, "knn_jitter")),
@@ -27,7 +27,7 @@ RUNS = (
     Run(name="introvae", label="IntroVAE", method="introvae", also=("gmm",)),
     Run(name="age", label="AGE", method="age", also=("gmm",)),
     Run(name="alae", label="ALAE", method="alae", also=("gmm",)),
-    # At full rate from the first step one seed in three fell to black images, and stayed there.
+    # Without the warm-up, one seed in three collapsed to black images.
     Run(name="acai", label="ACAI", method="acai", overrides={"optimizer.warmup": 100}),
     Run(name="mi_ae", label="MI-AE", method="mi_ae", also=("gmm",)),
     Run(name="infovae", label="InfoVAE", method="infovae", also=("gmm",)),
@@ -44,7 +44,7 @@ RUNS = (
         overrides={"method_args.regularizer": "spectral_norm"},
     ),
 )
-# Tiny perceptrons: every method's way through all of it, in seconds each.
+# Tiny perceptrons: each method runs end to end in seconds.
 SMALL = {
     "nets": "mlp",
     "nets_args.width": 32,
@@ -73,10 +73,10 @@ def comparison(
     Args:
       title: of the report.
       config: name of a file in configs/.
-      paper: 'FID' and 'MSE' -> {run's name: the paper's value}.
+      paper: {'FID' or 'MSE': {run: the paper's value}}.
       overrides: of all runs.
       ours: overrides of the runs of the paper's method.
-      runlocal: of all runs in a smoke run.
+      runlocal: overrides of all runs in a smoke run.
     """
 
     def results(study: Study) -> Iterator[Table | Figure]:
@@ -97,13 +97,13 @@ def comparison(
 
 
 NOTE = (
-    "MSE: test images in [-1, 1]. FD: Fréchet distance between features of EfficientNet-Lite0, of "
-    "samples, of reconstructed training images (what a perfect prior would reach) and of midpoints "
-    "between embeddings, each against the test images; it is no FID, and compares only within this "
-    "table. Energy: the energy distance of latents from embeddings of test images (of variational "
-    "methods, the posteriors' means), over that of training images. A method's first row has its "
-    "own prior, the next ones priors fitted to the same embeddings; knn_jitter is a control that "
-    "repeats the training set."
+    "MSE: test images in [-1, 1]. FD: Fréchet distance to the test images in features of "
+    "EfficientNet-Lite0, of samples, of reconstructed training images (the value of a perfect "
+    "prior) and of midpoints between embeddings; it is not an FID and comparable only within this "
+    "table. Energy: energy distance between latents and embeddings of test images (for variational "
+    "methods, the posterior means), divided by that of training images. The first row of a method "
+    "has its own prior, the others have priors fitted to the same embeddings; knn_jitter is a "
+    "control that repeats the training set."
 )
 
 

@@ -1,9 +1,9 @@
-"""Figure 3: where the encodings of digit '0' lie, by methods that match a prior and by ours.
+"""Figure 3: the encodings of digit '0', by methods that match a prior and by ours.
 
-python -m pmjax.reproduce encodings --workdir=runs/reproduce/encodings
+    python -m pmjax.reproduce encodings --workdir=runs/reproduce/encodings
 
-Digits through two latent coordinates, so that no projection stands between latent space and the
-picture. 4 runs for each of three seeds, three minutes each on one CPU core, ours seven.
+Digits with two latent coordinates, so that figures need no projection. 4 runs for each of three
+seeds, three minutes each on one CPU core, ours seven.
 """
 
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ from pmjax.reproductions.base import Column, Reproduction, Run, Study, Table
 from pmjax.reproductions.drawing import trained
 
 NORMAL = ("standard_normal",)
-# What 64 dimensions do not need and two do: with one update of D for each of g, the latent GAN
-# loses parts of the embedding; with λ = 0.2, one seed of WAE-MMD in three never reconstructs.
+# Needed in two dimensions but not in 64: with one update of D per update of g, the latent GAN loses
+# parts of the embedding; with λ = 0.2, one seed of WAE-MMD in three never reconstructs.
 THREE_UPDATES = {"prior_args.critic_repeats": 3}
 SMALL_PENALTY = {"method_args.weight": 0.05}
 RUNS = (
@@ -26,14 +26,14 @@ RUNS = (
 )
 COLUMNS = (
     Column(title="MSE", key="recon/mse"),
-    Column(title="told from the prior", key="c2st/{prior}"),
+    Column(title="C2ST accuracy", key="c2st/{prior}"),
     Column(title="trustworthiness", key="topology/trustworthiness"),
     Column(title="continuity", key="topology/continuity"),
 )
 NOTE = (
-    "Told from the prior: how often a classifier is right on whether a latent is an embedding of a "
-    "test image or a draw of the prior; 0.5 is a perfect match. Trustworthiness and continuity: "
-    "whether neighbours among images and embeddings are the same; 1 is perfect."
+    "C2ST accuracy: of a classifier between embeddings of test images and draws of the prior; 0.5 "
+    "is a perfect match. Trustworthiness and continuity: whether images and embeddings have the "
+    "same neighbors; 1 is perfect."
 )
 DIGIT = 0
 
@@ -56,8 +56,8 @@ def results(study: Study) -> Iterator[Table | Figure]:
         yield scatter_rows(
             study.figures / "encodings.png",
             "Encodings of digit '0'",
-            "Embeddings of test images of the digit 0 (blue), in grey under them draws of the "
-            "method's own prior, then all digits' embeddings; the paper's Figure 3.",
+            "Embeddings of test images of the digit 0 (blue) over draws of the method's own prior "
+            "(gray), then over the embeddings of all digits; the paper's Figure 3.",
             rows,
         )
 

@@ -1,8 +1,8 @@
-"""Figures 4 and 5: the swiss roll through every method's two latent coordinates.
+"""Figures 4 and 5: the swiss roll with two latent coordinates, by every method.
 
-python -m pmjax.reproduce swiss_roll --workdir=runs/reproduce/swiss_roll
+    python -m pmjax.reproduce swiss_roll --workdir=runs/reproduce/swiss_roll
 
-17 runs for each of three seeds, one to ten minutes each on a CPU core; --jobs=2 takes two at once.
+17 runs for each of three seeds, one to ten minutes each on a CPU core.
 """
 
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ from pmjax.reproductions.base import Column, Reproduction, Run, Study, Table
 from pmjax.reproductions.drawing import trained
 
 ALSO = ("gmm", "flow_matching")
-# The methods' default weights of the KL divergence are for images. Here a coordinate's variance is
-# about 0.2, below the 0.5 of their p(x|z), so that posteriors would collapse (Proposition 1; see
-# `theory`). This one stands for a p(x|z) with a standard deviation of 0.1.
+# The default weights of the KL divergence are for images. Here the variance of a coordinate is about
+# 0.2, below the 0.5 of their p(x|z), so that posteriors would collapse (Proposition 1; see
+# `theory`). This weight corresponds to a p(x|z) with a standard deviation of 0.1.
 WEIGHT = 0.02
-# A sphere has two dimensions in three coordinates; SAE centres its coordinates, which costs one.
+# A sphere in three coordinates has two dimensions; SAE centers its coordinates, which costs one.
 SPHERE = {"latent_dim": 3}
 RUNS = (
     Run(
@@ -33,7 +33,7 @@ RUNS = (
     ),
     Run(name="aae", label="AAE", method="aae", also=ALSO),
     Run(name="alae", label="ALAE", method="alae", also=ALSO),
-    # With the default of 0.05 the error of reconstructions is half as large again.
+    # With the default of 0.05, the reconstruction error is 1.5 times as large.
     Run(
         name="pm",
         label="ours",
@@ -86,53 +86,55 @@ COLUMNS = (
     Column(title="continuity", key="topology/continuity"),
 )
 NOTE = (
-    "W₂: 2-Wasserstein distance of 2000 samples from fresh points; the floor is that of other "
-    "fresh points, so 1 is perfect for their ratio, as it is for trustworthiness and continuity "
-    "of the embedding. Off the roll: the share of samples farther from the roll than 99 in 100 "
-    "test points, 0.01 for perfect ones. Energy: the energy distance of latents from embeddings of "
-    "test points (of variational methods, the posteriors' means), over that of training points. "
-    "All latents have two dimensions: those of AGE, S-VAE and SAE, which lie on a sphere, in "
-    "three coordinates, or four where these are centred (SAE)."
+    "W₂: 2-Wasserstein distance between 2000 samples and fresh points; the floor is that between "
+    "fresh points, so the perfect ratio is 1. Trustworthiness and continuity of the embedding: 1 is "
+    "perfect. Off the roll: share of samples farther from the roll than 99 of 100 test points; 0.01 "
+    "is perfect. Energy: energy distance between latents and embeddings of test points (for "
+    "variational methods, the posterior means), divided by that of training points. All latents "
+    "have two dimensions; on the spheres of AGE, S-VAE and SAE, these take three coordinates, or "
+    "four where they are centered (SAE)."
 )
 POINTS = 2000
-QUICK = ("reconstruction", "topology", "swiss_roll")  # the exact W₂ takes its time
+QUICK = ("reconstruction", "topology", "swiss_roll")  # without the exact W₂, which is slow
 
 
 def results(study: Study) -> Iterator[Table | Figure]:
     """Yields the table, then manifolds (Figure 4) and latents (Figure 5)."""
     yield study.table("Generation and topology", COLUMNS, NOTE)
-    manifolds, latents, box = [], [], None
+    manifolds: list[tuple[str, list[Scatter | None]]] = []
+    latents: list[tuple[str, list[Scatter | None]]] = []
+    box = None
     for run in trained(study):
         x = run.test[:POINTS]
-        colour, z = unroll(x)[0], run.model.encode(x)
+        color, z = unroll(x)[0], run.model.encode(x)
         drawn = run.model.sample_latent(len(x), seed=run.seed)
         made = run.model.decode(drawn)
-        # New points have no place along the roll of their own: each takes its nearest test point's.
-        place = colour[cKDTree(x).query(made)[1]]
+        # A generated point takes the color of the nearest test point.
+        place = color[cKDTree(x).query(made)[1]]
         base = run.model.sample_base(len(x), seed=run.seed)
         box = cube(x) if box is None else box
-        panels = [
-            Scatter("input", x, colour),
-            Scatter("reconstruction", run.model.reconstruct(x), colour),
+        panels: list[Scatter | None] = [
+            Scatter("input", x, color),
+            Scatter("reconstruction", run.model.reconstruct(x), color),
             Scatter("generation", made, place),
         ]
         manifolds.append((run.label, panels))
-        at = colour[cKDTree(z).query(drawn)[1]]
+        at = color[cKDTree(z).query(drawn)[1]]
         maps = base is not None and base.shape[1] == 2
         between = Scatter("prior z'", base, at) if maps else None
         name = "generated latent" if maps else f"prior {run.model.prior}"
-        if z.shape[1] > 3:  # SAE's centred coordinates lie in three directions
+        if z.shape[1] > 3:  # SAE's centered coordinates span three directions
             directions = np.linalg.svd(z, full_matrices=False)[2][:3].T
             z, drawn = z @ directions, drawn @ directions
         same = cube(np.concatenate([z, drawn]))
-        panels = [Scatter("embedding", z, colour, limits=same), between]
+        panels = [Scatter("embedding", z, color, limits=same), between]
         latents.append((run.label, [*panels, Scatter(name, drawn, at, limits=same)]))
     if manifolds:
         yield scatter_rows(
             study.figures / "manifolds.png",
             "Manifolds",
-            "Test points, their reconstructions, and new points by each method's own prior, all in "
-            "the same axes, beyond which nothing is drawn, and coloured along the roll; the "
+            "Test points, their reconstructions, and samples of each method's own prior, colored "
+            "along the roll. All panels have the same axes; points outside are not drawn. The "
             "paper's Figure 4.",
             manifolds,
             limits=np.asarray(box) * 1.15,
@@ -140,8 +142,8 @@ def results(study: Study) -> Iterator[Table | Figure]:
         yield scatter_rows(
             study.figures / "latents.png",
             "Latents",
-            "Embeddings of test points; where the prior is mapped, its draws, coloured by where "
-            "they go; and the latents that samples are made of. The paper's Figure 5.",
+            "Embeddings of test points; draws of the base prior where there is one, colored by "
+            "their destination; and the latents of the samples. The paper's Figure 5.",
             latents,
         )
 

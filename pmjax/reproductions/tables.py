@@ -1,10 +1,11 @@
-"""Tables as Markdown, JSON and HTML, and the report around them."""
+"""Writes tables as Markdown, JSON and HTML, with the report around them."""
 
 import json
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pmjax.reporting import html
 from pmjax.reporting.images import Figure
@@ -25,7 +26,7 @@ def write(
     lines = [f"# {title}", "", f"`{command}`", "", summary(study), ""]
     for table in tables:
         lines += [f"## {table.title}", "", *_markdown(table, study.seeds), ""]
-        lines += [f"{note}\n" for note in _notes(table, study.seeds)]
+        lines += [f"{note}\n" for note in _notes(table)]
     if missing:
         lines += ["## Missing", "", *(f"- {_missing(entry)}" for entry in missing), ""]
     lines += [f"![{_cell(f.title)}](figures/{Path(f.path).name})\n" for f in figures]
@@ -51,21 +52,21 @@ def write(
 
 
 def summary(study: Study) -> str:
-    """Returns a sentence on what the tables rest on."""
-    smoke = "A smoke run: these numbers say nothing about the methods. " if study.runlocal else ""
+    """Returns a sentence on the seeds that the tables average over."""
+    smoke = "A smoke run: these numbers do not compare the methods. " if study.runlocal else ""
     if len(study.seeds) == 1:
         return f"{smoke}One seed, {study.seeds[0]}."
     return f"{smoke}Mean ± standard deviation over seeds {', '.join(map(str, study.seeds))}."
 
 
-def shown(values: Mapping[int, float], seeds: Sequence[int]) -> str:
-    """Returns 'mean ± standard deviation' of {seed: value}, and of how many seeds if not of all."""
+def format_values(values: Mapping[int, float], seeds: Sequence[int]) -> str:
+    """Returns 'mean ± standard deviation' of {seed: value}, and the number of seeds if some lack."""
     if not values:
         return "—"
     mean, spread = mean_and_spread(values)
-    if not spread or not math.isfinite(spread):  # one value, or the same from all
+    if not spread or not math.isfinite(spread):  # one value, or equal values
         text = f"{mean:.4g}"
-    else:  # two digits of the spread, and the mean as far
+    else:  # two digits of the spread, and as many decimals of the mean
         decimals = max(0, 1 - math.floor(math.log10(spread)))
         text = f"{mean:.{decimals}f} ± {spread:.{decimals}f}"
         if decimals > 6:
@@ -74,30 +75,30 @@ def shown(values: Mapping[int, float], seeds: Sequence[int]) -> str:
 
 
 def mean_and_spread(values: Mapping[int, float]) -> tuple[float, float | None]:
-    """Returns the mean and the sample's standard deviation (None of one value)."""
+    """Returns the mean and the sample standard deviation (None for one value)."""
     numbers = list(values.values())
     spread = statistics.stdev(numbers) if len(numbers) > 1 else None
     return statistics.fmean(numbers), spread
 
 
-def _grid(table: Table, seeds) -> Iterator[tuple[tuple[str, ...], list[str]]]:
-    """Yields (labels, cells) of the rows below the headings, which come first."""
-    beside = [bool(column.paper) for column in table.columns]
+def _grid(table: Table, seeds: Sequence[int]) -> Iterator[tuple[tuple[str, ...], list[str]]]:
+    """Yields (labels, cells) of the headings, then of each row."""
+    with_paper = [bool(column.paper) for column in table.columns]
     headings = []
-    for column, paper in zip(table.columns, beside, strict=True):
-        headings += [column.title, *(["the paper's"] if paper else [])]
+    for column, has_paper in zip(table.columns, with_paper, strict=True):
+        headings += [column.title, *(["the paper's"] if has_paper else [])]
     yield table.labels, headings
     for row in table.rows:
         papers = row.paper or (None,) * len(table.columns)
-        cells = []
-        for values, paper, has_paper in zip(row.values, papers, beside, strict=True):
-            cells.append(shown(values, seeds))
+        cells: list[str] = []
+        for values, paper, has_paper in zip(row.values, papers, with_paper, strict=True):
+            cells.append(format_values(values, seeds))
             cells += ["—" if paper is None else f"{paper:g}"] if has_paper else []
         yield row.labels, cells
 
 
-def _notes(table: Table, seeds) -> list[str]:
-    """Returns the table's note, how the paper measured, and what no run has measured."""
+def _notes(table: Table) -> list[str]:
+    """Returns the table's note, the paper's protocols, and the columns without any value."""
     notes = [table.note] if table.note else []
     notes += [f"The paper's {c.title}: {c.protocol}." for c in table.columns if c.protocol]
     unknown = [
@@ -109,7 +110,7 @@ def _notes(table: Table, seeds) -> list[str]:
     return notes
 
 
-def _markdown(table: Table, seeds) -> Iterator[str]:
+def _markdown(table: Table, seeds: Sequence[int]) -> Iterator[str]:
     rows = _grid(table, seeds)
     labels, headings = next(rows)
     yield "| " + " | ".join(map(_cell, (*labels, *headings))) + " |"
@@ -120,12 +121,12 @@ def _markdown(table: Table, seeds) -> Iterator[str]:
 
 def _html(table: Table, seeds: Sequence[int]) -> html.TextTable:
     (labels, headings), *rows = _grid(table, seeds)
-    return html.TextTable(table.title, labels, headings, rows, _notes(table, seeds))
+    return html.TextTable(table.title, labels, headings, rows, _notes(table))
 
 
 def _json(table: Table) -> dict:
-    def cell(column: Column, values, paper):
-        entry = {"seeds": {str(seed): value for seed, value in values.items()}}
+    def cell(column: Column, values: Mapping[int, float], paper: float | None) -> dict[str, Any]:
+        entry: dict[str, Any] = {"seeds": {str(seed): value for seed, value in values.items()}}
         if values:
             entry["mean"], entry["spread"] = mean_and_spread(values)
         if paper is not None:

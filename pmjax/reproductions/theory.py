@@ -4,27 +4,29 @@
 
 Half a minute on one CPU core, for three seeds.
 
-x is uniform on [-1, 1], p(z) = N(0, 1), and p(x|z) a Gaussian around G(z). The VAE's optimum
-depends on the decoder's variance σ² and on β only through v = βσ²: it minimises
+x is uniform on [-1, 1], p(z) = N(0, 1), and p(x|z) is a Gaussian around G(z). The VAE's optimum
+depends on the decoder's variance σ² and on β only through v = βσ²: it minimizes
 E(x - G(z))² + 2v E KL.
 
-- Linear nets (`linear`): the optimum in closed form. For v ≥ Var x it is KL = 0 for every x, and
-  G(z) = E x whatever z is: Proposition 1. For v → 0 it reconstructs, and sup_x KL → ∞.
-- Perceptrons (`optimise`): the same, without the restriction to linear maps.
-- Intervals (`disjoint`): posteriors with finite and disjoint supports, as in Figure 1. Of K of them
-  each has 1/K of the prior, so KL = ln K, and nobody has enough of them for a continuum of x.
+- Linear nets (`linear`): the optimum in closed form. For v ≥ Var x, KL = 0 for every x and
+  G(z) = E x for every z: Proposition 1. For v → 0, it reconstructs and sup_x KL → ∞.
+- Perceptrons (`optimize`): the same without the restriction to linear maps.
+- Intervals (`disjoint`): posteriors with finite and disjoint supports, as in Figure 1. Each of K
+  posteriors has 1/K of the prior, so KL = ln K; no finite K suffices for a continuum of x.
 - The bound (`bound`): KL ≥ mutual information ≥ rate-distortion function ≥ Shannon's lower bound,
-  ln 2 - ½ ln(2πe·MSE), for any encoder and decoder. It grows without limit as MSE → 0, which is
+  ln 2 - ½ ln(2πe·MSE), for any encoder and decoder. It is unbounded as MSE → 0, which is
   Proposition 2 for squared error.
 """
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy import stats
 
 from pmjax.reporting import plots
 from pmjax.reporting.images import Figure
@@ -35,11 +37,11 @@ Array = jax.Array
 VARIANCE = 1 / 3  # of x
 LEVELS = (1.0, 1 / 3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.003, 0.001, 0.0003)  # v
 STEPS, RUNLOCAL_STEPS = 4000, 200
-STRATA, NOISES, WIDTH = 64, 4, 32  # x in a batch, draws of noise for each, units of a layer
+STRATA, NOISES, WIDTH = 64, 4, 32  # x per batch, draws of noise per x, units per layer
 BLUE, RED, GREEN, GRAY = plots.BLUE, "#c8452f", "#2f8f4e", "#8a9099"
 
 
-def gaussian_kl(mean, variance):
+def gaussian_kl(mean: Any, variance: Any) -> Any:
     """Returns KL[N(mean, variance) ‖ N(0, 1)] in nats, elementwise."""
     return (mean**2 + variance - 1 - np.log(variance)) / 2
 
@@ -48,7 +50,7 @@ def linear(v: float) -> dict[str, float]:
     """Returns the optimum among linear nets: z ~ N(a·x, s²), G(z) = w·z.
 
     w² = Var x - v, a = w / Var x, s² = v / Var x, for v < Var x (Tipping & Bishop, 1999, in one
-    dimension, with β); from there on w = a = 0, s² = 1.
+    dimension, with β); for larger v, w = a = 0 and s² = 1.
     """
     share = min(v / VARIANCE, 1.0)
     w = (VARIANCE * (1 - share)) ** 0.5
@@ -66,20 +68,20 @@ def linear(v: float) -> dict[str, float]:
 def disjoint(num: int) -> tuple[float, float]:
     """Returns MSE and KL (for every x) of `num` posteriors with disjoint supports.
 
-    x's interval, of `num` equal ones, picks the part of the prior; G says the interval's middle.
+    The prior and the range of x have `num` parts each; G returns the center of x's interval.
     """
     return VARIANCE / num**2, float(np.log(num))
 
 
-def bound(mse):
-    """Returns what E KL, and so sup_x KL, is at least, in nats, for a mean squared error."""
+def bound(mse: Any) -> Any:
+    """Returns the lower bound of E KL, and so of sup_x KL, in nats, for a mean squared error."""
     return np.maximum(np.log(2) - np.log(2 * np.pi * np.e * np.asarray(mse)) / 2, 0)
 
 
 def init(key: Array) -> dict[str, list[tuple[Array, Array]]]:
     """Returns the parameters of E: x -> (mean, log-variance), and of G: z -> x̂."""
 
-    def net(key, sizes):
+    def net(key: Array, sizes: tuple[int, ...]) -> list[tuple[Array, Array]]:
         keys = jax.random.split(key, len(sizes) - 1)
         pairs = zip(keys, sizes[:-1], sizes[1:], strict=True)
         return [(jax.random.normal(k, (m, n)) / m**0.5, jnp.zeros(n)) for k, m, n in pairs]
@@ -99,11 +101,12 @@ def apply(layers: list[tuple[Array, Array]], x: Array) -> Array:
 
 def posterior(params: dict, x: Array) -> tuple[Array, Array]:
     """Returns mean and log-variance of q(z|x), [N] each, for x [N]."""
-    return tuple(apply(params["E"], x[:, None]).T)
+    mean, log_variance = apply(params["E"], x[:, None]).T
+    return mean, log_variance
 
 
 def loss(params: dict, key: Array, v: Array) -> Array:
-    """Returns E(x - G(z))² + 2v E KL, over one x of each stratum and antithetic noise."""
+    """Returns E(x - G(z))² + 2v E KL, with one x per stratum and antithetic noise."""
     key_x, key_z = jax.random.split(key)
     edges = jnp.linspace(-1, 1, STRATA, endpoint=False)
     x = edges + jax.random.uniform(key_x, (STRATA,)) * 2 / STRATA
@@ -116,15 +119,15 @@ def loss(params: dict, key: Array, v: Array) -> Array:
 
 
 @partial(jax.jit, static_argnames="steps")
-def optimise(levels: Array, key: Array, *, steps: int) -> dict:
-    """Returns parameters, with a leading axis over `levels`, after so many steps of Adam."""
+def optimize(levels: Array, key: Array, *, steps: int) -> dict:
+    """Returns parameters, with a leading axis over `levels`, after `steps` steps of Adam."""
     optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, steps))
     keys = jax.random.split(key, len(levels) + 1)
     params = jax.vmap(init)(keys[1:])
 
     def step(carry, key):
         params, state = carry
-        # A level's own scale, so that the smallest one's loss weighs as much as the largest's.
+        # Divided by the level, so that all levels have losses of the same scale.
         total = lambda p: (jax.vmap(loss, (0, None, 0))(p, key, levels) / levels).sum()  # noqa: E731
         updates, state = optimizer.update(jax.grad(total)(params), state)
         return (optax.apply_updates(params, updates), state), None
@@ -135,7 +138,7 @@ def optimise(levels: Array, key: Array, *, steps: int) -> dict:
 
 @jax.jit
 def measure(params: dict) -> dict[str, Array]:
-    """Returns MSE, E KL, sup_x KL and the deviation of G(z) over p(z), by quadrature."""
+    """Returns MSE, E KL, sup_x KL and the standard deviation of G(z) over p(z), by quadrature."""
     x = jnp.linspace(-1, 1, 1001)
     nodes, weights = (jnp.asarray(a, jnp.float32) for a in np.polynomial.hermite_e.hermegauss(24))
     weights = weights / weights.sum()
@@ -158,7 +161,7 @@ def results(study: Study) -> Iterator[Table | Figure]:
     steps = RUNLOCAL_STEPS if study.runlocal else STEPS
     fitted, measured = {}, {}
     for seed in study.seeds:
-        fitted[seed] = optimise(jnp.asarray(LEVELS), jax.random.key(seed), steps=steps)
+        fitted[seed] = optimize(jnp.asarray(LEVELS), jax.random.key(seed), steps=steps)
         measured[seed] = {n: np.asarray(a) for n, a in jax.vmap(measure)(fitted[seed]).items()}
     yield _table(measured)
     yield _figure(study, fitted[study.seeds[0]], measured[study.seeds[0]])
@@ -179,10 +182,10 @@ def _table(measured: dict[int, dict[str, np.ndarray]]) -> Table:
 
 NAMES = ("mse", "kl", "sup_kl", "spread")
 NOTE = (
-    "x uniform on [-1, 1], nats. 'linear' is the closed form for linear nets, the rest "
-    "perceptrons. The bound is the least E KL that any encoder and decoder with this MSE can have. "
-    "Proposition 1: from v = Var x = 0.333 on, KL is 0 for every x, G(z) no longer depends on z, "
-    "and MSE is Var x. Proposition 2: sup KL grows without limit as MSE falls."
+    "x is uniform on [-1, 1]; KL is in nats. 'linear' is the closed form for linear nets, the other "
+    "columns are perceptrons. The bound is the smallest E KL of any encoder and decoder with this "
+    "MSE. Proposition 1: for v ≥ Var x = 0.333, KL is 0 for every x, G(z) does not depend on z, and "
+    "MSE is Var x. Proposition 2: sup KL is unbounded as MSE falls."
 )
 
 
@@ -218,43 +221,41 @@ def _figure(study: Study, params: dict, found: dict[str, np.ndarray]) -> Figure:
         canvas,
         study.figures / "theory.png",
         "Propositions 1 and 2",
-        "Above: posteriors of nine x at three levels v = βσ² of a one-dimensional VAE, in black "
-        "the prior. At v = 1 all are the prior; as v falls they part. Below: the paper's Figure 1, "
-        "disjoint supports; what each MSE costs; both against v (lines: linear nets in closed "
+        "Top: posteriors of nine x at three levels v = βσ² of a one-dimensional VAE; the prior is "
+        "black. At v = 1 all equal the prior; as v falls they separate. Bottom: the paper's "
+        "Figure 1, disjoint supports; KL against MSE; both against v (lines: linear nets in closed "
         "form; dots: perceptrons).",
         tight=True,
     )
 
 
-def _posteriors(axis, params, index, level, mse) -> None:
+def _posteriors(axis: Any, params: dict, index: int, level: float, mse: float) -> None:
     x = jnp.linspace(-1, 1, 9)
     mean, log_variance = posterior(jax.tree.map(lambda a: a[index], params), x)
     z = np.linspace(-3.5, 3.5, 2001)
     deviations = np.exp(np.asarray(log_variance) / 2)
-    for at, centre, deviation in zip(np.asarray(x), np.asarray(mean), deviations, strict=True):
-        density = np.exp(-(((z - centre) / deviation) ** 2) / 2) / (deviation * (2 * np.pi) ** 0.5)
-        axis.plot(z, density, color=_colour(at), lw=1.2)
+    for at, center, deviation in zip(np.asarray(x), np.asarray(mean), deviations, strict=True):
+        density = np.exp(-(((z - center) / deviation) ** 2) / 2) / (deviation * (2 * np.pi) ** 0.5)
+        axis.plot(z, density, color=_color(at), lw=1.2)
     axis.plot(z, np.exp(-(z**2) / 2) / (2 * np.pi) ** 0.5, color="black", lw=1)
     axis.set(xlabel="z", ylabel="q(z|x)", ylim=(0, None))
     axis.set_title(f"v = {level:g}: MSE {mse:.2g}", fontsize=10)
 
 
-def _intervals(axis) -> None:
+def _intervals(axis: Any) -> None:
     """Draws four posteriors with disjoint supports: each a quarter of the prior."""
-    from scipy.stats import norm
-
-    edges = norm.ppf(np.linspace(0.0005, 0.9995, 5))
+    edges = stats.norm.ppf(np.linspace(0.0005, 0.9995, 5))
     for k, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
         z = np.linspace(low, high, 100)
-        axis.fill_between(z, 0, 4 * norm.pdf(z), color=_colour(k / 1.5 - 1), alpha=0.6, lw=0)
+        axis.fill_between(z, 0, 4 * stats.norm.pdf(z), color=_color(k / 1.5 - 1), alpha=0.6, lw=0)
     z = np.linspace(-3.5, 3.5, 300)
-    axis.plot(z, norm.pdf(z), color="black", lw=1)
+    axis.plot(z, stats.norm.pdf(z), color="black", lw=1)
     axis.set(xlabel="z", ylabel="q(z|x)", ylim=(0, None))
     axis.set_title("Four disjoint supports: KL = ln 4 for every x", fontsize=10)
 
 
-def _colour(x: float) -> tuple[float, float, float]:
-    """Returns a colour between blue (x = -1) and red (x = 1)."""
+def _color(x: float) -> tuple[float, float, float]:
+    """Returns a color between blue (x = -1) and red (x = 1)."""
     share = (x + 1) / 2
     return 0.2 + 0.6 * share, 0.35, 0.85 - 0.6 * share
 

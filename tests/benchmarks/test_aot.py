@@ -183,7 +183,7 @@ def test_rates_shares_and_efficiency_follow_from_cycles_and_bytes():
     assert "ESTIMATES" in text and "9 images of 64×64×3" in text
     rows = {line[:28].strip(): line[28:].split() for line in text.splitlines()[3:]}
     assert rows["est. ms/step"] == [f"{got[shape]['step_ms']:.1f}" for shape in got]
-    assert rows["all-reduce and such, MB"] == ["562.0", "100.0", "0.0"]
+    assert rows["collectives, MB"] == ["562.0", "100.0", "0.0"]
 
 
 @pytest.mark.parametrize("shape", [

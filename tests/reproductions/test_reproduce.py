@@ -19,9 +19,9 @@ from scipy import integrate, optimize, stats
 
 from pmjax import builders, plugins
 from pmjax.errors import UserError
-from pmjax.reproduce import _chosen, reproduce
-from pmjax.reproductions import runs, tables, theory
+from pmjax.reproductions import jobs, tables, theory
 from pmjax.reproductions.base import Column, Reproduction, Run, Study
+from pmjax.reproductions.runner import reproduce, select
 from pmjax.training.optimizers import stage1_optimizer
 from pmjax.training.step import init_state
 from tests.small_run import ROOT, run_command
@@ -55,7 +55,6 @@ def study(tmp_path):
         runs=RUNS,
         seeds=(0, 1, 2),
         configs=ROOT / "configs",
-        say=lambda line: None,
     )
 
 
@@ -95,7 +94,7 @@ def starter(started, statuses=None):
 
 
 def work(study, start, **args):
-    runs.work(study, runs.plan(study), start=start, look_every=0, **args)
+    jobs.work(study, jobs.plan(study), start=start, poll_every=0, **args)
 
 
 def test_a_table_has_mean_spread_every_seed_and_the_papers_value(study):
@@ -151,7 +150,7 @@ def test_missing_and_failed_runs_are_named_everywhere(study):
     ],
 )
 def test_values_are_shown_to_two_digits_of_their_spread(values, text):
-    assert tables.shown(dict(enumerate(values)), (0, 1, 2)) == text
+    assert tables.format_values(dict(enumerate(values)), (0, 1, 2)) == text
 
 
 def test_finished_runs_are_skipped_and_others_tried_again(study):
@@ -181,17 +180,17 @@ def test_a_run_stays_finished_when_a_key_is_new_and_changes_nothing(study):
     settings = study.settings(RUNS[0], 0)
     earlier = ConfigDict(settings.to_dict())
     del earlier.eval["stage2_every"], earlier["precision"]
-    assert runs.digest(earlier) == runs.digest(settings)
+    assert jobs.digest(earlier) == jobs.digest(settings)
     earlier.eval.stage2_every = 5
-    assert runs.digest(earlier) != runs.digest(settings)
+    assert jobs.digest(earlier) != jobs.digest(settings)
 
 
 def test_a_run_that_ends_well_without_metrics_has_failed(study):
     put_metrics(study.workdir(RUNS[0], 0), recon__mse=1.0)
     old = study.workdir(RUNS[0], 0) / "metrics.json"
     os.utime(old, (1, 1))
-    one = runs.plan(study)[:1]
-    runs.work(study, one, start=lambda job, slot: SimpleNamespace(poll=lambda: 0), look_every=0)
+    one = jobs.plan(study)[:1]
+    jobs.work(study, one, start=lambda job, slot: SimpleNamespace(poll=lambda: 0), poll_every=0)
     assert "without metrics.json" in study.failures["vae", 0]
 
 
@@ -201,10 +200,10 @@ def test_runs_of_another_config_are_refused_before_anything_starts(study):
     where = study.workdir(RUNS[1], 2)
     where.mkdir(parents=True)
     config.save(study.settings(RUNS[1], 2), where / "config.json")
-    runs.plan(study)
+    jobs.plan(study)
     study.overrides["steps"] = "7"
     with pytest.raises(UserError, match=r"belongs to another config:\n.*config.steps: 2000 there"):
-        runs.plan(study)
+        jobs.plan(study)
 
 
 def test_an_interrupt_tells_the_runs_to_stop_and_is_passed_on(study):
@@ -217,28 +216,28 @@ def test_an_interrupt_tells_the_runs_to_stop_and_is_passed_on(study):
         return processes[-1]
 
     with pytest.raises(KeyboardInterrupt):
-        runs.work(study, runs.plan(study), slots=2, start=start, look_every=0.01)
+        jobs.work(study, jobs.plan(study), slots=2, start=start, poll_every=0.01)
     assert [process.signals for process in processes] == [[signal.SIGTERM]] * 2
 
 
 def test_a_second_reproduction_in_a_directory_is_refused_while_a_run_lives(tmp_path):
-    with runs.alone(tmp_path) as lock:
+    with jobs.locked(tmp_path) as lock:
         orphan = subprocess.Popen(
             [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,)
         )
-    with pytest.raises(UserError, match="works in"), runs.alone(tmp_path):
+    with pytest.raises(UserError, match="works in"), jobs.locked(tmp_path):
         pytest.fail("the lock was given twice")
     orphan.communicate(b"\n")
-    with runs.alone(tmp_path) as lock:
+    with jobs.locked(tmp_path) as lock:
         assert lock >= 0
 
 
 def test_each_job_gets_a_gpu_or_its_part_of_one(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    shares = [runs.share_of_gpus(slot, 4) for slot in range(4)]
+    shares = [jobs.share_of_gpus(slot, 4) for slot in range(4)]
     assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["3", "5", "3", "5"]
     assert {share["XLA_PYTHON_CLIENT_MEM_FRACTION"] for share in shares} == {"0.45"}
-    assert runs.share_of_gpus(0, 1) == {}
+    assert jobs.share_of_gpus(0, 1) == {}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -254,7 +253,7 @@ def test_every_run_of_every_reproduction_has_a_valid_config_and_nets(name, tmp_p
             configs=ROOT / "configs",
             runlocal=runlocal,
         )
-        for job in runs.plan(study):
+        for job in jobs.plan(study):
             settings = study.settings(job.run, 3)
             assert settings.seed == 3 and settings.method == job.run.method
             spec = builders.stage1_spec(settings, SHAPES[settings.data.name])
@@ -271,12 +270,12 @@ def test_mistakes_are_answered_with_the_nearest_name(tmp_path):
     with pytest.raises(UserError, match="Did you mean 'swiss_roll'"):
         reproduce("swisroll", tmp_path)
     with pytest.raises(UserError, match="Did you mean 'vae'"):
-        _chosen(RUNS, "pm,vaee")
+        select(RUNS, "pm,vaee")
     with pytest.raises(UserError, match="Run 'vae'.*Did you mean 'config.steps'"):
         reproduce("digits", tmp_path, methods="vae", overrides={"stepz": "1"})
     with pytest.raises(UserError, match="--seeds"):
         reproduce("digits", tmp_path, overrides={"seed": "1"})
-    with pytest.raises(UserError, match="takes no --config.steps"):
+    with pytest.raises(UserError, match="omit --config.steps"):
         reproduce("theory", tmp_path, overrides={"steps": "1"})
     assert not list(tmp_path.iterdir())
 
@@ -338,7 +337,7 @@ def test_quadrature_measures_a_linear_vae_as_the_closed_form_does():
 
 
 def test_a_short_optimisation_collapses_above_the_variance_and_not_below():
-    params = theory.optimise(jnp.array([1.0, 0.02]), jax.random.key(0), steps=300)
+    params = theory.optimize(jnp.array([1.0, 0.02]), jax.random.key(0), steps=300)
     found = jax.vmap(theory.measure)(params)
     assert float(found["mse"][0]) == pytest.approx(1 / 3, abs=0.01)
     assert float(found["sup_kl"][0]) < 0.05

@@ -1,4 +1,4 @@
-"""Starts the runs of a study that are not finished, and follows them."""
+"""Runs the unfinished trainings of a study as processes, several at once, and follows them."""
 
 import dataclasses
 import fcntl
@@ -26,15 +26,15 @@ from pmjax.storage import workdir as workdirs
 
 log = logging.getLogger(__name__)
 
-MARK = "finished.json"  # in a workdir: of which config it is finished, and how long that took
-LOOK_EVERY, PLAIN_EVERY = 0.5, 30.0  # seconds between looks, and status lines without a terminal
-WIDTH = 100  # characters of a run's own status
-PATIENCE = 120.0  # seconds for a run that was told to stop to save its state
+MARK = "finished.json"  # in a workdir: the digest of the finished config, and the seconds
+POLL_EVERY, PLAIN_EVERY = 0.5, 30.0  # seconds between polls, and status lines without a terminal
+WIDTH = 100  # characters of a log line in the status
+GRACE = 120.0  # seconds for a run to save its state after SIGTERM
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A run with a seed: its config, where it works and logs, and the command."""
+    """A run with one seed: the digest of its config, its workdir, log and command."""
 
     run: Run
     seed: int
@@ -45,11 +45,11 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What it is called in messages."""
+        """Its name in messages."""
         return f"{self.run.name} seed {self.seed}"
 
     def seconds(self) -> float | None:
-        """Returns how long it took if it is finished, else None."""
+        """Returns the seconds it took if it is finished, else None."""
         mark = self.workdir / MARK
         try:
             found = json.loads(mark.read_text())
@@ -63,7 +63,7 @@ def plan(study: Study) -> list[Job]:
     """Returns all jobs, seed by seed, so that each method has a first result early.
 
     Raises:
-      UserError: if a config is not valid, or a workdir belongs to another one.
+      UserError: for an invalid config, and for a workdir of another config.
     """
     jobs = []
     for seed in study.seeds:
@@ -82,10 +82,10 @@ def plan(study: Study) -> list[Job]:
 
 
 def digest(settings: ConfigDict) -> str:
-    """Returns a hash of what decides a run's model and metrics.
+    """Returns a hash of everything that determines a run's model and metrics.
 
-    Keys that earlier versions lacked count only where they change what those versions did, so that
-    runs stay finished when a key is new.
+    A key that earlier versions lacked counts only if its value differs from their behavior, so that
+    finished runs remain finished when a key is added.
     """
     values = workdirs.training_config(settings) | config.flat(settings.eval, "eval.")
     later = config.flat(schema.ADDED)
@@ -94,51 +94,51 @@ def digest(settings: ConfigDict) -> str:
 
 
 @contextmanager
-def alone(directory: Path) -> Iterator[int]:
-    """Holds the directory's lock, and gives its file descriptor to pass on to processes.
+def locked(directory: Path) -> Iterator[int]:
+    """Locks the directory; yields the lock's file descriptor, which the processes inherit.
 
-    They hold it as long as they live, so that a killed reproduction's orphans keep a second one
-    from starting the same runs.
+    The orphans of a killed reproduction thus keep the lock, and a second reproduction cannot start
+    the same runs.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / ".lock").open("a")
+        file = (directory / ".lock").open("a")
     except OSError as error:
         raise UserError(f"{directory} cannot be written ({error.strerror}).") from error
-    with lock:
+    with file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"Another reproduction, or a run that one has left, works in {directory}. Wait for "
-                f"it or end it; --report_only shows what is there already."
+                f"Another reproduction, or a run that it left behind, works in {directory}. Wait for "
+                "it or end it; --report_only tabulates the finished runs."
             ) from None
-        yield lock.fileno()
+        yield file.fileno()
 
 
 def start(job: Job, slot: int, slots: int, lock: int) -> subprocess.Popen:
-    """Starts a job with its share of the machine: every slots-th core, and GPU."""
+    """Starts a job on its share of the machine: every slots-th core, and one GPU."""
     job.log.parent.mkdir(parents=True, exist_ok=True)
-    with job.log.open("w") as log:
+    with job.log.open("w") as file:
         process = subprocess.Popen(
             job.command,
             stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdout=file,
             stderr=subprocess.STDOUT,
             env=os.environ | share_of_gpus(slot, slots),
             pass_fds=(lock,),
-            start_new_session=True,  # Ctrl-C comes here first, and goes on as one SIGTERM
+            start_new_session=True,  # Ctrl-C reaches only this process, which sends SIGTERM
         )
     cores = sorted(os.sched_getaffinity(0))
     if slots > 1:
         mine = cores[slot::slots] or [cores[slot % len(cores)]]
-        with suppress(ProcessLookupError):  # it has ended already; its log says why
+        with suppress(ProcessLookupError):  # it has already ended; its log has the reason
             os.sched_setaffinity(process.pid, mine)
     return process
 
 
 def share_of_gpus(slot: int, slots: int) -> dict[str, str]:
-    """Returns the environment that gives a slot one GPU, or a part of one; {} without GPUs."""
+    """Returns the environment that assigns a GPU, or a part of one, to a slot; {} without GPUs."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is None:
         found = (re.fullmatch(r"nvidia(\d+)", path.name) for path in Path("/dev").glob("nvidia*"))
@@ -161,26 +161,27 @@ def work(
     slots: int = 1,
     start: Callable[[Job, int], Any],
     stream: TextIO | None = None,
-    look_every: float = LOOK_EVERY,
+    poll_every: float = POLL_EVERY,
 ) -> None:
-    """Runs the jobs that are not finished; what fails is kept in `study.failures`.
+    """Runs the unfinished jobs; adds failures to `study.failures`.
 
     Args:
-      study: what they belong to.
+      study: of the jobs.
       jobs: from `plan`.
-      slots: how many at once.
+      slots: number of processes at the same time.
       start: (job, slot) -> a process with poll(), send_signal(number) and wait(timeout).
-      stream: where the status is shown (None: stderr).
-      look_every: seconds between looks at the processes.
+      stream: of the status line (None: stderr).
+      poll_every: seconds between polls of the processes.
 
     Raises:
-      KeyboardInterrupt: after Ctrl-C or SIGTERM, when the processes have saved their states.
+      KeyboardInterrupt: after Ctrl-C or SIGTERM, once the processes have saved their states.
     """
     took = [seconds for job in jobs if (seconds := job.seconds()) is not None]
     waiting = [job for job in jobs if job.seconds() is None]
     if len(waiting) < len(jobs):
-        study.say(f"{len(jobs) - len(waiting)} of {len(jobs)} runs were finished before.")
-    status, running = StatusLine(stream, every=PLAIN_EVERY), {}
+        log.info("%d of %d runs are already finished.", len(jobs) - len(waiting), len(jobs))
+    status = StatusLine(stream, every=PLAIN_EVERY)
+    running: dict[int, tuple[Job, Any, float]] = {}
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while waiting or running:
@@ -196,23 +197,23 @@ def work(
                 why = _ended(job, process.poll(), began)
                 if why:
                     study.failures[job.run.name, job.seed] = f"failed: {why} (log: {job.log})"
-                    log.info(f"{job.name} {study.failures[job.run.name, job.seed]}")
+                    log.warning("%s %s", job.name, study.failures[job.run.name, job.seed])
                 else:
                     (job.workdir / MARK).write_text(
                         json.dumps({"config": job.digest, "seconds": round(seconds, 1)})
                     )
                     took.append(seconds)
-                    log.info(f"{job.name}: finished in {duration(seconds)}.")
+                    log.info("%s: finished in %s.", job.name, duration(seconds))
             if running and status.due():
                 status.show(_lines(jobs, waiting, running, took, slots, study.failures))
             if running:
-                time.sleep(look_every)
+                time.sleep(poll_every)
     except KeyboardInterrupt:
-        log.info("Stopping; the runs save their states. The same command goes on from there.")
+        log.info("Stopping; the runs save their states. The same command continues from there.")
         for _, process, _ in running.values():
             process.send_signal(signal.SIGTERM)
         for _, process, _ in running.values():
-            process.wait(PATIENCE)
+            process.wait(GRACE)
         raise
     finally:
         status.close(leave=False)
@@ -220,21 +221,28 @@ def work(
 
 
 def _ended(job: Job, status: int, began: float) -> str:
-    """Returns why a job that has ended is not finished, or ''."""
+    """Returns why an ended job is not finished, or ''."""
     text = job.log.read_text(errors="replace").replace("\r", "\n") if job.log.is_file() else ""
     if status:
         _, found, error = text.rpartition("\nError: ")
         lines = [line for line in (error if found else text).splitlines() if line.strip()]
-        said = " ".join(lines) if found else (lines[-1] if lines else "it said nothing")
-        return f"status {status}: {said.strip()}"
+        message = " ".join(lines) if found else (lines[-1] if lines else "no output")
+        return f"status {status}: {message.strip()}"
     metrics = job.workdir / "metrics.json"
     if not metrics.is_file() or metrics.stat().st_mtime < began - 1:
         return "it ended without metrics.json"
     return ""
 
 
-def _lines(jobs, waiting, running, took, slots, failures) -> list[str]:
-    """Returns the status: how far all are, then the last words of each that is running."""
+def _lines(
+    jobs: list[Job],
+    waiting: list[Job],
+    running: dict[int, tuple[Job, Any, float]],
+    took: list[float],
+    slots: int,
+    failures: dict[tuple[str, int], str],
+) -> list[str]:
+    """Returns the status: the overall progress, then the last log line of each running job."""
     done = len(jobs) - len(waiting) - len(running)
     head = f"{done}/{len(jobs)} runs"
     if failures:
