@@ -40,8 +40,8 @@ class Column:
 
     Attributes:
       title: its heading.
-      key: of the metric; '{prior}' is replaced by the row's prior. A key without '{prior}' describes
-        the autoencoder and appears in the run's first row only.
+      key: of the metric; '{prior}' is replaced by the row's prior. A key without '{prior}'
+        describes the autoencoder and appears in the run's first row only.
       over: key of a metric to divide by, per seed.
       paper: {run: the paper's value}.
       protocol: of the paper's measurement.
@@ -139,10 +139,10 @@ class Study:
         values: dict[str, Any] = {"method": run.method}
         if prior := run.prior or own_prior(run.method):
             values["prior"] = prior
-        values |= {"eval.baselines": run.also} | self.reproduction.overrides | run.overrides
+        values |= {"eval.baselines": run.also, **self.reproduction.overrides, **run.overrides}
         if self.runlocal:
             values |= self.reproduction.runlocal
-        values |= {"seed": seed} | self.overrides
+        values |= {"seed": seed, **self.overrides}
         return {name: _text(value) for name, value in values.items()}
 
     def settings(self, run: Run, seed: int) -> ConfigDict:

@@ -8,6 +8,8 @@ seeds, three minutes each on one CPU core, ours seven.
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from pmjax.reporting.images import Figure
 from pmjax.reporting.plots import BLUE, Scatter, scatter_rows
 from pmjax.reproductions.base import Column, Reproduction, Run, Study, Table
@@ -45,11 +47,12 @@ def results(study: Study) -> Iterator[Table | Figure]:
     for run in trained(study):
         z = run.model.encode(run.test)[:, :2]
         prior = run.model.sample_latent(len(z), seed=run.seed)[:, :2]
-        zeros = z[run.labels == DIGIT]
+        labels = np.asarray(run.labels)
+        zeros = z[labels == DIGIT]
         panels = [
             Scatter("digit 0 among draws of the prior", zeros, BLUE, prior),
             Scatter("digit 0 among all digits", zeros, BLUE, z),
-            Scatter("all digits, by class", z, run.labels),
+            Scatter("all digits, by class", z, labels),
         ]
         rows.append((run.label, panels))
     if rows:

@@ -110,8 +110,8 @@ def locked(directory: Path) -> Iterator[int]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"Another reproduction, or a run that it left behind, works in {directory}. Wait for "
-                "it or end it; --report_only tabulates the finished runs."
+                f"Another reproduction, or a run that it left behind, works in {directory}. Wait "
+                "for it or end it; --report_only tabulates the finished runs."
             ) from None
         yield file.fileno()
 

@@ -17,8 +17,8 @@ from pmjax.reproductions.base import Column, Reproduction, Run, Study, Table
 from pmjax.reproductions.drawing import trained
 
 ALSO = ("gmm", "flow_matching")
-# The default weights of the KL divergence are for images. Here the variance of a coordinate is about
-# 0.2, below the 0.5 of their p(x|z), so that posteriors would collapse (Proposition 1; see
+# The default weights of the KL divergence are for images. Here the variance of a coordinate is
+# about 0.2, below the 0.5 of their p(x|z), so that posteriors would collapse (Proposition 1; see
 # `theory`). This weight corresponds to a p(x|z) with a standard deviation of 0.1.
 WEIGHT = 0.02
 # A sphere in three coordinates has two dimensions; SAE centers its coordinates, which costs one.
@@ -87,9 +87,9 @@ COLUMNS = (
 )
 NOTE = (
     "W₂: 2-Wasserstein distance between 2000 samples and fresh points; the floor is that between "
-    "fresh points, so the perfect ratio is 1. Trustworthiness and continuity of the embedding: 1 is "
-    "perfect. Off the roll: share of samples farther from the roll than 99 of 100 test points; 0.01 "
-    "is perfect. Energy: energy distance between latents and embeddings of test points (for "
+    "fresh points, so the perfect ratio is 1. Trustworthiness and continuity of the embedding: 1 "
+    "is perfect. Off the roll: share of samples farther from the roll than 99 of 100 test points; "
+    "0.01 is perfect. Energy: energy distance between latents and embeddings of test points (for "
     "variational methods, the posterior means), divided by that of training points. All latents "
     "have two dimensions; on the spheres of AGE, S-VAE and SAE, these take three coordinates, or "
     "four where they are centered (SAE)."
@@ -120,15 +120,17 @@ def results(study: Study) -> Iterator[Table | Figure]:
         ]
         manifolds.append((run.label, panels))
         at = color[cKDTree(z).query(drawn)[1]]
-        maps = base is not None and base.shape[1] == 2
-        between = Scatter("prior z'", base, at) if maps else None
-        name = "generated latent" if maps else f"prior {run.model.prior}"
+        between, name = None, f"prior {run.model.prior}"
+        if base is not None and base.shape[1] == 2:
+            between, name = Scatter("prior z'", base, at), "generated latent"
         if z.shape[1] > 3:  # SAE's centered coordinates span three directions
             directions = np.linalg.svd(z, full_matrices=False)[2][:3].T
             z, drawn = z @ directions, drawn @ directions
         same = cube(np.concatenate([z, drawn]))
-        panels = [Scatter("embedding", z, color, limits=same), between]
-        latents.append((run.label, [*panels, Scatter(name, drawn, at, limits=same)]))
+        generated = Scatter(name, drawn, at, limits=same)
+        latents.append(
+            (run.label, [Scatter("embedding", z, color, limits=same), between, generated])
+        )
     if manifolds:
         yield scatter_rows(
             study.figures / "manifolds.png",

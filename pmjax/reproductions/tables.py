@@ -60,7 +60,7 @@ def summary(study: Study) -> str:
 
 
 def format_values(values: Mapping[int, float], seeds: Sequence[int]) -> str:
-    """Returns 'mean ± standard deviation' of {seed: value}, and the number of seeds if some lack."""
+    """Returns 'mean ± standard deviation' of {seed: value}, and the number of seeds if not all."""
     if not values:
         return "—"
     mean, spread = mean_and_spread(values)

@@ -182,10 +182,10 @@ def _table(measured: dict[int, dict[str, np.ndarray]]) -> Table:
 
 NAMES = ("mse", "kl", "sup_kl", "spread")
 NOTE = (
-    "x is uniform on [-1, 1]; KL is in nats. 'linear' is the closed form for linear nets, the other "
-    "columns are perceptrons. The bound is the smallest E KL of any encoder and decoder with this "
-    "MSE. Proposition 1: for v ≥ Var x = 0.333, KL is 0 for every x, G(z) does not depend on z, and "
-    "MSE is Var x. Proposition 2: sup KL is unbounded as MSE falls."
+    "x is uniform on [-1, 1]; KL is in nats. 'linear' is the closed form for linear nets, the "
+    "other columns are perceptrons. The bound is the smallest E KL of any encoder and decoder with "
+    "this MSE. Proposition 1: for v ≥ Var x = 0.333, KL is 0 for every x, G(z) does not depend on "
+    "z, and MSE is Var x. Proposition 2: sup KL is unbounded as MSE falls."
 )
 
 

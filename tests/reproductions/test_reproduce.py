@@ -24,6 +24,7 @@ from pmjax.reproductions.base import Column, Reproduction, Run, Study
 from pmjax.reproductions.runner import reproduce, select
 from pmjax.training.optimizers import stage1_optimizer
 from pmjax.training.step import init_state
+from tests.readme_example import import_example
 from tests.small_run import ROOT, run_command
 
 NAMES = plugins.names("reproductions")
@@ -264,6 +265,19 @@ def test_every_run_of_every_reproduction_has_a_valid_config_and_nets(name, tmp_p
         assert len(table.rows) >= len(reproduction.runs)
         for column in table.columns:
             assert set(column.paper) <= {run.name for run in reproduction.runs}
+
+
+def test_readme_example(tmp_path, monkeypatch):
+    module = import_example("pmjax.reproductions", tmp_path, monkeypatch)
+    assert "noise" in plugins.names("reproductions")
+    study = reproduce("noise", tmp_path, report_only=True)
+    assert [run.name for run in study.runs] == ["ae", "vae"]
+    assert len(study.missing()) == len(jobs.plan(study)) == 6
+    monkeypatch.setattr(module, "image_strips", lambda study: iter(()))  # there are no models
+    for run, seed, _ in study.missing():
+        put_metrics(study.workdir(run, seed), recon__mse=0.25)
+    assert reproduce("noise", tmp_path, report_only=True).missing() == []
+    assert "| VAE | standard_normal | 0.25 |" in (tmp_path / "table.md").read_text()
 
 
 def test_mistakes_are_answered_with_the_nearest_name(tmp_path):
