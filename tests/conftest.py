@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 
 # Before JAX is imported. Workers of pytest-xdist and commands that tests start inherit it all.
-OWN_CACHE = (
-    "PYTEST_XDIST_WORKER" not in os.environ and "JAX_COMPILATION_CACHE_DIR" not in os.environ
-)
+OWN_CACHE = not {"PYTEST_XDIST_WORKER", "JAX_COMPILATION_CACHE_DIR"} & set(os.environ)
 if OWN_CACHE:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="pmjax-tests-")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

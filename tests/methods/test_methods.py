@@ -55,14 +55,6 @@ def images():
     return np.random.default_rng(0).integers(0, 256, (1, BATCH, *SHAPE), dtype=np.uint8)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compile():
-    """Spares XLA the optimizations: these steps run once or twice."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def filled_state(spec):
     """Draws a state, with no array constant and positive vectors, without compiling anything."""
     rng = np.random.default_rng(1)

@@ -57,14 +57,6 @@ def forward(spec, state, images):
     return jax.jit(run)(state.params, state.stats, images)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compile():
-    """Spares XLA the optimizations: most programs run once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def images():
     return np.random.default_rng(0).integers(0, 256, (BATCH, *SHAPE), dtype=np.uint8)
