@@ -18,6 +18,7 @@ from typing import Any
 
 from pmjax import config, errors, plugins, schema
 from pmjax.errors import UserError
+from pmjax.evals import registry
 from pmjax.reporting import console
 from pmjax.storage import resource_errors
 
@@ -101,6 +102,12 @@ def describe(reference: str, overrides: Mapping[str, str]) -> str:
     parts.append(_table(f"Arguments of metrics: {schema.METRIC_ARGS}METRIC.NAME", rows))
     for kind, title in _OFFERED.items():
         rows = [(f"  {name}", text) for name, text in plugins.summaries(kind).items()]
+        if kind == "metrics":
+            rows.append(("  METRIC_EXTRACTOR", "a metric on features of this extractor"))
+            rows += [
+                (f"  {name}", f"another name of {'_'.join(filter(None, alias[:2]))}")
+                for name, alias in registry.ALIASES.items()
+            ]
         parts.append(_table(f"{title}; files of {plugins.KINDS[kind].room}", rows, left=24))
     return "\n\n".join([textwrap.fill(parts[0], _WIDTH), *parts[1:]])
 

@@ -69,7 +69,7 @@ class Encoder(nn.Module):
     """E before its BatchNorm: [N, H, W, C] to [N, latent_dim]."""
 
     latent_dim: int
-    scale: float = 1.0
+    scale: float = 1.0  # multiplies all numbers of channels
     dtype: str = "float32"
 
     @nn.compact

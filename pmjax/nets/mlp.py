@@ -35,8 +35,8 @@ class Encoder(nn.Module):
     """E before its BatchNorm: [N, …] to [N, latent_dim]."""
 
     latent_dim: int
-    width: int = 400
-    layers: int = 2
+    width: int = 400  # of the hidden layers
+    layers: int = 2  # hidden layers
     dtype: str = "float32"
 
     @nn.compact

@@ -124,10 +124,10 @@ class Encoder(nn.Module):
     """E before its BatchNorm: [N, H, W, C] to [N, latent_dim]; H and W divisible by 2·patch."""
 
     latent_dim: int
-    width: int = 32
-    critic_width: int = 16
-    blocks: int = 1
-    patch: int = 2
+    width: int = 32  # channels of E's and G's outer layers; the inner ones have twice as many
+    critic_width: int = 16  # the same for d
+    blocks: int = 1  # residual blocks at the lowest resolution
+    patch: int = 2  # side of the patches that are folded into channels
     dtype: str = "float32"
 
     @nn.compact

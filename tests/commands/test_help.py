@@ -48,6 +48,7 @@ def test_help_of_a_config_lists_all_plugins_with_their_purpose(digits_help):
     for kind in ("methods", "priors", "nets", "datasets", "metrics", "extractors"):
         for name, summary in plugins.summaries(kind).items():
             assert summary and re.search(rf"^  {name}( |$)", digits_help, re.M), name
+    assert re.search("^  fid +another name of fd_inception_2015$", digits_help, re.M)
 
 
 def test_help_of_a_config_fits_in_100_columns(digits_help):
