@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Submits pmjax.main to SLURM on one or several GPU nodes, and is the job that runs there.
+# Submits itself to SLURM as the job that runs pmjax.main on one or several GPU nodes.
 #SBATCH --job-name=pmjax
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -14,18 +14,18 @@ usage() {
   cat <<'TEXT'
 Usage: launch/gpu_slurm.sh [options] -- <arguments of pmjax.main>
 
-Submits a job with one process a GPU, which is what jax.distributed detects under SLURM. Two minutes
-before the time limit, and when the job is preempted, the processes save; the job queues itself
-again and goes on from there. The workdir must be on a disk that all nodes share.
+Submits a job with one process per GPU, as jax.distributed expects under SLURM. Two minutes before
+the time limit, and when the job is preempted, the processes save their state; the job requeues itself
+and resumes. The workdir must be on a disk that all nodes share.
 
   --nodes=N              nodes (1)
-  --gpus_per_node=G      GPUs of each, and so processes (1)
-  --cpus_per_gpu=C       cores for each process (8)
-  --time=LIMIT           such as 24:00:00 (the partition's own)
+  --gpus_per_node=G      GPUs per node, one process each (1)
+  --cpus_per_gpu=C       cores per process (8)
+  --time=LIMIT           such as 24:00:00 (default: of the partition)
   --partition=NAME, --account=NAME
-  --sbatch=OPTION        any other option of sbatch; may be given several times
-  --python=PATH          with pmjax installed, on all nodes (python)
-  --dry_run              print the commands, run none
+  --sbatch=OPTION        any other option of sbatch; may be repeated
+  --python=PATH          Python with pmjax installed, on all nodes (python)
+  --dry_run              print the commands without running them
 
   launch/gpu_slurm.sh --nodes=2 --gpus_per_node=8 --time=12:00:00 -- --config=configs/celeba.py \
     --workdir=/shared/runs/celeba
@@ -47,7 +47,7 @@ show() {
   echo "${words[*]}"
 }
 
-# Inside the job (or an allocation of salloc): runs the processes, forwards SIGTERM, queues again.
+# Inside the job (or an allocation of salloc): runs the processes, forwards SIGTERM, requeues.
 run_job() {
   local python=$1 asked=false code=0 pid
   shift
@@ -55,7 +55,7 @@ run_job() {
   srun --label --kill-on-bad-exit=1 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
     "$python" -m pmjax.main "$@" &
   pid=$!
-  # Not to srun itself, which would end the step at once: scancel's signals reach its processes.
+  # srun itself would end the step at once on SIGTERM; scancel signals the processes.
   trap 'asked=true; scancel --signal=TERM "$SLURM_JOB_ID" || true' TERM
   while true; do
     code=0
@@ -64,9 +64,9 @@ run_job() {
   done
   trap '' TERM
   $asked || exit "$code"
-  # A job that the user cancelled stays cancelled.
+  # A job that the user canceled stays canceled.
   if [[ $(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) == RUNNING ]]; then
-    echo "gpu_slurm.sh: stopped by SIGTERM; queueing job $SLURM_JOB_ID again."
+    echo "gpu_slurm.sh: stopped by SIGTERM; requeueing job $SLURM_JOB_ID."
     scontrol requeue "$SLURM_JOB_ID"
   fi
 }
@@ -83,7 +83,7 @@ while (($#)); do
     --python=*) python=${1#*=} ;;
     --dry_run) dry_run=true ;;
     --) shift && break ;;
-    *) fail "unknown option '$1'; arguments of pmjax.main come after --. See --help." ;;
+    *) fail "unknown option '$1'; put the arguments of pmjax.main after --. See --help." ;;
   esac
   shift
 done
@@ -97,7 +97,7 @@ if [[ -n ${SLURM_JOB_ID:-} ]] && ! $dry_run; then
   run_job "$python" "$@"
   exit
 fi
-# No GPU is bound to a task: jax.distributed itself gives process i of a node the node's GPU i.
+# GPUs are not bound to tasks: jax.distributed assigns GPU i of a node to its process i.
 submit=(
   sbatch "--nodes=$nodes" "--gpus-per-node=$gpus" "--ntasks-per-node=$gpus"
   "--cpus-per-task=$cpus" "${options[@]}" "$0" "--python=$python" -- "$@"
@@ -109,5 +109,5 @@ if $dry_run; then
     "$python" -m pmjax.main "$@"
   exit
 fi
-type -P sbatch >/dev/null || fail "there is no command 'sbatch': run this where SLURM is, or try --dry_run."
+type -P sbatch >/dev/null || fail "there is no command 'sbatch': run this on a SLURM cluster, or try --dry_run."
 "${submit[@]}"

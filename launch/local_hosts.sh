@@ -6,14 +6,14 @@ usage() {
   cat <<'TEXT'
 Usage: launch/local_hosts.sh N [options] -- <arguments of pmjax.main>
 
-Starts N processes on this machine as the N hosts of one run. Each line of their output starts with
-the index of its process. SIGTERM and Ctrl-C go to all of them (the run saves and can go on). The
-first process that fails ends the others, and its status is this script's.
+Starts N processes on this machine as the N hosts of one run. Each line of output starts with the
+index of its process. SIGTERM and Ctrl-C are forwarded to all processes (the run saves its state and
+can be resumed). When a process fails, the others are ended, and the script exits with its status.
 
-  --devices_per_host=D   CPU devices of each host (1)
-  --grace=SECONDS        how long the others may take to end after a failure (10)
+  --devices_per_host=D   CPU devices per host (1)
+  --grace=SECONDS        time for the other processes to end after a failure (10)
   --command=COMMAND      instead of $PMJAX_COMMAND or 'python -m pmjax.main'; split at spaces
-  --dry_run              print the commands, run none
+  --dry_run              print the commands without running them
 
   launch/local_hosts.sh 2 --devices_per_host=2 -- --config=configs/digits.py:runlocal \
     --workdir=runs/two_hosts
@@ -44,7 +44,7 @@ while (($#)); do
     --command=*) command=${1#*=} ;;
     --dry_run) dry_run=true ;;
     --) shift && break ;;
-    -*) fail "unknown option '$1'; arguments of pmjax.main come after --. See --help." ;;
+    -*) fail "unknown option '$1'; put the arguments of pmjax.main after --. See --help." ;;
     *) [[ -z $hosts ]] || fail "unexpected '$1' after N=$hosts." && hosts=$1 ;;
   esac
   shift
@@ -74,7 +74,7 @@ pipes=$(mktemp -d)
 hosts_pids=() prefix_pids=() running=() watchdog=""
 to_all() {
   local i
-  for i in "${running[@]}"; do # one that has just been started has no group yet
+  for i in "${running[@]}"; do # a new process has no group yet
     kill "-$1" -- "-${hosts_pids[i]}" 2>/dev/null || kill "-$1" "${hosts_pids[i]}" 2>/dev/null || true
   done
 }
@@ -82,8 +82,8 @@ trap 'rm -rf "$pipes"; to_all KILL; kill $watchdog 2>/dev/null || true' EXIT
 trap 'to_all TERM' TERM HUP
 trap 'to_all INT' INT
 
-# Own sessions: a terminal's Ctrl-C comes once, through the trap, and not to the prefixes. Bash lets
-# its background processes ignore SIGINT; env undoes that.
+# Own sessions: Ctrl-C reaches the processes once, through the trap, and never the prefixes. Bash makes
+# background processes ignore SIGINT; env undoes that.
 for ((i = 0; i < hosts; i++)); do
   mkfifo "$pipes/$i"
   setsid sed -u "s/^/[$i] /" <"$pipes/$i" &
@@ -93,7 +93,7 @@ for ((i = 0; i < hosts; i++)); do
   hosts_pids+=($!) running+=("$i")
 done
 
-# Looks at each again and again: bash's own 'wait -n' misses what has ended before it is called.
+# Polls each process: bash's 'wait -n' misses processes that end before the call.
 status=0
 while ((${#running[@]})); do
   sleep 0.1

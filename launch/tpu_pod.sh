@@ -1,34 +1,35 @@
 #!/usr/bin/env bash
-# Trains on a TPU VM slice: creates it, installs pmjax, starts it on all workers, follows, resumes.
+# Trains on a TPU VM slice: creates it, installs pmjax, starts training on all workers, follows its
+# logs, and resumes after preemptions.
 set -euo pipefail
 
 usage() {
   cat <<'TEXT'
 Usage: launch/tpu_pod.sh VERB --name=NAME --zone=ZONE [options] [-- <arguments of pmjax.main>]
 
-  run       all of it: create or reuse the slice, install, start, follow the logs; after a
-            preemption delete, create and start again, until training is done. The slice stays:
-            delete it.
-  create    create the slice, or reuse it, and wait until it is ready
-  install   copy this working tree (or clone --source) to all workers and install it there
-  start     start pmjax.main on all workers; it goes on when you log off
+  run       everything: create or reuse the slice, install, start, follow the logs; after a
+            preemption, delete and start over, until training is done. The slice is not deleted at
+            the end.
+  create    create or reuse the slice, and wait until it is ready
+  install   copy this working tree (or clone --source) to all workers and install it
+  start     start pmjax.main on all workers; it continues after you log off
   logs      follow the logs of all workers
-  status    what each worker's process does
-  stop      SIGTERM to all workers: the run saves and can go on
+  status    show the state of each worker's process
+  stop      send SIGTERM to all workers: the run saves its state and can be resumed
   delete    delete the slice
 
   --project=PROJECT        (gcloud's default)
   --accelerator_type=TYPE  such as v5litepod-16, v4-32, v5p-8, v6e-256
-  --version=VERSION        software of the TPU VM (by the type)
-  --spot                   cheaper, and preemptible
-  --queued                 by a queued resource: waits in line for capacity
+  --version=VERSION        software of the TPU VM (default: by the type)
+  --spot                   cheaper but preemptible
+  --queued                 use a queued resource, which waits for capacity
   --source=URL[@REF]       git repository to clone on the workers, instead of this working tree
-  --setup=COMMAND          on each worker before the installation, such as mounting a disk
-  --poll=SECONDS           how often the state is looked at (30)
-  --dry_run                print each command, run none
+  --setup=COMMAND          run on each worker before the installation, such as mounting a disk
+  --poll=SECONDS           interval between checks of the state (30)
+  --dry_run                print the commands without running them
 
-The workdir must outlive the slice and be the same on all workers: a disk that --setup mounts, not
-a directory of the VM. After a preemption, training goes on from its last checkpoint.
+The workdir must outlive the slice and be shared by all workers: a disk that --setup mounts, not a
+directory of the VM. After a preemption, training resumes from the last checkpoint.
 
   launch/tpu_pod.sh run --name=celeba --zone=us-west4-a --accelerator_type=v5litepod-16 --spot \
     --setup='sudo mount -t nfs 10.0.0.2:/share /mnt' -- --config=configs/celeba.py \
@@ -77,7 +78,7 @@ parse() {
       --poll=*) poll=${1#*=} ;;
       --dry_run) dry_run=true ;;
       --) shift && break ;;
-      *) fail "unknown option '$1'; arguments of pmjax.main come after --. See --help." ;;
+      *) fail "unknown option '$1'; put the arguments of pmjax.main after --. See --help." ;;
     esac
     shift
   done
@@ -86,12 +87,12 @@ parse() {
 
 check() {
   [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] \
-    || fail "--name='$name': give a name of lower-case letters, digits and hyphens."
+    || fail "--name='$name': use lower-case letters, digits and hyphens."
   [[ -n $zone ]] || fail "--zone=ZONE is missing, such as --zone=us-west4-a."
   [[ $poll =~ ^[0-9]+([.][0-9]+)?$ ]] || fail "--poll=$poll must be a number of seconds."
   if [[ $verb == run || $verb == create ]]; then
     [[ -n $type ]] || fail "--accelerator_type=TYPE is missing, such as --accelerator_type=v5litepod-16."
-    [[ $type != v5e-* ]] || fail "--accelerator_type=$type: v5e is called v5litepod there: v5litepod-${type#v5e-}."
+    [[ $type != v5e-* ]] || fail "--accelerator_type=$type: gcloud calls v5e v5litepod: use v5litepod-${type#v5e-}."
     [[ $type =~ ^v[0-9]+[a-z]*-[1-9][0-9]*$ ]] \
       || fail "--accelerator_type=$type must be a version and a size, such as v5litepod-16."
     [[ -n $version ]] || version=$(default_version)
@@ -113,14 +114,14 @@ default_version() {
   esac
 }
 
-# One gcloud command on the slice: tpu VERB …, or queue VERB … for its queued resource.
+# Runs a gcloud command on the slice (tpu VERB …) or on its queued resource (queue VERB …).
 tpu() { run gcloud compute tpus tpu-vm "$1" "$name" "${where[@]}" "${@:2}"; }
 queue() { run gcloud compute tpus queued-resources "$1" "$name" "${where[@]}" "${@:2}"; }
 
 # Runs a shell command on all workers at once.
 on_all() { tpu ssh --quiet --worker=all "--command=$1"; }
 
-# Prints the slice's state, or ABSENT, or UNKNOWN where gcloud could not say.
+# Prints the state of the slice, ABSENT, or UNKNOWN if gcloud fails.
 state_of() { # tpu STATE-FIELD | queue STATE-FIELD
   local found
   if found=$("$1" describe "--format=value($2)" 2>"$errors"); then
@@ -156,7 +157,7 @@ delete_slice() {
   if $queued; then queue delete --force --quiet; else tpu delete --quiet; fi
 }
 
-# Creates the slice, or waits for it; deletes it first where it was preempted.
+# Creates the slice or waits for it; deletes it first if it was preempted.
 make_ready() {
   local state last="" unknown=0
   if $dry_run; then
@@ -188,13 +189,13 @@ make_ready() {
         ;;
       STOPPED) fail "$name is stopped: start it with gcloud compute tpus tpu-vm start, or delete it." ;;
       FAILED) fail "the request for $name failed; see gcloud compute tpus queued-resources describe $name, then delete it." ;;
-      UNKNOWN) ((unknown < 5)) || fail "gcloud does not tell the state of $name (see above)." ;;
+      UNKNOWN) ((unknown < 5)) || fail "gcloud does not return the state of $name (see above)." ;;
     esac
     sleep "$poll"
   done
 }
 
-# The image's own Python is too old, so uv brings one.
+# The Python of the image is too old, so uv installs one.
 install() {
   local archive url ref=""
   [[ -z $setup ]] || on_all "$setup" || return
@@ -215,8 +216,8 @@ install() {
   on_all "python3 -m pip install --quiet --user uv && python3 -m uv venv --quiet --allow-existing --seed --python 3.12 pmjax-venv && pmjax-venv/bin/pip install --quiet './pmjax[tpu]'"
 }
 
-# A worker's process leaves its exit status in pmjax-run/status; 'stopped' where SIGTERM came, as
-# before a preemption: the run has saved then, and exits with 0, but is not done.
+# The process of a worker writes its exit status to pmjax-run/status, or 'stopped' after SIGTERM, as
+# before a preemption: the run has then saved its state and exits with 0, but is not done.
 start() {
   local inner
   # shellcheck disable=SC2016 # expands on the worker
@@ -224,13 +225,13 @@ start() {
   on_all "mkdir -p pmjax-run && cd pmjax-run && { [ -f status ] || [ ! -f pid ] || kill -KILL -- -\$(cat pid) 2>/dev/null || true; } && rm -f status && { [ ! -f log ] || mv log log.before; } && touch log && cd ../pmjax && { PMJAX_DISTRIBUTED=auto PMJAX_MAINTENANCE_URL=http://metadata.google.internal/computeMetadata/v1/instance/maintenance-event setsid nohup bash -c ${inner@Q} pmjax ${arguments[*]@Q} > ../pmjax-run/log 2>&1 < /dev/null & echo \$! > ../pmjax-run/pid; }"
 }
 
-# Follows until the processes end.
+# Follows the logs until the processes end.
 logs() {
   # shellcheck disable=SC2016 # expands on the worker
   on_all 'tail --pid=$(cat pmjax-run/pid) --lines=+1 --follow=name pmjax-run/log | sed -u "s/^/[worker ${HOSTNAME##*-w-}] /"'
 }
 
-# Prints one line a worker: worker I: running, stopped, lost, none or the exit status.
+# Prints one line per worker: worker I: running, stopped, lost, none or the exit status.
 status() {
   # shellcheck disable=SC2016 # expands on the worker
   on_all 'cd pmjax-run 2>/dev/null && { [ -f status ] && s=$(cat status) || { kill -0 $(cat pid) 2>/dev/null && s=running || s=lost; }; } || s=none; echo "worker ${HOSTNAME##*-w-}: $s"'
@@ -241,7 +242,7 @@ stop() {
   on_all 'kill -TERM -- -$(cat pmjax-run/pid)'
 }
 
-# What all workers' processes do, in one word: running, done, stopped, absent, unreachable or 'failed …'.
+# Prints the common state of all workers: running, done, stopped, absent, unreachable or 'failed …'.
 progress() {
   local lines
   lines=$(status 2>/dev/null | grep -a '^worker ') || true
@@ -264,12 +265,12 @@ end_follower() {
   follower=""
 }
 
-# Follows a started run. Returns 0 when it is done, 75 when the slice is gone, else ends the script.
+# Follows a started run. Returns 0 when it is done, 75 when the slice is gone, else exits.
 watch() {
   local state found stopped=0 failed=0 unreachable=0 unknown=0
-  trap 'say "no longer following; training goes on. The same command follows again."; exit 130' INT TERM
+  trap 'say "no longer following; training continues. Run the same command to follow it again."; exit 130' INT TERM
   while true; do
-    set -m # its own process group, so that all of gcloud can be ended
+    set -m # its own process group, so that gcloud and its children can be ended
     logs </dev/null &
     follower=$!
     set +m
@@ -277,7 +278,7 @@ watch() {
       sleep "$poll"
       state=$(slice_state)
       [[ $state == UNKNOWN ]] && ((++unknown)) || unknown=0
-      ((unknown < 20)) || fail "gcloud does not tell the state of $name (see above); training may go on."
+      ((unknown < 20)) || fail "gcloud does not return the state of $name (see above); training may still run."
       [[ $state == READY || $state == UNKNOWN ]] || { end_follower && say "$name is $state." && return 75; }
     done
     state=$(slice_state)
@@ -286,13 +287,13 @@ watch() {
     [[ $found == unreachable ]] && ((++unreachable)) || unreachable=0
     case $found in
       done) return 0 ;;
-      absent) say "a worker was started anew." && return 75 ;;
-      failed*) # or its peers were preempted a little earlier, which the state tells soon
+      absent) say "a worker has restarted." && return 75 ;;
+      failed*) # or the other workers were preempted first, which the state will show soon
         ((++failed < 3)) || { say "training $found; the logs are above and on the workers." && exit 1; }
         ;;
       unreachable) ((unreachable < 20)) || fail "the workers of $name cannot be reached." ;;
       stopped)
-        ((++stopped < 10)) || { say "training was stopped and has saved; the same command goes on." && exit 3; }
+        ((++stopped < 10)) || { say "training was stopped and has saved its state; run the same command to resume." && exit 3; }
         ;;
     esac
     sleep "$poll"
@@ -308,14 +309,14 @@ run_all() {
     install
     start
     logs
-    echo "# after a preemption, and then all of the above again:"
+    echo "# after a preemption, followed by all of the above:"
     delete_slice
     return
   fi
   while true; do
     make_ready
     if [[ $(progress) == running ]]; then
-      say "training is under way; following it."
+      say "training is running; following it."
     elif ! { install && start; }; then
       [[ $(slice_state) != READY ]] || fail "pmjax could not be installed or started (see above)."
       continue
@@ -323,7 +324,7 @@ run_all() {
     code=0
     watch || code=$?
     ((code == 75)) || break
-    say "going on from the last checkpoint."
+    say "resuming from the last checkpoint."
   done
   say "training is done. The slice still costs money: launch/tpu_pod.sh delete --name=$name ${where[*]}"
 }

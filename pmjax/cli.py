@@ -162,7 +162,7 @@ def cache_compilations() -> None:
     """
     import jax  # takes half a second, which commands that reject their arguments save
 
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
     base = os.environ.get("PMJAX_CACHE") or os.path.expanduser("~/.cache/pmjax")
     path = os.path.join(base, "jax")

@@ -1,10 +1,10 @@
-"""Whether a process that trains takes more and more memory, or leaves more and more files open.
+"""Measures whether the memory or the open files of a training process grow.
 
-Each save first gives back what was freed, so that memory falls then and rises again to what
-training needs. So whole periods are compared, from one save to the next, by their peaks: no matter
-when measuring began and ended, nor which part of a period a sample met. Small blocks that stay in a
-heap can push the temporaries of a step into another one: single starts then differ by a heap (60 MB
-on digits), up or down, by chance. A leak shows in all starts of a kind, and so in their median.
+Each save first returns freed memory to the system, so memory falls and rises again to the level of
+training. Therefore whole periods from one save to the next are compared by their peaks, which do
+not depend on when sampling starts and stops. Small blocks left in a heap can move the temporaries of a
+step into another heap: single starts then differ by a heap (60 MB on digits) in either direction. A
+leak shows in all starts, and so in their median.
 """
 
 import contextlib
@@ -13,19 +13,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-FLAT = 0.05  # share by which memory may grow
-ENOUGH = 6  # whole periods, to tell
+FLAT = 0.05  # allowed relative growth of memory
+ENOUGH = 6  # whole periods needed for a comparison
 _SEEN = 3
 
 
 class Sample(NamedTuple):
-    """What a process has at a moment.
+    """The state of a process at one time.
 
     Attributes:
-      phase: what it does.
-      saved: the newest step that was saved (-1: none).
-      memory: bytes, resident.
-      descriptors: that are open.
+      phase: of the run.
+      saved: the newest saved step (-1: none).
+      memory: resident bytes.
+      descriptors: number of open ones.
     """
 
     phase: str
@@ -35,14 +35,14 @@ class Sample(NamedTuple):
 
 
 class Level(NamedTuple):
-    """Memory at its peaks, in bytes, and open descriptors between saves, over some periods."""
+    """Peak memory in bytes and open descriptors between saves, over some periods."""
 
     memory: float
     descriptors: float
 
 
 def measure(pid: int, checkpoints: Path, *, phase: str) -> Iterator[Sample]:
-    """Yields a sample of a process, or none if it is gone; `checkpoints` are of its stage."""
+    """Yields a sample of a process, or nothing if it has ended; `checkpoints` are of its stage."""
     with contextlib.suppress(OSError, StopIteration):
         place = Path("/proc") / str(pid)
         lines = (place / "status").read_text().splitlines()
@@ -53,10 +53,10 @@ def measure(pid: int, checkpoints: Path, *, phase: str) -> Iterator[Sample]:
 
 
 def periods(samples: Sequence[Sample]) -> list[Level]:
-    """Returns the most memory and the fewest descriptors of each whole period between two saves.
+    """Returns the peak memory and the fewest descriptors of each whole period between two saves.
 
-    What comes before the first save, and behind the last, is not whole; and periods of less than
-    three samples may have been seen while saving only, when more files are open.
+    Periods before the first save and after the last are not whole. Those with fewer than three
+    samples may have been sampled only while saving, when more files are open.
     """
     by_step: dict[int, list[Sample]] = {}
     for sample in samples:
@@ -71,7 +71,7 @@ def periods(samples: Sequence[Sample]) -> list[Level]:
 def ends(samples: Sequence[Sample]) -> tuple[Level, Level] | None:
     """Returns the medians of the first and of the last third of the periods, if there are enough.
 
-    As the level of a third is its middle's, a leak shows by two thirds of what it takes in all.
+    The level of a third is that of its middle, so a leak shows by two thirds of its total size.
     """
     found = periods(samples)
     third = len(found) // 3
@@ -79,7 +79,7 @@ def ends(samples: Sequence[Sample]) -> tuple[Level, Level] | None:
 
 
 def share(early: Level, late: Level) -> float:
-    """Returns the share by which memory has grown."""
+    """Returns the relative growth of memory."""
     return late.memory / early.memory - 1
 
 

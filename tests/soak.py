@@ -1,16 +1,15 @@
-"""Kills a run again and again, and looks whether it still ends with the same bits.
+"""Kills a run repeatedly and checks that its final state is bit-identical.
 
-python -m pmjax.soak --workdir=runs/soak --kills=50 [--hosts=2]
-python -m pmjax.soak --workdir=runs/soak --config=configs/digits.py --minutes=120 --every=180
+python -m tests.soak --workdir=runs/soak --kills=50 [--hosts=2]
+python -m tests.soak --workdir=runs/soak --config=configs/digits.py --minutes=120 --every=180
 
-A run without interruption is the reference. Then rounds: a new workdir, whose run is killed
-(SIGKILL) and started again until it ends; its parameters, metrics and history have to be the
-reference's. Every second kill is at a random time, the others in a random phase. Of several hosts,
-one or all are killed, and the others have to end by themselves. Memory and descriptors of the
-first process are read twice a second; they must not grow, neither while a process trains (see
-`pmjax.growth`) nor from the first starts of the first rounds to those of the last. (Between one
-start and another memory differs: a restored checkpoint leaves less behind than nets that were
-initialised.)
+The reference is an uninterrupted run. In each round, a run in a new workdir is killed (SIGKILL) and
+restarted until it finishes; its parameters, metrics and history must equal the reference's. Every
+second kill is at a random time, the others are in a random phase. Of several hosts, one or all are
+killed, and the others must end by themselves. Memory and descriptors of the first process are
+sampled twice a second. They must not grow, neither while a process trains (see `tests/growth.py`)
+nor from the first starts of the first rounds to those of the last rounds. (The memory of different
+starts differs: a restored checkpoint leaves less memory behind than initialized nets.)
 """
 
 import argparse
@@ -38,10 +37,10 @@ from pmjax.storage.workdir import AUTOENCODER, CONFIG, EMBEDDINGS, prior_path
 from tests import growth
 
 PHASES = ("start", "stage 1", "embedding", "stage 2", "evaluation", "report", "checkpoint")
-A_ROUND = 6  # kills at most, so that rounds come to their ends
-TIMEOUT = 60  # seconds in which the other hosts have to end, PMJAX_HOST_TIMEOUT
+A_ROUND = 6  # most kills per round, so that rounds finish
+TIMEOUT = 60  # seconds within which the other hosts must end, PMJAX_HOST_TIMEOUT
 _POLL, _SAMPLE = 0.005, 0.5
-# A run whose start, stages and evaluation take about as long as each other.
+# A run whose start, stages and evaluation have about the same duration.
 _SMALL = {
     "nets": "mlp",
     "nets_args.width": "32",
@@ -58,12 +57,12 @@ _SMALL = {
 
 
 class Life:
-    """One start of the command, as one process or several, and what is measured of it."""
+    """One start of the command, as one process or several, and its measurements."""
 
     def __init__(self, args: Sequence[str], workdir: Path, *, hosts: int, cache: Path):
-        """Starts it; its output is added to WORKDIR.log."""
+        """Starts the command; its output is appended to WORKDIR.log."""
         self._workdir, self._since = workdir, time.time()
-        self.killed_in, self.waited = "", 0.0  # the phase; seconds until all had ended
+        self.killed_in, self.waited = "", 0.0  # phase; seconds until all had ended
         self.samples: list[growth.Sample] = []
         self._sampled = 0.0
         command = [sys.executable, "-m", "pmjax.main", *args, f"--workdir={workdir}"]
@@ -93,12 +92,12 @@ class Life:
         statuses = [process.returncode for process in self._processes]
         if any(statuses):
             raise UserError(
-                f"A run failed that was not killed (status {', '.join(map(str, statuses))}): see "
+                f"A run failed without being killed (status {', '.join(map(str, statuses))}): see "
                 f"{self._workdir}.log."
             )
 
     def phase(self) -> str:
-        """Returns what the run is doing, from the files that this start has written."""
+        """Returns the phase of the run, from the files that this start has written."""
 
         def fresh(pattern: str) -> bool:
             with contextlib.suppress(OSError):
@@ -117,7 +116,7 @@ class Life:
         return next((name for name, pattern in reached if fresh(pattern)), "start")
 
     def watch(self, seconds: float, *, until: str | None = None) -> None:
-        """Waits so long, or until a phase or the end, and measures meanwhile."""
+        """Waits for some seconds, or until a phase or the end, and measures meanwhile."""
         end = time.monotonic() + seconds
         while not self.over and (left := end - time.monotonic()) > 0:
             phase = self.phase()
@@ -131,7 +130,7 @@ class Life:
 
     @property
     def anew(self) -> bool:
-        """Whether it began without a checkpoint."""
+        """Whether it started without a checkpoint."""
         return not self.samples or self.samples[0].saved < 0
 
     def steady(self) -> tuple[growth.Level, growth.Level] | None:
@@ -139,10 +138,10 @@ class Life:
         return growth.ends([s for s in self.samples if s.phase in ("stage 1", "checkpoint")])
 
     def kill(self, victims: Sequence[int]) -> None:
-        """Kills some processes, and waits until the others have ended by themselves.
+        """Kills some processes and waits until the others have ended by themselves.
 
         Raises:
-          UserError: if they have not, within twice the timeout.
+          UserError: if they have not ended within twice the timeout.
         """
         self.killed_in = self.phase()
         for index in victims:
@@ -151,19 +150,19 @@ class Life:
         while not self.over:
             if time.monotonic() - start > 2 * TIMEOUT:
                 self.end()
-                raise UserError(f"A host was killed, and the others went on: {self._workdir}.log.")
+                raise UserError(f"A host was killed but the others continued: {self._workdir}.log.")
             time.sleep(0.05)
         self.waited = time.monotonic() - start
 
     def end(self) -> None:
-        """Ends what is left of it."""
+        """Kills the remaining processes."""
         for process in self._processes:
             process.kill()
             process.wait()
 
 
 def results(workdir: Path) -> dict[str, str]:
-    """Returns what a run leaves, but for times and earlier evaluations: a file by its digest."""
+    """Returns {name: digest} of a run's results, without times and earlier evaluations."""
     prior = json.loads((workdir / CONFIG).read_text())["prior"]
     files = (workdir / AUTOENCODER, workdir / EMBEDDINGS, prior_path(workdir, prior))
     found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -186,22 +185,22 @@ def soak(
     seed: int,
     say: Callable[[str], None] = print,
 ) -> bool:
-    """Runs the reference and the rounds; returns whether all of it was as it has to be.
+    """Runs the reference and the rounds; returns whether all checks passed.
 
     Args:
       args: of `pmjax.main`, without the workdir.
       workdir: of all runs.
-      kills: how many at least.
-      minutes: how long at least.
-      every: seconds between two kills, about, of runs that all find their programs compiled, as
-        the compiler's memory stays with a process; 0: at random moments and in random phases, of
-        rounds that compile.
-      hosts: processes of a run.
-      seed: of the moments.
-      say: takes a line.
+      kills: minimum number of kills.
+      minutes: minimum duration.
+      every: mean seconds between kills, of runs that find their programs compiled, because the
+        compiler's memory stays with a process; 0: at random times and in random phases, of rounds
+        that compile.
+      hosts: processes per run.
+      seed: of the random times.
+      say: prints a line.
 
     Raises:
-      UserError: if a run fails that nobody killed.
+      UserError: if a run fails without being killed.
     """
     rng, cache = random.Random(seed), (workdir / "cache").absolute()
     workdir.mkdir(parents=True, exist_ok=True)
@@ -225,7 +224,7 @@ def soak(
                 shutil.rmtree(cache / "jax", ignore_errors=True)
             rounds[-1].run(args, moments, rng=rng, hosts=hosts, cache=cache, expected=expected)
             say(f"{len(rounds) - 1:5}  {rounds[-1].row()}")
-    finally:  # of an interrupted one too
+    finally:  # also of an interrupted soak
         good = _verdict(reference, [r for r in rounds if r.wrong is not None], say)
         phases = collections.Counter(phase for r in rounds for phase in r.killed_in)
         waits = [life.waited for r in rounds for life in r.lives if life.killed_in]
@@ -237,7 +236,7 @@ def soak(
 
 
 def _moment(rng: random.Random, *, every: float, length: float) -> tuple[str, float]:
-    """Returns when to kill: after which phase has begun ('': the start), and seconds then."""
+    """Returns when to kill: after the start of a phase ('': of the run), and seconds later."""
     if every:
         return "", every * rng.uniform(0.5, 1.5)
     if rng.random() < 0.5:
@@ -246,15 +245,15 @@ def _moment(rng: random.Random, *, every: float, length: float) -> tuple[str, fl
 
 
 class Round:
-    """From a new workdir through kills to the end of the run.
+    """A run in a new workdir, through kills to its end.
 
     Attributes:
       lives: the starts of the command.
-      wrong: names of what differs from the reference (None: it has not come to its end).
+      wrong: names of the results that differ from the reference (None: not finished).
     """
 
     def __init__(self, workdir: Path, lives: Sequence[Life] = ()):
-        """Takes a workdir, of which nothing is kept."""
+        """Names the workdir, which `run` empties."""
         self._workdir, self._seconds = workdir, 0.0
         self.lives, self.wrong = list(lives), None
 
@@ -268,7 +267,7 @@ class Round:
         cache: Path,
         expected: dict[str, str],
     ) -> None:
-        """Runs, kills and compares; leaves the workdir only where something differs."""
+        """Runs, kills and compares; deletes the workdir if nothing differs."""
         shutil.rmtree(self._workdir, ignore_errors=True)
         start = time.monotonic()
         for phase, seconds in (*moments, ("", math.inf)):
@@ -296,11 +295,11 @@ class Round:
 
     @property
     def kills(self) -> int:
-        """How often it was killed."""
+        """The number of kills."""
         return len(self.killed_in)
 
     def steady(self) -> growth.Level:
-        """Returns memory and descriptors late in the first start's stage 1 (nan: it was short)."""
+        """Returns memory and descriptors late in the first start's stage 1 (nan: too short)."""
         found = self.lives[0].steady()
         return found[1] if found else growth.Level(math.nan, math.nan)
 
@@ -316,7 +315,7 @@ class Round:
 
 
 def _verdict(reference: Life, rounds: list[Round], say: Callable[[str], None]) -> bool:
-    """Says what the rounds show, and returns whether it is what it has to be."""
+    """Prints the outcome and returns whether all checks passed."""
     good = not any(each.wrong for each in rounds)
     same = sum(not each.wrong for each in rounds)
     say(f"Bit-identical to the run without a kill: {same} of {len(rounds)} rounds.")
@@ -352,21 +351,21 @@ def _life(*args, **options) -> Iterator[Life]:
 
 
 def main() -> None:
-    """Reads the flags and soaks; exits with 1 if something is not as it has to be."""
+    """Parses the flags and soaks; exits with 1 if a check fails."""
     parser = argparse.ArgumentParser(
-        prog="python -m pmjax.soak",
+        prog="python -m tests.soak",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Single values of the run's config: --config.name=value.",
     )
     add = parser.add_argument
     add("--workdir", required=True, type=Path, help="of the runs; identical ones are removed")
-    add("--config", help="a Python file (a small run of configs/digits.py)")
-    add("--kills", type=int, help="at least so many (50; with --minutes: 0)")
-    add("--minutes", type=float, default=0, help="at least so long (0)")
-    add("--every", type=float, default=0, help="seconds between kills (0: random moments, phases)")
-    add("--hosts", type=int, default=1, help="processes of a run (1)")
-    add("--seed", type=int, default=0, help="of the moments (0)")
+    add("--config", help="a config file (default: a small run of configs/digits.py)")
+    add("--kills", type=int, help="minimum number of kills (50; with --minutes: 0)")
+    add("--minutes", type=float, default=0, help="minimum duration (0)")
+    add("--every", type=float, default=0, help="seconds between kills (0: random times and phases)")
+    add("--hosts", type=int, default=1, help="processes per run (1)")
+    add("--seed", type=int, default=0, help="of the random times (0)")
     flags, overrides = cli.parse(parser)
     if flags.kills is None:
         flags.kills = 0 if flags.minutes else 50

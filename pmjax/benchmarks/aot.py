@@ -246,10 +246,9 @@ def _compile(
     mesh = Mesh(np.asarray(topology.devices), (BATCH,), axis_types=(AxisType.Auto,))
     began = time.perf_counter()
     changed = _with_batch(settings, per_chip * mesh.size)
-    compiled = lowered(changed, mesh, data).compile()
-    found = read(compiled.as_text() or "")
-    memory: Any = compiled.memory_analysis()
-    steps = settings.steps_per_dispatch
+    compiled: Any = lowered(changed, mesh, data).compile()
+    found = read(compiled.as_text())
+    memory, steps = compiled.memory_analysis(), settings.steps_per_dispatch
     arguments, output = memory.argument_size_in_bytes, memory.output_size_in_bytes
     program = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     return {

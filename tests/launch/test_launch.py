@@ -1,6 +1,7 @@
 """The launch scripts: what they would run, how they go on after a preemption, and their signals."""
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -79,7 +80,7 @@ def test_help_shows_an_example_and_every_script_is_executable(script):
         ("tpu_pod.sh", ["run", *POD, "--spt"], "unknown option '--spt'"),
         ("gpu_slurm.sh", ["--nodes=two", "--", *RUN], "--nodes=two must be"),
         ("gpu_slurm.sh", ["--", RUN[0]], "--workdir=DIR is missing"),
-        ("gpu_slurm.sh", ["--config=x"], "come after --"),
+        ("gpu_slurm.sh", ["--config=x"], "after --. See --help"),
         ("local_hosts.sh", [], "N, the number of hosts"),
         ("local_hosts.sh", ["0"], "N, the number of hosts"),
         ("local_hosts.sh", ["2", "--devices_per_host=x"], "must be a positive number"),
@@ -324,6 +325,24 @@ def test_slurm_job_ends_with_the_status_of_its_processes(tmp_path):
     process = start_job(tmp_path, "#!/bin/bash\nexit 5\n")
     process.communicate(timeout=30)
     assert process.returncode == 5 and not (tmp_path / "requeued").exists()
+
+
+def test_readme_example(tmp_path):
+    (block,) = re.findall(r"```sh\n(.*?)```", (LAUNCH / "README.md").read_text(), re.DOTALL)
+    executable(tmp_path / "python", """
+        #!/bin/sh
+        echo "$PMJAX_PROCESS_ID of $PMJAX_NUM_PROCESSES at $PMJAX_COORDINATOR: $*"
+    """)  # fmt: skip
+    done = subprocess.run(
+        ["bash", "-c", block, "example", *RUN],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == [
+        f"{index} of 2 at 127.0.0.1:29500: -m pmjax.main {' '.join(RUN)}" for index in (0, 1)
+    ]
 
 
 def local(tmp_path, text, *args, hosts=3):
