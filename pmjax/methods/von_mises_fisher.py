@@ -1,4 +1,4 @@
-"""The von Mises-Fisher distribution on the unit sphere in `dim` dimensions, for any κ > 0.
+"""The von Mises-Fisher distribution on the unit sphere in `dim` dimensions, for all κ > 0.
 
 Its density is proportional to exp(κ ⟨mean, z⟩). Everything is float32 and differentiable.
 """
@@ -15,9 +15,9 @@ from pmjax.distributed import collectives
 
 Array = jax.Array
 
-# Bessel functions are known by their expansion at an order so much larger, and by recurrence.
+# Bessel functions follow by recurrence from their expansion at an order that is larger by this.
 _HIGHER = 16
-# Wood's proposals are accepted with a probability of 0.65 or more: all fail once in 10⁷ draws.
+# Each of Wood's proposals is accepted with probability 0.65 or more: all fail once in 10⁷ draws.
 _PROPOSALS = 16
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 
@@ -31,13 +31,13 @@ def mean_length(dim: int, kappa: Array) -> Array:
 def kl_from_uniform(dim: int, kappa: Array) -> Array:
     """Returns KL(vMF(·, κ) ‖ uniform) in nats for each κ: κA - log I_v + v log(κ/2) - log Γ(v+1).
 
-    v is dim/2 - 1. Davidson et al. (2018), section 3, with the constants put together.
+    v is dim/2 - 1. Davidson et al. (2018), section 3, with the constants collected.
     """
     order = dim / 2 - 1
     high = order + _HIGHER
     ratios = _ratios(order, kappa)
     root = jnp.sqrt(high**2 + kappa**2)
-    # log I at the high order without its κ, which cancels against that of κA.
+    # log I at the high order without its κ, which cancels with that of κA.
     log_bessel = high**2 / (root + kappa) - high * jnp.arcsinh(high / kappa)
     log_bessel += _debye(high, kappa) - np.log(2 * np.pi) / 2
     log_bessel -= sum(jnp.log(ratio) for ratio in ratios[1:])
@@ -46,7 +46,7 @@ def kl_from_uniform(dim: int, kappa: Array) -> Array:
 
 
 @kl_from_uniform.defjvp
-def _kl_slope(dim, primals, tangents):
+def _kl_slope(dim: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (kappa,), (tangent,) = primals, tangents
     _, slope = jax.jvp(partial(mean_length, dim), (kappa,), (jnp.ones_like(kappa),))
     return kl_from_uniform(dim, kappa), kappa * slope * tangent
@@ -67,7 +67,7 @@ def _ratios(order: float, kappa: Array) -> list[Array]:
 
 
 def _debye(order: float, kappa: Array) -> Array:
-    """Returns the slow part of log I_order(κ) for large orders (DLMF 10.41.3 and 10.41.10)."""
+    """Returns the slowly varying part of log I_order(κ), large orders (DLMF 10.41.3, 10.41.10)."""
     square = order**2 + kappa**2
     p = order / jnp.sqrt(square)
     first = (3 * p - 5 * p**3) / 24
@@ -76,20 +76,21 @@ def _debye(order: float, kappa: Array) -> Array:
 
 
 def sample(mean: Array, kappa: Array, key: Array) -> Array:
-    """Draws z = t·mean + √(1 - t²)·v, v uniform across the mean; differentiable in both.
+    """Draws z = t·mean + √(1 - t²)·v, v uniform and orthogonal to the mean; differentiable.
 
     Args:
       mean: [N, dim] of norm one.
       kappa: [N].
       key: one key for the global batch.
     """
-    cosine_key, across_key = jax.random.split(key)
+    cosine_key, direction_key = jax.random.split(key)
     t = _cosine(mean.shape[-1], kappa, cosine_key)[:, None]
-    across = collectives.sample_batch(jax.random.normal, across_key, mean.shape)
-    across -= jnp.sum(across * mean, -1, keepdims=True) * mean
-    across /= jnp.linalg.norm(across, axis=-1, keepdims=True)
-    z = t * mean + jnp.sqrt(1 - t**2) * across
-    return z / jnp.linalg.norm(z, axis=-1, keepdims=True)  # noise along the mean loses digits
+    v = collectives.sample_batch(jax.random.normal, direction_key, mean.shape)
+    v -= jnp.sum(v * mean, -1, keepdims=True) * mean
+    v /= jnp.linalg.norm(v, axis=-1, keepdims=True)
+    z = t * mean + jnp.sqrt(1 - t**2) * v
+    # By rounding, v is not quite orthogonal to the mean.
+    return z / jnp.linalg.norm(z, axis=-1, keepdims=True)
 
 
 def _cosine(dim: int, kappa: Array, key: Array) -> Array:
@@ -101,10 +102,10 @@ def _cosine(dim: int, kappa: Array, key: Array) -> Array:
     beta = collectives.sample_batch(lambda k, s: jax.random.beta(k, half, half, s), beta_key, shape)
     uniform = collectives.sample_batch(jax.random.uniform, uniform_key, shape)
     b = half / (fixed + jnp.sqrt(fixed**2 + half**2))
-    middle = (1 - b) / (1 + b)
+    center = (1 - b) / (1 + b)
     proposed = (1 - (1 + b) * beta) / (1 - (1 - b) * beta)
-    log_ratio = fixed * (proposed - middle)
-    log_ratio += 2 * half * (jnp.log1p(-middle * proposed) - jnp.log1p(-(middle**2)))
+    log_ratio = fixed * (proposed - center)
+    log_ratio += 2 * half * (jnp.log1p(-center * proposed) - jnp.log1p(-(center**2)))
     accepted = log_ratio >= jnp.log(uniform)
     first = jnp.take_along_axis(proposed, jnp.argmax(accepted, 1)[:, None], 1)
     t = jnp.where(accepted.any(1, keepdims=True), first, mean_length(dim, fixed))[:, 0]
@@ -118,13 +119,13 @@ def _slope(dim: int, kappa: Array, t: Array) -> Array:
     """Returns dt/dκ [N] at a fixed value of the distribution function F(t; κ).
 
     Implicit reparameterization (Figurnov et al. 2018): -∂F/∂κ over the density, here an integral
-    over the angle. Differentiating an accepted proposal instead is biased.
+    over the angle. The derivative of an accepted proposal would be biased.
     """
     end = jnp.arccos(t)[:, None]
     angle = end * (_NODES + 1) / 2
     kappa = kappa[:, None]
 
-    def log_density(angle):
+    def log_density(angle: Array) -> Array:
         return (dim - 2) * jnp.log(jnp.sin(angle)) + kappa * jnp.cos(angle)
 
     weight = jnp.exp(log_density(angle) - log_density(end)) * (end / 2) * _WEIGHTS
