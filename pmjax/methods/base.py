@@ -16,8 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pmjax.distributed import collectives
-from pmjax.nets import base as nets
-from pmjax.nets.base import Net, Nets
+from pmjax.nets.base import Net, Nets, family
 from pmjax.nets.heads import Embedding, Posterior
 from pmjax.nets.layers import LatentBatchNorm
 from pmjax.nets.mlp import LatentCritic, LatentGenerator
@@ -144,7 +143,7 @@ class NetBuilder:
         return Net(LatentGenerator(self.latent_dim, width, blocks), (self.latent_dim,))
 
     def _module(self, kind: str, **args: Any) -> nn.Module:
-        module = getattr(nets.family(self.family), kind)
+        module = getattr(family(self.family), kind)
         return module(**args, dtype=self.precision, **self.net_args)
 
 
