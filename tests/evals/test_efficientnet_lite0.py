@@ -199,7 +199,7 @@ def test_changed_weights_are_refused(tmp_path):
 def test_weights_are_read_without_pytorch():
     code = (
         "import sys\n"
-        "from pmjax.evals._features import efficientnet_lite0 as net\n"
+        "from pmjax.evals.features import efficientnet_lite0 as net\n"
         "net.load_params(net.weights_path())\n"
         "sys.exit('torch' in sys.modules)\n"
     )

@@ -21,13 +21,13 @@ from pmjax.errors import UserError
 from pmjax.evals import runner
 from pmjax.evals.context import Context
 from pmjax.evals.features import (
-    base,
+    batches,
     inception_2015,
     inception_graph,
     inception_weights,
     statistics,
 )
-from pmjax.evals.features.base import extract
+from pmjax.evals.features.base import extract, moments
 from pmjax.evals.frechet import frechet_distance
 
 FUN = nn.functional
@@ -145,7 +145,7 @@ def test_grey_images_are_repeated_and_others_refused(photographs):
     alpha = np.zeros((2, 8, 8, 4), np.uint8)
     for images in (alpha, to_float(photographs)):
         with pytest.raises(UserError, match="1 or 3"):
-            list(base._batches.run(None, {}, images, name="Inception", batch_size=2))
+            list(batches.run(None, {}, images, name="Inception", batch_size=2))
 
 
 @pytest.fixture(scope="module")
@@ -364,7 +364,7 @@ def test_weights_are_looked_for_in_the_argument_the_variable_the_cache_and_the_n
 
 def test_moments_of_parts_are_exact_far_from_zero():
     x = np.random.default_rng(0).normal(1000, 0.01, (3000, 5)).astype(np.float32)
-    mean, cov, count = base.moments([x[:7], x[7:2000], x[2000:]])
+    mean, cov, count = moments([x[:7], x[7:2000], x[2000:]])
     assert count == 3000
     np.testing.assert_allclose(mean, x.mean(0, dtype=np.float64), rtol=1e-12)
     np.testing.assert_allclose(cov, np.cov(x.astype(np.float64).T), rtol=1e-9, atol=1e-13)

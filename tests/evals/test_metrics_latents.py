@@ -200,8 +200,8 @@ def test_copies_of_training_examples_are_exposed_and_new_ones_are_not():
 
 def test_memorization_agrees_with_its_definition_on_images_in_several_parts(digits, monkeypatch):
     monkeypatch.setattr(memorization, "AT_ONCE", 64)
-    pixels = lambda x, **_: to_float(x).reshape(len(x), -1)  # noqa: E731
-    monkeypatch.setattr(efficientnet_lite0, "features", pixels)
+    pixels = lambda x, **_: [to_float(x).reshape(len(x), -1)]  # noqa: E731
+    monkeypatch.setattr(efficientnet_lite0, "stream", pixels)
     train, test = digits[0][:300], digits[1][:100]
     halves = Model((8, 8, 1), own=lambda num, seed: 0.5 * to_float(train[:num]).reshape(num, -1))
     ctx = context(train, test, halves)
@@ -315,7 +315,7 @@ def test_unrolling_finds_the_coordinates_and_the_noise():
     steps = np.linspace(*swiss_roll.T, 100_000)
     spiral = np.stack([steps * np.cos(steps), 0 * steps, steps * np.sin(steps)], 1)
     length = np.linalg.norm(np.diff(spiral, axis=0), axis=1).sum() / swiss_roll.SCALE
-    ends = swiss_roll.unroll((spiral[[0, -1]] - swiss_roll.CENTRE) / swiss_roll.SCALE)[1]
+    ends = swiss_roll.unroll((spiral[[0, -1]] - swiss_roll.CENTER) / swiss_roll.SCALE)[1]
     assert np.diff(ends[:, 0]) == pytest.approx(length, rel=1e-4)
 
 
@@ -333,7 +333,7 @@ class Roll(Model):
         t, height = self._decode(*np.asarray(z, np.float64).T)
         t = swiss_roll.T[0] + t * (swiss_roll.T[1] - swiss_roll.T[0])
         x = np.stack([t * np.cos(t), height * swiss_roll.HEIGHT[1], t * np.sin(t)], 1)
-        return ((x - swiss_roll.CENTRE) / swiss_roll.SCALE).astype(np.float32)
+        return ((x - swiss_roll.CENTER) / swiss_roll.SCALE).astype(np.float32)
 
 
 def roll(model):
