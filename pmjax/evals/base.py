@@ -22,6 +22,16 @@ class Value:
     better: Better = None
 
 
+def higher(meaning: str) -> Value:
+    """Returns a value of which a higher one is better."""
+    return Value(meaning, "higher")
+
+
+def lower(meaning: str) -> Value:
+    """Returns a value of which a lower one is better."""
+    return Value(meaning, "lower")
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
     """Values under the keys 'PREFIX/NAME' or 'PREFIX/DETAIL/NAME', one table of the report.

@@ -4,7 +4,7 @@ import numpy as np
 from sklearn.svm import SVC
 
 from pmjax.errors import UserError
-from pmjax.evals.base import Metric, Table, Value
+from pmjax.evals.base import Metric, Table, Value, higher
 from pmjax.evals.context import Context
 from pmjax.evals.features.base import Features
 from pmjax.evals.labels import classes
@@ -16,7 +16,7 @@ METRIC = Metric(
         "Shares of the samples that a classifier fitted to real images assigns to a class; near 0 "
         "means that the class is missing.",
         {
-            "share_min": Value("of the rarest class", "higher"),
+            "share_min": higher("of the rarest class"),
             "share_max": Value("of the most frequent class"),
             "accuracy": Value("of the classifier on the test set: how far to trust it"),
         },
@@ -29,9 +29,8 @@ METRIC = Metric(
 def evaluate(ctx: Context) -> dict[str, float]:
     """Returns the smallest and largest share of a class among the samples of the run's own prior.
 
-    A support vector classifier on EfficientNet-Lite0 features is fitted to `num_samples` training
-    images (or all); 'classes/accuracy' is its accuracy on the test set. 'classes/share_min' and
-    'classes/share_max' are shares of the samples that it assigns to a class of the training set.
+    A support vector classifier on EfficientNet-Lite0 features, fitted to `num_samples` training
+    images (or all), assigns the samples to classes; 'classes/accuracy' is that on the test set.
     """
     ctx.require_images("classes")
     train, test = classes(ctx, "classes")

@@ -7,7 +7,7 @@ from sklearn.metrics import confusion_matrix
 from threadpoolctl import threadpool_limits
 
 from pmjax.errors import UserError
-from pmjax.evals.base import Metric, Table, Value, option
+from pmjax.evals.base import Metric, Table, Value, higher, option
 from pmjax.evals.context import Context
 from pmjax.evals.labels import classes, codes
 
@@ -18,7 +18,7 @@ METRIC = Metric(
         "Test accuracy of clusters of the embeddings, and of as many principal components, each "
         "cluster standing for one class.",
         {
-            "accuracy": Value("of the embeddings", "higher"),
+            "accuracy": higher("of the embeddings"),
             "pca": Value("of as many principal components of the data"),
         },
     ),

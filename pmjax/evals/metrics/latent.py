@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pmjax.evals.base import Metric, Table, Value
+from pmjax.evals.base import Metric, Table, Value, lower
 from pmjax.evals.context import Context
 
 METRIC = Metric(
@@ -12,12 +12,12 @@ METRIC = Metric(
         "The coordinates of the training set's embeddings, in inference mode; the latent "
         "BatchNorm asks for mean 0 and variance 1 in each.",
         {
-            "mean_abs_max": Value("largest absolute mean of a coordinate", "lower"),
+            "mean_abs_max": lower("largest absolute mean of a coordinate"),
             "var_min": Value("smallest variance of a coordinate"),
             "var_max": Value("largest variance of a coordinate"),
-            "cov_abs_mean": Value("mean absolute covariance of two coordinates", "lower"),
-            "cov_abs_max": Value("largest absolute covariance of two coordinates", "lower"),
-            "corr_abs_mean": Value("mean absolute correlation of two coordinates", "lower"),
+            "cov_abs_mean": lower("mean absolute covariance of two coordinates"),
+            "cov_abs_max": lower("largest absolute covariance of two coordinates"),
+            "corr_abs_mean": lower("mean absolute correlation of two coordinates"),
         },
     ),
 )
@@ -26,10 +26,8 @@ METRIC = Metric(
 def evaluate(ctx: Context) -> dict[str, float]:
     """Returns how far the coordinates of the embedding are from mean 0, variance 1, uncorrelated.
 
-    'latent/mean_abs_max', 'latent/var_min' and 'latent/var_max' are the worst coordinates';
-    'latent/cov_abs_mean' and 'latent/cov_abs_max' are of the covariances of two coordinates, and
-    'latent/corr_abs_mean' of their correlations; a constant coordinate counts as uncorrelated with
-    all others. With a single coordinate, all three are 0.
+    A constant coordinate counts as uncorrelated with all others. With a single coordinate,
+    covariances and correlation are 0.
     """
     z = ctx.embeddings("train").astype(np.float64)
     mean, var = z.mean(0), z.var(0)

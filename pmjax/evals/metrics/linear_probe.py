@@ -9,7 +9,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from pmjax.errors import UserError
-from pmjax.evals.base import Metric, Table, Value, option
+from pmjax.evals.base import Metric, Table, Value, higher, option
 from pmjax.evals.context import Context
 from pmjax.evals.labels import classes, codes
 
@@ -20,7 +20,7 @@ METRIC = Metric(
         "Test accuracy of a linear classifier on the embeddings, and on as many principal "
         "components.",
         {
-            "accuracy": Value("of the embeddings", "higher"),
+            "accuracy": higher("of the embeddings"),
             "pca": Value("of as many principal components of the data"),
         },
     ),

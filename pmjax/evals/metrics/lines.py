@@ -5,7 +5,7 @@ import numpy as np
 from pmjax.datasets import lines
 from pmjax.datasets.batches import to_float
 from pmjax.errors import UserError
-from pmjax.evals.base import Metric, Table, Value, option
+from pmjax.evals.base import Metric, Table, Value, lower, option
 from pmjax.evals.context import LEAVE, Context, finite
 
 METRIC = Metric(
@@ -14,17 +14,13 @@ METRIC = Metric(
         "Interpolated lines",
         "ACAI's task: interpolations should be lines whose angles change evenly; 0 is perfect.",
         {
-            "mean_distance": Value("from each image to the nearest line", "lower"),
+            "mean_distance": lower("from each image to the nearest line"),
             "distance_floor": Value("of real lines"),
-            "smoothness": Value(
-                "largest turn beyond an even one; invalid interpolations count as 0", "lower"
+            "smoothness": lower(
+                "largest turn beyond an even one; invalid interpolations count as 0"
             ),
-            "smoothness_strict": Value(
-                "the same, with invalid interpolations as one jump", "lower"
-            ),
-            "invalid": Value(
-                "share of interpolations that end at the angle where they begin", "lower"
-            ),
+            "smoothness_strict": lower("the same, with invalid interpolations as one jump"),
+            "invalid": lower("share of interpolations that end at the angle where they begin"),
         },
     ),
 )
@@ -38,15 +34,11 @@ def evaluate(ctx: Context, *, num: int = 256, frames: int = 16) -> dict[str, flo
     """Returns Mean Distance and Smoothness of interpolations between lines of the test set.
 
     Berthelot et al., 2019: `num` random pairs of test images, each interpolated over `frames`
-    images, ends included, by `model.interpolate`. 'lines/mean_distance' is the mean over frames of
-    the smallest cosine distance, in [-1, 1], to 10,000 rendered lines; 'lines/distance_floor' is
-    that of the test images. With θ the angles of the nearest lines, unwrapped,
-    'lines/smoothness' is the mean over interpolations of
-    max |Δθ| / |θ_end - θ_start| - 1 / (frames - 1): 0 is perfect for both.
-
-    Interpolations with θ_end = θ_start have no smoothness; 'lines/invalid' is their share. They
-    count as 0 in 'lines/smoothness', as in ACAI's code, and as a single jump in
-    'lines/smoothness_strict', which does not reward a collapsed decoder.
+    images, ends included, by `model.interpolate`. The distance is the smallest cosine distance to
+    10,000 rendered lines. With θ the angles of the nearest lines, unwrapped, smoothness is the mean
+    over interpolations of max |Δθ| / |θ_end - θ_start| - 1 / (frames - 1). Interpolations with
+    θ_end = θ_start have none: they count as 0 in 'lines/smoothness', as in ACAI's code, and as a
+    single jump in 'lines/smoothness_strict', which does not reward a collapsed decoder.
     """
     num = min(num, len(ctx.test.data) // 2)
     if num < 1 or frames < 2:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from pmjax.datasets.batches import to_float
-from pmjax.evals.base import Metric, Table, Value
+from pmjax.evals.base import Metric, Table, higher, lower
 from pmjax.evals.context import Context
 
 METRIC = Metric(
@@ -12,13 +12,12 @@ METRIC = Metric(
         "Reconstruction",
         "How close G(E(x)) comes to x, over the whole test set.",
         {
-            "mse": Value(
-                "mean squared error in the data's own units, [-1, 1] for images; lower is better",
-                "lower",
+            "mse": lower(
+                "mean squared error in the data's own units, [-1, 1] for images; lower is better"
             ),
-            "mse01": Value("the same for values in [0, 1]: a quarter of it", "lower"),
-            "psnr": Value("peak signal-to-noise ratio in dB; higher is better", "higher"),
-            "ssim": Value("structural similarity; 1 is perfect", "higher"),
+            "mse01": lower("the same for values in [0, 1]: a quarter of it"),
+            "psnr": higher("peak signal-to-noise ratio in dB; higher is better"),
+            "ssim": higher("structural similarity; 1 is perfect"),
         },
     ),
 )
@@ -31,10 +30,8 @@ C1, C2 = 0.01**2, 0.03**2  # of values in [0, 1]
 def evaluate(ctx: Context) -> dict[str, float]:
     """Returns the mean squared error per value and, for images, that in [0, 1], PSNR and SSIM.
 
-    'recon/mse' is the mean over examples and their values, in [-1, 1] for images;
-    'recon/mse01' is the same in [0, 1], a quarter of it; 'recon/psnr' in dB is the mean over
-    images of 10 log₁₀(1 / mse01 of the image), at most 100; 'recon/ssim' is the mean over images
-    of `ssim`. Nothing is rounded or clipped.
+    'recon/psnr' is the mean over images of 10 log₁₀(1 / mse01 of the image), at most 100;
+    'recon/ssim' that of `ssim`. Reconstructions are neither rounded nor clipped.
     """
     errors, similarities, start = [], [], 0
     for x_hat in ctx.reconstructed("test"):

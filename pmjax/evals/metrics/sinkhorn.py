@@ -10,7 +10,7 @@ from jax.scipy.special import logsumexp
 from pmjax.errors import UserError
 from pmjax.evals.base import Metric, Table, option
 from pmjax.evals.context import Context
-from pmjax.evals.metrics.wasserstein import real_points
+from pmjax.evals.metrics.wasserstein import mean_distances
 
 METRIC = Metric(
     Table(
@@ -45,14 +45,12 @@ def evaluate(
             f"regularisation={regularisation}. Set {where}draws and {where}num to at least 1 and "
             f"{where}regularisation above 0, and have two test points."
         )
-    distances: dict[str, list[float]] = {name: [] for name in (*ctx.priors, "floor")}
-    for index in range(draws):
-        real, other = real_points(ctx, num, index)
-        epsilon = regularisation * float(_costs(real, other).mean())
-        for name, values in distances.items():
-            points = other if name == "floor" else ctx.draw(name, num, index)
-            values.append(sinkhorn2(points, real, epsilon=epsilon))
-    return {f"sinkhorn/{name}": float(np.mean(values)) for name, values in distances.items()}
+
+    def distance(points: np.ndarray, real: np.ndarray, other: np.ndarray) -> float:
+        return sinkhorn2(points, real, epsilon=regularisation * float(_costs(real, other).mean()))
+
+    values = mean_distances(ctx, draws, num, distance)
+    return {f"sinkhorn/{name}": value for name, value in values.items()}
 
 
 def sinkhorn2(a: np.ndarray, b: np.ndarray, *, epsilon: float) -> float:

@@ -9,7 +9,7 @@ from sklearn.manifold import trustworthiness
 
 from pmjax.datasets.batches import to_float
 from pmjax.errors import UserError
-from pmjax.evals.base import Metric, Table, Value, option
+from pmjax.evals.base import Metric, Table, higher, option
 from pmjax.evals.context import Context
 
 METRIC = Metric(
@@ -19,19 +19,15 @@ METRIC = Metric(
         "Whether neighbors in data space are neighbors in latent space, and vice versa; 1 is "
         "perfect.",
         {
-            "trustworthiness": Value(
-                "falls when neighbors in latent space are not neighbors in the data", "higher"
+            "trustworthiness": higher(
+                "falls when neighbors in latent space are not neighbors in the data"
             ),
-            "continuity": Value("falls when neighbors in the data are torn apart", "higher"),
-            "neighbours_kept": Value(
-                "share of the nearest in the data that are nearest in the latents", "higher"
+            "continuity": higher("falls when neighbors in the data are torn apart"),
+            "neighbours_kept": higher(
+                "share of the nearest in the data that are nearest in the latents"
             ),
-            "distance_correlation": Value(
-                "between data and embedding; 0 is independence", "higher"
-            ),
-            "geodesic_correlation": Value(
-                "of distances along the data with those in the latents", "higher"
-            ),
+            "distance_correlation": higher("between data and embedding; 0 is independence"),
+            "geodesic_correlation": higher("of distances along the data with those in the latents"),
         },
     ),
 )
@@ -40,15 +36,10 @@ METRIC = Metric(
 def evaluate(ctx: Context, *, neighbours: int = 12, num: int = 2000) -> dict[str, float]:
     """Returns how well the embedding preserves the geometry of up to `num` test examples.
 
-    Distances are Euclidean, for images between their pixels; 1 is perfect for all.
-
-    'topology/trustworthiness' (Venna & Kaski, 2001) falls when neighbors in the embedding are not
-    neighbors in the data, 'topology/continuity' when neighbors in the data are torn apart;
-    'topology/neighbours_kept' is the share of the 12 (`neighbours`) nearest in the data that are
-    among the 12 nearest in the embedding, 12 / (n - 1) by chance;
-    'topology/distance_correlation' is `distance_correlation`, 0 for independence;
-    'topology/geodesic_correlation' is Spearman's, over all pairs, between `geodesic_distances` in
-    the data and distances in the embedding, 0 by chance.
+    Distances are Euclidean, for images between their pixels. Trustworthiness and continuity are
+    those of Venna & Kaski, 2001; 'neighbours_kept' is 12 / (n - 1) by chance for 12 `neighbours`;
+    'geodesic_correlation' is Spearman's, over all pairs, between `geodesic_distances` in the data
+    and distances in the embedding.
     """
     chosen = ctx.subset("test", num)
     if not 1 <= neighbours < len(chosen) / 2:

@@ -1,9 +1,11 @@
 """The exact 2-Wasserstein distance between generated and fresh real points."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from pmjax.errors import UserError
-from pmjax.evals.base import Metric, Table, Value, option
+from pmjax.evals.base import Metric, Table, lower, option
 from pmjax.evals.context import Context
 
 METRIC = Metric(
@@ -12,7 +14,7 @@ METRIC = Metric(
         "2-Wasserstein distance",
         "How far generated points have to move to become fresh real ones; lower is better, and "
         "the floor is the distance between two sets of real points.",
-        {"ratio": Value("the run's own prior over the floor; 1 is perfect", "lower")},
+        {"ratio": lower("the run's own prior over the floor; 1 is perfect")},
         better="lower",
         bars=True,
     ),
@@ -36,14 +38,25 @@ def evaluate(ctx: Context, *, draws: int = 5, num: int = 2000) -> dict[str, floa
             f"Metric 'wasserstein' has nothing to compare: draws={draws}, num={num}. Set "
             f"{where}draws and {where}num to at least 1, and have two test points."
         )
-    distances: dict[str, list[float]] = {name: [] for name in (*ctx.priors, "floor")}
+    values = mean_distances(ctx, draws, num, lambda points, real, _: wasserstein2(points, real))
+    values["ratio"] = values[ctx.own_prior] / values["floor"]
+    return {f"w2/{name}": value for name, value in values.items()}
+
+
+def mean_distances(
+    ctx: Context,
+    draws: int,
+    num: int,
+    distance: Callable[[np.ndarray, np.ndarray, np.ndarray], float],
+) -> dict[str, float]:
+    """Returns the mean of distance(points, real, other real points) for each prior and 'floor'."""
+    found: dict[str, list[float]] = {name: [] for name in (*ctx.priors, "floor")}
     for draw in range(draws):
         real, other = real_points(ctx, num, draw)
-        for name, values in distances.items():
+        for name, values in found.items():
             points = other if name == "floor" else ctx.draw(name, num, draw)
-            values.append(wasserstein2(points, real))
-    result = {f"w2/{name}": float(np.mean(values)) for name, values in distances.items()}
-    return result | {"w2/ratio": result[f"w2/{ctx.own_prior}"] / result["w2/floor"]}
+            values.append(distance(points, real, other))
+    return {name: float(np.mean(values)) for name, values in found.items()}
 
 
 def wasserstein2(a: np.ndarray, b: np.ndarray) -> float:
