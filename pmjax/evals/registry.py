@@ -1,8 +1,9 @@
 """Finds metrics by name, checks their arguments, and looks up what their values mean."""
 
+import importlib
 import inspect
 import types
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -53,8 +54,8 @@ class Named(NamedTuple):
         return self.module.METRIC
 
     @property
-    def is_file(self) -> bool:
-        """Whether it is a metric on features whose extractor is an argument."""
+    def takes_extractor(self) -> bool:
+        """Whether its name leaves the extractor to an argument."""
         return self.declaration.on_features and self.name == self.file
 
     def parameters(self) -> dict[str, Any]:
@@ -74,7 +75,7 @@ class Named(NamedTuple):
 def names() -> list[str]:
     """Returns all names of metrics, METRIC_EXTRACTOR for each of both included."""
     files, extractors = plugins.names("metrics"), plugins.names("extractors")
-    on_features = [file for file in files if _metric(file).on_features]
+    on_features = [file for file in files if _module(file).METRIC.on_features]
     return sorted({*files, *ALIASES} | {f"{f}_{e}" for f in on_features for e in extractors})
 
 
@@ -94,17 +95,18 @@ def _find(name: str) -> Named | None:
         alias = Alias(name)
     else:
         pairs = [(name.removesuffix(f"_{e}"), e) for e in plugins.names("extractors")]
-        known = [Alias(f, e) for f, e in pairs if f in files and _metric(f).on_features]
+        known = [Alias(f, e) for f, e in pairs if f in files and _module(f).METRIC.on_features]
         if not known:
             return None
-        (alias,) = known
-    module = plugins.load("metrics", alias.file)
+        alias = known[0]
+    module = _module(alias.file)
     extractor = alias.extractor or module.METRIC.extractor
     return Named(name, alias.file, module, extractor, alias.args)
 
 
-def _metric(file: str) -> Metric:
-    return plugins.load("metrics", file).METRIC
+def _module(file: str) -> types.ModuleType:
+    """Imports a file of `plugins.names`; `plugins.load` would look for it again."""
+    return importlib.import_module(f"{plugins.KINDS['metrics'].room}.{file}")
 
 
 def canonical(metrics: Sequence[str], args: Args) -> tuple[tuple[str, ...], dict[str, dict]]:
@@ -114,7 +116,7 @@ def canonical(metrics: Sequence[str], args: Args) -> tuple[tuple[str, ...], dict
     """
     merged: dict[str, dict] = {}
     for name, given in args.items():
-        taken = ("extractor",) if find(name).is_file else ()
+        taken = ("extractor",) if find(name).takes_extractor else ()
         own = {argument: value for argument, value in given.items() if argument not in taken}
         key = _canonical(name, given)
         merged[key] = merged.get(key, {}) | own
@@ -124,7 +126,7 @@ def canonical(metrics: Sequence[str], args: Args) -> tuple[tuple[str, ...], dict
 
 def _canonical(name: str, args: Mapping[str, Any]) -> str:
     metric = find(name)
-    if not metric.is_file or (name in ALIASES and "extractor" not in args):
+    if not metric.takes_extractor or (name in ALIASES and "extractor" not in args):
         return name
     return f"{metric.file}_{args.get('extractor', metric.extractor)}"
 
@@ -149,7 +151,7 @@ def checked(name: str, given: Mapping[str, Any], *, where: str = "") -> dict[str
         raise unknown(label, str(extractor), plugins.names("extractors"))
     if metric.declaration.on_features and extractor:
         valid |= _keyword_arguments(plugins.load("extractors", extractor).identity)
-    if metric.is_file:
+    if metric.takes_extractor:
         valid["extractor"] = str
     for argument in given:
         if argument not in valid:
@@ -217,6 +219,9 @@ def check_best(settings: ConfigDict, prefix: str, args: Args) -> None:
     direction(best)
     metric = metric_of(best)
     during, _ = canonical(settings[f"{prefix}during"], args)
+    begin = _canonical(metric, args.get(metric, {})) if _find(metric) else metric
+    if begin != metric:
+        raise UserError(f"{keys}best={best!r}: values of '{metric}' begin with '{begin}/'.")
     if metric not in map(metric_of, during):
         raise UserError(
             f"{keys}best={best!r} is a value of the metric '{metric}': name it in {keys}during."
@@ -290,7 +295,8 @@ def table_of(group: str) -> tuple[Table | None, str]:
 
 
 def _all_tables() -> list[tuple[str, Table]]:
-    return [(file, table) for file in plugins.names("metrics") for table in _metric(file).tables]
+    files = plugins.names("metrics")
+    return [(file, table) for file in files for table in _module(file).METRIC.tables]
 
 
 def _begins(group: str, prefix: str) -> bool:
@@ -316,16 +322,10 @@ def direction(value: str) -> int:
     )
 
 
-def metric_on(file: str, extractor: str) -> str:
-    """Returns the usual name of a metric on an extractor's features: 'fid' for fd on Inception."""
-    for name, alias in ALIASES.items():
-        if alias.extractor and (alias.file, alias.extractor) == (file, extractor):
-            return name
-    return f"{file}_{extractor}"
-
-
 def metric_for_dimension(dim: int | None) -> str | None:
-    """Returns the Fréchet distance on features of this many dimensions, if one has them."""
-    names = plugins.names("extractors")
-    found: Collection[str] = [n for n in names if plugins.load("extractors", n).DIM == dim]
-    return next((metric_on("fd", name) for name in found), None)
+    """Returns the Fréchet distance on features of this many dimensions, by its usual name."""
+    for extractor in plugins.names("extractors"):
+        if plugins.load("extractors", extractor).DIM == dim:
+            usual = [name for name, alias in ALIASES.items() if alias[:2] == ("fd", extractor)]
+            return usual[0] if usual else f"fd_{extractor}"
+    return None

@@ -28,7 +28,7 @@ METRICS = [
     name
     for name in registry.names()
     if name in registry.ALIASES
-    or not (name.endswith("inception_2015") or registry.find(name).is_file)
+    or not (name.endswith("inception_2015") or registry.find(name).takes_extractor)
 ]
 INCEPTION_METRICS = {"fid", "fid_infinity", "kid", "prdc", "inception_score"}
 IMAGE_METRICS = {"classes"} | INCEPTION_METRICS

@@ -146,6 +146,8 @@ def test_the_best_value_may_come_from_any_name_of_its_metric():
     registry.check_settings(ConfigDict(settings | {"args": args}))
     with pytest.raises(UserError, match="of the metric 'fd_inception_2015': name it in"):
         registry.check_settings(ConfigDict(settings | {"args": {}}))
+    with pytest.raises(UserError, match="values of 'fd' begin with 'fd_inception_2015/'"):
+        registry.check_settings(ConfigDict(settings | {"best": "fd/own", "args": args}))
     settings |= {"during": ("memorisation",), "best": "authenticity/data/own"}
     registry.check_settings(ConfigDict(settings | {"args": {}}))
 
