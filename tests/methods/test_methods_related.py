@@ -314,7 +314,7 @@ def test_embeddings_have_norm_one(name, images):
     np.testing.assert_allclose(np.linalg.norm(encoded, axis=1), 1, rtol=1e-6)
 
 
-def test_sae_centres_what_it_encodes_and_what_it_decodes(images):
+def test_sae_centers_embeddings_and_what_it_decodes(images):
     spec = make("sae")
     state = started(spec)
     shared = forward(spec, state, images)

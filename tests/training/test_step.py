@@ -216,3 +216,11 @@ def test_same_seed_gives_the_same_bits(batches):
     first, _ = run(joint_spec(), batches["joint"])
     second, _ = run(joint_spec(), batches["joint"])
     chex.assert_trees_all_equal(first, second)
+
+
+def test_a_joint_prior_uses_the_configured_momentum():
+    prior = priors.make("realnvp", {"b1": 0.7}).spec(6)
+    assert [objective.b1 for objective in prior.objectives] == [0.7]
+    joint = combine(method_spec("pm"), prior, averaged=("G", "f"))
+    assert [objective.name for objective in joint.objectives] == ["critic", "autoencoder", "prior"]
+    assert joint.objectives[-1].b1 is None
