@@ -5,7 +5,7 @@ import logging
 import sys
 from pathlib import Path
 
-from pmjax import cli
+from pmjax import cli, config
 
 log = logging.getLogger(__name__)
 
@@ -22,45 +22,40 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, type=Path, help="where results are written")
     flags, overrides = cli.parse(parser)
 
-    # Imported once the flags are checked: JAX and its libraries take seconds.
-    from pmjax import config
-    from pmjax.distributed import rendezvous
-    from pmjax.distributed.mesh import set_up_cpu
-    from pmjax.storage import workdir
-
     settings = config.load(flags.config, overrides)
+
+    # JAX and its libraries take seconds to import: mistakes in flags and config come before.
+    from pmjax import api
+    from pmjax.distributed import maintenance, rendezvous
+    from pmjax.distributed.mesh import set_up_cpu
+    from pmjax.distributed.processes import Stopped
+    from pmjax.evals import runner, tables
+    from pmjax.reporting.run_log import RunLog
+    from pmjax.storage import resource_errors, workdir
+    from pmjax.training import stages
+
+    def evaluate() -> None:
+        values = runner.evaluate(flags.workdir, api.load(flags.workdir))
+        print(tables.listing(values), flush=True)
+
     spec = rendezvous.process_spec()
     set_up_cpu(spec.local_devices or settings.devices // spec.count)
     cli.cache_compilations()
-
-    from pmjax.distributed import maintenance
-    from pmjax.distributed.processes import Stopped
-    from pmjax.reporting.run_log import RunLog
-    from pmjax.storage import resource_errors
-    from pmjax.training import stages
-
     joined = rendezvous.join(spec, workdir.shared_config(settings))
     with joined as group, workdir.lock(flags.workdir, group):
         group.run_on_primary("the workdir", lambda: workdir.claim(settings, flags.workdir))
         workdir.check_shared(flags.workdir, group)
-        report = RunLog(flags.workdir, process=group.index)
+        run_log = RunLog(flags.workdir, process=group.index)
         maintenance.watch()
         try:
             with resource_errors.as_user_errors(flags.workdir), group.signals(steps=False):
-                stages.fit(settings, flags.workdir, report, group)
-                group.run_on_primary("evaluation", lambda: _evaluate(flags.workdir))
+                stages.fit(settings, flags.workdir, run_log, group)
+                group.run_on_primary("evaluation", evaluate)
         except Stopped as stopped:
             command = " ".join(["python -m pmjax.main", *sys.argv[1:]])
             log.warning("%s To resume, run the same command:\n  %s", stopped, command)
         finally:
-            report.close()
-
-
-def _evaluate(workdir: Path) -> None:
-    from pmjax import api
-    from pmjax.evals import runner, tables
-
-    print(tables.listing(runner.evaluate(workdir, api.load(workdir))), flush=True)
+            run_log.close()
 
 
 if __name__ == "__main__":

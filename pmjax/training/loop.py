@@ -38,7 +38,7 @@ def train(
     mesh: jax.sharding.Mesh,
     directory: Path,
     info: dict[str, Any],
-    report: RunLog,
+    run_log: RunLog,
     evaluator: PeriodicEvaluator | None = None,
     group: ProcessGroup | None = None,
 ) -> TrainState:
@@ -52,7 +52,7 @@ def train(
       mesh: the devices.
       directory: parent of the directory with the checkpoints of the stage.
       info: saved with every checkpoint; a checkpoint with a different one is rejected.
-      report: records metrics and shows progress.
+      run_log: records metrics and shows progress.
       evaluator: evaluates and keeps intermediate models.
       group: the processes that the mesh may span (None: this process alone).
 
@@ -74,7 +74,7 @@ def train(
     init = partial(init_state, spec, optimizer)
     state, saved_info = _restore_or_init(checkpoints, init, options, info)
     start = int(state.step)
-    report.resume(stage, start)
+    run_log.resume(stage, start)
     if evaluator and start:
         evaluator.catch_up(state, start)
     if start >= steps:
@@ -96,7 +96,7 @@ def train(
 
     profiler = Profiler(options.profile, directory.parent / "profile")
     names, skipped = [objective.name for objective in spec.objectives], saved_info.get("skipped", 0)
-    monitor = MetricsMonitor(options, names, report, skipped=skipped, saved=start)
+    monitor = MetricsMonitor(options, names, run_log, skipped=skipped, saved=start)
     pending = None  # the metrics of the previous dispatch, which are read while this one runs
     try:
         with group.signals(), jax.transfer_guard("disallow"):

@@ -35,13 +35,13 @@ class MetricsMonitor:
         self,
         options: LoopOptions,
         objectives: Sequence[str],
-        report: RunLog,
+        run_log: RunLog,
         *,
         skipped: int = 0,
         saved: int = 0,
     ):
-        """Monitors objectives by name; values are recorded and shown by the report."""
-        self._options, self._objectives, self._report = options, objectives, report
+        """Monitors objectives by name; values go to the run log."""
+        self._options, self._objectives, self._run_log = options, objectives, run_log
         self._keys = "config" if options.stage == "stage1" else "config.stage2"
         self.skipped, self.saved = skipped, saved
         self._rows = {name: np.empty((0, 3)) for name in objectives}
@@ -73,14 +73,14 @@ class MetricsMonitor:
                 self._count_skipped(step, values)
             if logged[index]:
                 count = {"skipped": self.skipped} if self._options.skip_nonfinite else {}
-                self._report.scalars(stage, step, values | count)
+                self._run_log.scalars(stage, step, values | count)
         for name in self._objectives:
             columns = steps, arrays[f"grad_norm/{name}"], arrays[f"loss/{name}"]
             self._check_saturation(name, np.stack(columns, axis=1)[~bad])
         latest: dict[str, Any] = {
             name: float(values[-1]) for name, values in arrays.items() if name.startswith("loss/")
         }
-        self._report.status(stage, first + len(bad), last, latest | self.counts())
+        self._run_log.status(stage, first + len(bad), last, latest | self.counts())
 
     def _count_skipped(self, step: int, values: Mapping[str, float]) -> None:
         """Counts a skipped step, or raises `NotFinite` if it is one too many."""
@@ -132,11 +132,11 @@ class MetricsMonitor:
             if saturated and not self._saturated[name]:
                 log.warning(
                     f"{self._options.stage}: objective '{name}' is saturated: in steps "
-                    f"{window[0, 0]:.0f} to {window[-1, 0]:.0f} its gradient almost vanished (median norm {norm:.3g}, "
-                    f"largest before {largest:.3g}; its loss is now {window[-1, 2]:.4g}). It no "
-                    f"longer learns, and the other objectives learn little from it. Lower the "
-                    f"learning rate, warm it up (--{self._keys}.optimizer.warmup=200), or update "
-                    f"this objective less often."
+                    f"{window[0, 0]:.0f} to {window[-1, 0]:.0f} its gradient almost vanished "
+                    f"(median norm {norm:.3g}, largest before {largest:.3g}; its loss is now "
+                    f"{window[-1, 2]:.4g}). It no longer learns, and the other objectives learn "
+                    f"little from it. Lower the learning rate, warm it up "
+                    f"(--{self._keys}.optimizer.warmup=200), or update this objective less often."
                 )
             self._saturated[name] = saturated
         self._rows[name] = rows

@@ -65,7 +65,7 @@ class PeriodicEvaluator:
         priors: list[str],
         snapshot_of: Callable[[TrainState], Snapshot],
         read_embeddings: Callable[[], Any] | None = None,
-        report: RunLog,
+        run_log: RunLog,
         group: ProcessGroup,
     ):
         """See `for_stage1` and `for_stage2`.
@@ -78,12 +78,12 @@ class PeriodicEvaluator:
           priors: names of the priors that can be sampled during this stage.
           snapshot_of: returns the model of a state.
           read_embeddings: returns those of the training set, if the stage does not change them.
-          report: records the values.
+          run_log: records the values.
           group: the processes that train, one of which evaluates.
         """
         self._stage, self._settings, self._workdir = stage, settings, workdir
         self._train, self._priors, self._snapshot_of = train, priors, snapshot_of
-        self._read_embeddings, self._report, self._group = read_embeddings, report, group
+        self._read_embeddings, self._run_log, self._group = read_embeddings, run_log, group
         self._steps = (settings if stage is STAGE1 else settings.stage2).steps
         self._every, self._metrics, self._best = (
             settings.eval[f"{stage.prefix}{name}"] for name in ("every", "during", "best")
@@ -141,7 +141,7 @@ class PeriodicEvaluator:
             + (f"; the best {best} so far" if is_best else "")
         )
         values = {history.EVAL + key: value for key, value in values.items()}
-        self._report.scalars(self._stage.name, step, values)
+        self._run_log.scalars(self._stage.name, step, values)
 
     def _context(self, snapshot: Snapshot) -> Context:
         """Returns the evaluation context of a model; keeps what does not depend on the model."""
@@ -184,7 +184,7 @@ def for_stage1(
     workdir: Path,
     *,
     train: Dataset,
-    report: RunLog,
+    run_log: RunLog,
     group: ProcessGroup,
 ) -> PeriodicEvaluator:
     """Returns the evaluator of the autoencoder, with the priors that need no training."""
@@ -196,7 +196,7 @@ def for_stage1(
         train=train,
         priors=_priors_of_stage1(settings),
         snapshot_of=lambda state: snapshots.of_stage1(settings, state, shape),
-        report=report,
+        run_log=run_log,
         group=group,
     )
 
@@ -206,7 +206,7 @@ def for_stage2(
     workdir: Path,
     *,
     train: Dataset,
-    report: RunLog,
+    run_log: RunLog,
     group: ProcessGroup,
 ) -> PeriodicEvaluator:
     """Returns the evaluator of the run's own prior, on the autoencoder of stage 1."""
@@ -218,7 +218,7 @@ def for_stage2(
         priors=[settings.prior],
         snapshot_of=lambda state: snapshots.of_stage2(settings, state, workdir),
         read_embeddings=partial(read_embeddings, workdir),
-        report=report,
+        run_log=run_log,
         group=group,
     )
 

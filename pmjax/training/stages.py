@@ -41,7 +41,7 @@ _EMBEDDING = "The embedding of training example"
 _DIVERGED = "Train again with a lower learning rate or clipped gradients, and a new --workdir."
 
 
-def fit(settings: ConfigDict, workdir: Path, report: RunLog, group: ProcessGroup) -> None:
+def fit(settings: ConfigDict, workdir: Path, run_log: RunLog, group: ProcessGroup) -> None:
     """Trains what is not trained yet, and writes the model to the workdir.
 
     All processes train stage 1. The primary one alone embeds the training set and fits the prior,
@@ -59,11 +59,11 @@ def fit(settings: ConfigDict, workdir: Path, report: RunLog, group: ProcessGroup
         f"{settings.data.name}: {len(data.data)} examples of shape {data.data.shape[1:]}, "
         f"{mesh1.size} × {jax.devices()[0].device_kind}, {settings.parallel}."
     )
-    state = _train_autoencoder(settings, workdir, data, mesh1, report, group)
+    state = _train_autoencoder(settings, workdir, data, mesh1, run_log, group)
     write = partial(_write_autoencoder, settings, workdir, data, state)
     group.run_on_primary("the embeddings of the training set", write)
 
-    train_own = partial(_train_own_prior, settings, workdir, data, mesh2, report, group)
+    train_own = partial(_train_own_prior, settings, workdir, data, mesh2, run_log, group)
     trained = isinstance(builders.prior(settings), TrainedPrior)
     in_stage2 = trained and settings.schedule == "two_stage"
     together = spans_processes(mesh2)
@@ -155,14 +155,14 @@ def _train_autoencoder(
     workdir: Path,
     data: Dataset,
     mesh: jax.sharding.Mesh,
-    report: RunLog,
+    run_log: RunLog,
     group: ProcessGroup,
 ) -> TrainState:
     """Trains stage 1 on the training set."""
     evaluator = None
     if settings.eval.every:
         evaluator = periodic_eval.for_stage1(
-            settings, workdir, train=data, report=report, group=group
+            settings, workdir, train=data, run_log=run_log, group=group
         )
     with resource_errors.device_memory(
         "stage1",
@@ -178,7 +178,7 @@ def _train_autoencoder(
             mesh=mesh,
             directory=workdir / "checkpoints",
             info={"config": training_config(settings), "data": data.fingerprint},
-            report=report,
+            run_log=run_log,
             evaluator=evaluator,
             group=group,
         )
@@ -200,7 +200,7 @@ def _train_own_prior(
     workdir: Path,
     data: Dataset,
     mesh: jax.sharding.Mesh,
-    report: RunLog,
+    run_log: RunLog,
     group: ProcessGroup,
 ) -> TrainState:
     """Trains stage 2, the run's own prior, on the embeddings of stage 1."""
@@ -208,14 +208,14 @@ def _train_own_prior(
     if settings.eval.stage2_every:
         evaluating = group if spans_processes(mesh) else ProcessGroup()
         evaluator = periodic_eval.for_stage2(
-            settings, workdir, train=data, report=report, group=evaluating
+            settings, workdir, train=data, run_log=run_log, group=evaluating
         )
     return _train_prior(
         settings,
         read_embeddings(workdir),
         mesh=mesh,
         directory=workdir / "checkpoints",
-        report=report,
+        run_log=run_log,
         evaluator=evaluator,
         group=group,
     )
@@ -228,7 +228,7 @@ def _train_prior(
     *,
     mesh: jax.sharding.Mesh,
     directory: Path,
-    report: RunLog,
+    run_log: RunLog,
     evaluator: PeriodicEvaluator | None = None,
     group: ProcessGroup | None = None,
 ) -> TrainState:
@@ -249,7 +249,7 @@ def _train_prior(
             mesh=mesh,
             directory=directory,
             info={"config": training_config(settings), "data": fingerprint(z)},
-            report=report,
+            run_log=run_log,
             evaluator=evaluator,
             group=group,
         )
@@ -259,7 +259,7 @@ def _train_other_prior(
     settings: ConfigDict, z: np.ndarray, name: str, directory: Path
 ) -> dict[str, Any]:
     """Trains a prior that is not the run's own, in a directory of its own; returns its arrays."""
-    report = RunLog(directory)
+    run_log = RunLog(directory)
     try:
         state = _train_prior(
             settings,
@@ -267,13 +267,13 @@ def _train_other_prior(
             name,
             mesh=make_mesh(1),
             directory=directory / "checkpoints",
-            report=report,
+            run_log=run_log,
         )
     except Stopped as stopped:
         log.warning("%s The same command resumes there.", stopped)
         raise
     finally:
-        report.close()
+        run_log.close()
     return snapshots.prior_arrays(settings, state, name)
 
 

@@ -28,7 +28,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (EXAMPLES, 8, 8, 1), dtype=np
 
 
 class Metrics(dict):
-    """A report that keeps the metrics of each step, and calls `after` with it."""
+    """A run log that keeps the metrics of each step, and calls `after` with it."""
 
     def __init__(self, after=lambda step: None):
         super().__init__()
@@ -45,7 +45,7 @@ class Metrics(dict):
 
 
 def fit(
-    directory, *, mode="jit", mesh, data=IMAGES, budget=1e9, group=None, steps=STEPS, report=None
+    directory, *, mode="jit", mesh, data=IMAGES, budget=1e9, group=None, steps=STEPS, run_log=None
 ):
     """Trains pm on perceptrons with SGD; returns {name: value} of all metrics and leaves."""
     build = NetBuilder(
@@ -55,7 +55,7 @@ def fit(
         net_args={"width": 16},
         batch_norm={"momentum": 0.9},
     )
-    report = Metrics() if report is None else report
+    run_log = Metrics() if run_log is None else run_log
     options = LoopOptions(
         stage="stage",
         steps=steps,
@@ -76,10 +76,10 @@ def fit(
         mesh=mesh,
         directory=Path(directory),
         info={},
-        report=report,
+        run_log=run_log,
         group=group,
     )
-    return flat(report, state)
+    return flat(run_log, state)
 
 
 def flat(metrics, state):
@@ -124,14 +124,14 @@ def trouble(directory: Path, group: ProcessGroup) -> None:
                 time.sleep(0.01)
             os.kill(os.getpid(), getattr(signal, os.environ["TROUBLE"]))
 
-    fit(directory, mesh=make_mesh(), group=group, steps=10**6, report=Metrics(after))
+    fit(directory, mesh=make_mesh(), group=group, steps=10**6, run_log=Metrics(after))
 
 
 def after_trouble(directory: Path, group: ProcessGroup) -> None:
     """Trains on from the last checkpoint, to the end."""
-    report = Metrics()
-    values = fit(directory, mesh=make_mesh(), group=group, report=report)
-    assert report.start == KEPT, report.start
+    run_log = Metrics()
+    values = fit(directory, mesh=make_mesh(), group=group, run_log=run_log)
+    assert run_log.start == KEPT, run_log.start
     np.savez(directory / f"end_{group.index}.npz", **values)
 
 

@@ -84,7 +84,7 @@ def pm(fault=None):
 
 
 def fit(
-    directory, spec, report=None, *, optimizer=sgd, mode="jit", devices=1, data=None, **options
+    directory, spec, run_log=None, *, optimizer=sgd, mode="jit", devices=1, data=None, **options
 ):
     values = dict(steps=8, checkpoint_every=2, keep=9, log_every=1, seed=0, ema_decay=0.9)
     state = loop.train(
@@ -95,7 +95,7 @@ def fit(
         mesh=make_mesh(devices),
         directory=directory,
         info={"data": "it"},
-        report=Metrics() if report is None else report,
+        run_log=Metrics() if run_log is None else run_log,
     )
     return plain(state)
 
@@ -159,11 +159,11 @@ def test_a_step_that_is_not_finite_can_be_left_out_whole_and_is_counted(
 ):
     faulty = pm(("critic", "gradient", None))
     options = {"mode": mode, "devices": devices, "skip_nonfinite": 1, "checkpoint_every": 1}
-    report = Metrics()
-    fit(tmp_path, faulty, report, steps=6, **options)
+    run_log = Metrics()
+    fit(tmp_path, faulty, run_log, steps=6, **options)
     (line,) = lines("is skipped")
     assert f"step {BAD_STEP} is skipped: the gradient of objective 'critic'" in line
-    assert [report[step]["skipped"] for step in (4, 5, 6)] == [0, 1, 1]
+    assert [run_log[step]["skipped"] for step in (4, 5, 6)] == [0, 1, 1]
     (after, info), (before, _) = saved(tmp_path, BAD_STEP), saved(tmp_path, BAD_STEP - 1)
     assert info["skipped"] == 1
     assert (int(after.step), int(before.step)) == (BAD_STEP, BAD_STEP - 1)

@@ -54,10 +54,10 @@ class Run:
 
     def start(self, step=0):
         """Begins, or goes on from a checkpoint."""
-        self.report = RunLog(self.workdir, stream=io.StringIO())
-        self.report.resume("stage1", step)
+        self.run_log = RunLog(self.workdir, stream=io.StringIO())
+        self.run_log.resume("stage1", step)
         self.evaluator = periodic_eval.for_stage1(
-            self.settings, self.workdir, train=self.data, report=self.report, group=ProcessGroup()
+            self.settings, self.workdir, train=self.data, run_log=self.run_log, group=ProcessGroup()
         )
 
     def evaluate(self, step, value, key="recon/mse"):
@@ -165,7 +165,7 @@ def test_an_evaluation_that_was_cut_off_is_made_up_for(tmp_path, monkeypatch, ke
     run = Run(tmp_path, monkeypatch)
     run.evaluate(10, 2.0)
     if kept:
-        monkeypatch.setattr(run.report, "scalars", lambda *args: exec("raise KeyboardInterrupt"))
+        monkeypatch.setattr(run.run_log, "scalars", lambda *args: exec("raise KeyboardInterrupt"))
         with pytest.raises(KeyboardInterrupt):
             run.evaluate(20, 1.0)
         assert run.best == 20
