@@ -16,7 +16,7 @@ from pmjax.evals import figures, runner
 from pmjax.storage import metrics_file, workdir
 from pmjax.storage.checkpoint import Checkpoints
 from pmjax.training import snapshots
-from pmjax.training.optimizers import stage1_optimizer
+from pmjax.training.optimizers import stage1_optimizer, stage2_optimizer
 from pmjax.training.step import init_state
 
 SMALL = {
@@ -104,7 +104,8 @@ def test_a_checkpoint_of_stage_2_is_the_prior_of_that_step(run):
     for name in (workdir.AUTOENCODER, workdir.EMBEDDINGS):
         shutil.copy(stage1 / name, run / name)
     z = workdir.read_embeddings(run)
-    state = jax.jit(partial(init_state, builders.stage2_spec(settings, z=z)))(jax.random.key(5))
+    spec, optimizer = builders.stage2_spec(settings, z=z), stage2_optimizer(settings)
+    state = jax.jit(partial(init_state, spec, optimizer))(jax.random.key(5))
     checkpoints = Checkpoints(run / "checkpoints" / "stage2")
     checkpoints.save(state.replace(step=np.int32(7)), {"data": workdir.fingerprint(z)})
     checkpoints.close()
