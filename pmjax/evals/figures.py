@@ -1,32 +1,36 @@
-"""Draws what a run learned: samples, reconstructions, interpolations, latents, manifolds."""
+"""Draws samples, reconstructions, interpolations, latents and manifolds of a model."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from scipy.spatial import cKDTree
 
 from pmjax.datasets.batches import to_uint8
+from pmjax.evals.context import Context
 from pmjax.reporting import plots
 from pmjax.reporting.images import Figure, grid, save_png
 from pmjax.reporting.plots import BLUE, GRAY
 
 SAMPLES, PAIRS, PAIRS_A_ROW, LINES, STEPS = 64, 32, 8, 8, 9
-POINTS = 2000  # shown at most in a scatter
+POINTS = 2000  # at most, in a scatter plot
+Projection = Callable[[np.ndarray], np.ndarray]
+Panel = tuple[str, np.ndarray, np.ndarray]  # name, points [N, 2 or 3], values of their colors
 
 
-def draw(ctx, workdir) -> list[Figure]:
+def draw(ctx: Context, workdir: Path) -> list[Figure]:
     """Draws the figures that fit the data of an evaluation context into workdir/figures/.
 
     Images get grids and a scatter of the latents; points get the analogues of the paper's
     Figures 4 (manifolds) and 5 (latents).
     """
-    folder = Path(workdir) / "figures"
+    folder = workdir / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     steps = _image_figures if ctx.test.data.ndim == 4 else _point_figures
     return list(steps(ctx, folder))
 
 
-def _image_figures(ctx, folder):
+def _image_figures(ctx: Context, folder: Path) -> Iterator[Figure]:
     rng = np.random.default_rng(ctx.seed)
     for prior in ctx.priors:
         own = prior == ctx.priors[0]
@@ -35,7 +39,7 @@ def _image_figures(ctx, folder):
             grid(ctx.samples(prior)[:SAMPLES]),
             folder / f"samples_{prior}.png",
             f"Samples, prior {prior}",
-            f"New images: G of latents drawn from {whose}; the first {SAMPLES}, not selected.",
+            f"New images: G of latents drawn from {whose}; the first {SAMPLES}, without selection.",
         )
     data = ctx.test.data
     chosen = np.sort(rng.choice(len(data), min(PAIRS, len(data)), replace=False))
@@ -52,32 +56,32 @@ def _image_figures(ctx, folder):
         grid(to_uint8(between.reshape(-1, *data.shape[1:])), columns=STEPS),
         folder / "interpolations.png",
         "Interpolations",
-        "Each row walks in a straight line through latent space from the reconstruction of one "
-        "test image to that of another.",
+        "Each row is a straight line in latent space, from the reconstruction of one test image to "
+        "that of another.",
     )
     yield _latent_scatter(ctx, folder)
     yield _moments(ctx, folder)
 
 
-def _point_figures(ctx, folder):
-    data, colour, codes, show = _shown(ctx)
-    solid = (lambda x: x) if data.shape[1] == 3 else _plane(data)
+def _point_figures(ctx: Context, folder: Path) -> Iterator[Figure]:
+    data, color, codes, rows = _selected(ctx)
+    shown: Projection = (lambda x: x) if data.shape[1] == 3 else _plane(data)
     tree = cKDTree(data)
 
-    def new_points(name, prior):
-        # They have no coordinate along the data of their own: each takes its nearest test point's.
-        made = ctx.samples(prior)[:POINTS]
-        return name, solid(made), colour[tree.query(made)[1]]
+    def new_points(name: str, prior: str) -> Panel:
+        # New points have no coordinate along the data; each gets that of the nearest test point.
+        points = ctx.samples(prior)[:POINTS]
+        return name, shown(points), color[tree.query(points)[1]]
 
     yield _scatters(
         [
-            ("input", solid(data), colour),
-            ("reconstruction", solid(ctx.reconstructions("test", show)), colour),
+            ("input", shown(data), color),
+            ("reconstruction", shown(ctx.reconstructions("test", rows)), color),
             new_points("generation", ctx.priors[0]),
         ],
         folder / "manifolds.png",
         "Manifolds",
-        "Test points, their reconstructions and new points from the run's own prior, coloured "
+        "Test points, their reconstructions and new points from the run's own prior, colored "
         "along the data (new points as the nearest test point); the paper's Figure 4.",
     )
     if len(ctx.priors) > 1:
@@ -90,22 +94,22 @@ def _point_figures(ctx, folder):
     latent = ctx.model.sample_latent(len(codes), seed=ctx.seed)
     base = ctx.model.sample_base(len(codes), seed=ctx.seed)
     flat = _plane(codes)
-    reached = colour[cKDTree(codes).query(latent)[1]]
+    reached = color[cKDTree(codes).query(latent)[1]]
     between = [] if base is None else [("base prior", _plane(base)(base), reached)]
     yield _scatters(
-        [("embedding", flat(codes), colour), *between, ("generated latent", flat(latent), reached)],
+        [("embedding", flat(codes), color), *between, ("generated latent", flat(latent), reached)],
         folder / "latents.png",
         "Latents",
-        "Embeddings of the test points, draws of the base prior coloured by where they go, and "
-        "the latents made of them; the paper's Figure 5."
+        "Embeddings of the test points, draws of the base prior colored by the latents that they "
+        "become, and these latents; the paper's Figure 5."
         if between
         else "Embeddings of the test points and draws of the prior; the paper's Figure 5.",
         apart="base prior",
     )
 
 
-def _latent_scatter(ctx, folder):
-    _, labels, codes, _ = _shown(ctx)
+def _latent_scatter(ctx: Context, folder: Path) -> Figure:
+    _, labels, codes, _ = _selected(ctx)
     flat = _plane(codes)
     codes = flat(codes)
     columns = max(3, 1 + len(ctx.priors))
@@ -143,12 +147,12 @@ def _latent_scatter(ctx, folder):
         canvas,
         folder / "latents.png",
         "Latents",
-        "The two directions in which embeddings of test images vary most (PCA): coloured by class, "
-        "then in grey under latents drawn from each prior.",
+        "The two directions in which embeddings of test images vary most (PCA): colored by class, "
+        "then in gray under latents drawn from each prior.",
     )
 
 
-def _moments(ctx, folder):
+def _moments(ctx: Context, folder: Path) -> Figure:
     z = ctx.embeddings("train").astype(np.float64)
     mean, deviation, coordinates = z.mean(0), z.std(0), np.arange(z.shape[1])
     correlation = np.cov(z.T).reshape(2 * [len(mean)]) / np.outer(deviation, deviation).clip(1e-12)
@@ -171,23 +175,23 @@ def _moments(ctx, folder):
         canvas,
         folder / "moments.png",
         "Moments of the embedding",
-        "Over the training images: the coordinates' means and variances, 0 and 1 behind the latent "
+        "Over the training images: the coordinates' means and variances, 0 and 1 after the latent "
         "BatchNorm, and their correlations.",
     )
 
 
-def _shown(ctx):
-    """Picks at most POINTS test examples: data, labels, embeddings, indices."""
+def _selected(ctx: Context) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the data, labels, embeddings and rows of at most POINTS random test examples."""
     num = len(ctx.test.data)
-    show = np.arange(num)
+    rows = np.arange(num)
     if num > POINTS:
-        show = np.sort(np.random.default_rng(ctx.seed).choice(num, POINTS, replace=False))
+        rows = np.sort(np.random.default_rng(ctx.seed).choice(num, POINTS, replace=False))
     labels = np.zeros(num) if ctx.test.labels is None else ctx.test.labels
-    return ctx.test.data[show], labels[show], np.asarray(ctx.embeddings("test"))[show], show
+    return ctx.test.data[rows], labels[rows], np.asarray(ctx.embeddings("test"))[rows], rows
 
 
-def _plane(codes):
-    """Returns the projection to two dimensions: PCA of the codes, or as is if they have two."""
+def _plane(codes: np.ndarray) -> Projection:
+    """Returns the projection to two dimensions: PCA, or the identity if the codes have two."""
     dim = codes.shape[1]
     if dim <= 2:
         return lambda x: np.pad(x, ((0, 0), (0, 2 - dim)))
@@ -196,27 +200,18 @@ def _plane(codes):
     return lambda x: (x - mean) @ directions.T
 
 
-def _scatters(
-    panels: list[tuple[str, np.ndarray, np.ndarray]],
-    path: Path,
-    title: str,
-    caption: str,
-    apart: str = "",
-) -> Figure:
-    """Draws panels (name, points [N, 2 or 3], values) side by side, on the same axes.
-
-    The panel called `apart` lies in another space and has axes of its own.
-    """
+def _scatters(panels: list[Panel], path: Path, title: str, caption: str, apart: str = "") -> Figure:
+    """Draws panels side by side with the same limits, except the one called `apart`."""
     common = np.concatenate([points for name, points, _ in panels if name != apart])
     limits = plots.cube(common, drop=0)
-    shown = [
+    scatters = [
         plots.Scatter(name, points, color, limits=None if name == apart else limits)
         for name, points, color in panels
     ]
-    columns = max(3, len(shown))
-    return plots.scatter_rows(path, title, caption, [("", shown)], columns=columns, inches=3.9)
+    columns = max(3, len(scatters))
+    return plots.scatter_rows(path, title, caption, [("", scatters)], columns=columns, inches=3.9)
 
 
-def _save(image, path, title, caption):
+def _save(image: np.ndarray, path: Path, title: str, caption: str) -> Figure:
     save_png(path, image)
     return Figure(title, caption, path)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from pmjax import builders, config
 from pmjax.errors import UserError
-from pmjax.evals import figures, image_sets, registry, tables
+from pmjax.evals import image_sets, registry, tables
 from pmjax.evals.context import LEAVE, Context, Missing, fresh_points
 from pmjax.evals.features.base import Features
 from pmjax.evals.registry import Args
@@ -149,6 +149,8 @@ def evaluate(
 
     # A run's first evaluation is stored as a whole; later ones store what they complete.
     values = _run(metrics, ctx, args, store, partly=(workdir / METRICS).is_file())
+    from pmjax.evals import figures  # loads matplotlib
+
     page = html.write_report(
         workdir,
         title=f"pmjax: {settings.data.name}, {settings.method} with prior {settings.prior}",
