@@ -236,12 +236,12 @@ class Context:
         return not self.has("test") or self.test.data.ndim == 4
 
     def require_images(self, metric: str) -> None:
-        """Refuses data that are not images."""
+        """Raises `UserError` for data that are not images."""
         if not self.has_images:
             raise UserError(f"Metric '{metric}' needs images, and these data are points. {LEAVE}")
 
     def require_points(self, metric: str) -> None:
-        """Refuses data that are not points."""
+        """Raises `UserError` for data that are not points."""
         if self.has_images:
             raise UserError(f"Metric '{metric}' needs points, and these data are images. {LEAVE}")
 

@@ -320,7 +320,7 @@ def _record(
 
 
 def _provenance(ctx: Context, metrics: Mapping[str, Any], args: Args) -> dict[str, Any]:
-    """Returns what it takes to compute the metrics again."""
+    """Returns what is needed to compute the metrics again."""
     uses = {name: registry.extractor_of(name, args.get(name, {})) for name in metrics}
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -166,7 +166,7 @@ def test_an_unknown_argument_is_refused_with_the_nearest_before_anything_is_comp
 
 
 def test_arguments_reach_their_metric():
-    with pytest.raises(UserError, match="40 neighbours"):
+    with pytest.raises(UserError, match="40 neighbors"):
         runner.run(["topology"], point_context(), {"topology": {"neighbours": 40}})
 
 

@@ -59,8 +59,8 @@ def whitened(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarra
     """
     mean = train.mean(0, dtype=np.float64)
     _, scale, directions = np.linalg.svd(train - mean, full_matrices=False)
-    kept = scale > scale.max(initial=0) * np.finfo(np.float32).eps * len(train)
-    matrix = directions[kept].T / scale[kept] * len(train) ** 0.5
+    varying = scale > scale.max(initial=0) * np.finfo(np.float32).eps * len(train)
+    matrix = directions[varying].T / scale[varying] * len(train) ** 0.5
     return (train - mean) @ matrix, (test - mean) @ matrix
 
 

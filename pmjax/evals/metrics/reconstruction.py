@@ -10,7 +10,7 @@ METRIC = Metric(
     Table(
         "recon",
         "Reconstruction",
-        "How close G(E(x)) comes to x, over the whole test set.",
+        "How close G(E(x)) is to x, over the whole test set.",
         {
             "mse": lower(
                 "mean squared error in the data's own units, [-1, 1] for images; lower is better"

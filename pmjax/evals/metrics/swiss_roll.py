@@ -62,7 +62,7 @@ def evaluate(ctx: Context, *, neighbours: int = 12, num: int = 2000) -> dict[str
     if not 1 <= neighbours < num / 2:
         raise UserError(
             f"Metric 'swiss_roll' needs more than {2 * neighbours} points for {neighbours} "
-            f"neighbours and has {num}: set {option('swiss_roll', 'neighbours')} to at least 1 and "
+            f"neighbors and has {num}: set {option('swiss_roll', 'neighbours')} to at least 1 and "
             f"less than half of them, or {option('swiss_roll', 'num')} higher."
         )
     latents = {prior: ctx.latents(prior, num) for prior in ctx.priors}

@@ -45,7 +45,7 @@ def evaluate(ctx: Context, *, neighbours: int = 12, num: int = 2000) -> dict[str
     if not 1 <= neighbours < len(chosen) / 2:
         raise UserError(
             f"Metric 'topology' needs more than {2 * neighbours} test examples for "
-            f"{neighbours} neighbours and has {len(chosen)}: set "
+            f"{neighbours} neighbors and has {len(chosen)}: set "
             f"{option('topology', 'neighbours')} to at least 1 and less than half of them, or "
             f"{option('topology', 'num')} higher."
         )
