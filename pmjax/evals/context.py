@@ -79,13 +79,10 @@ class Context:
     def from_images(
         cls, samples: np.ndarray, reference: Dataset | Path, *, more: Dataset | None = None, **args
     ) -> "Context":
-        """Returns the context of two sets of images, whose one 'prior' is 'samples'.
+        """Returns the context of two sets of images, whose only 'prior' is 'samples'.
 
-        Args:
-            samples: uint8 [N, H, W, C], all of which are compared.
-            reference: real images, or the file of their statistics.
-            more: other real images; as many as there are samples give the floor.
-            **args: others of the class.
+        The reference is real images, or the file of their statistics. As many of `more`, other real
+        images, as there are samples are the floor.
         """
         return cls(
             model=None,
@@ -140,13 +137,7 @@ class Context:
         return ctx
 
     def cached(self, key: Hashable, make: Callable[[], Any], *, of: str = "prior") -> Any:
-        """Returns the result of `make`, called once for this key.
-
-        Args:
-            key: of the result.
-            make: computes it.
-            of: what it depends on, one of `DEPENDS`.
-        """
+        """Returns the result of `make`, called once for this key; `of` is one of `DEPENDS`."""
         cache = self._caches[of]
         if key not in cache:
             cache[key] = make()

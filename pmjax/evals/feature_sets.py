@@ -25,10 +25,7 @@ def feature_sets(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Returns the features float32 [N, D] of the test set, and of the sets to compare, by name.
 
-    Args:
-        ctx: what to evaluate.
-        features: of which extractor.
-        also: sets of a decoder to compare as well.
+    `also` are sets of a decoder to compare as well; see `Context.compared`.
 
     Raises:
         UserError: if the data are not images, or features are not finite.

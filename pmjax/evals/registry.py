@@ -233,13 +233,7 @@ def check_best(settings: ConfigDict, prefix: str, args: Args) -> None:
 
 
 def validate(metrics: Sequence[str], args: Args, extractors: Args) -> None:
-    """Raises `UserError` for arguments and weights that metrics will reject, before they run.
-
-    Args:
-        metrics: by name.
-        args: {metric: its arguments}.
-        extractors: {feature extractor: its arguments}.
-    """
+    """Raises `UserError` for arguments and weights that metrics will reject, before they run."""
     none = np.zeros((0, 32, 32, 3), np.uint8)
     seen: list[tuple[str, dict]] = []
     for name in metrics:

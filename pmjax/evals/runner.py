@@ -227,13 +227,7 @@ def validate(settings: ConfigDict) -> None:
 
 
 def context(settings: ConfigDict, *, extractors: Args | None = None, **parts: Any) -> Context:
-    """Returns the evaluation context of a config.
-
-    Args:
-        settings: the config.
-        extractors: {feature extractor: arguments}, which replace the config's.
-        **parts: other arguments of `Context`, such as the model.
-    """
+    """Returns the evaluation context of a config; `parts` are others of `Context`'s arguments."""
     return Context(
         seed=settings.seed,
         num_samples=settings.eval.num_samples,

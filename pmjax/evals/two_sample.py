@@ -11,12 +11,8 @@ def two_sample_tests(
     """Returns '<name>/<set>' and '<name>_p/<set>' of each prior's latents, and of 'train'.
 
     'train' are embeddings of training examples: the floor, which a prior that fits them reaches.
-
-    Args:
-        ctx: what to evaluate.
-        name: what the keys begin with.
-        num: examples of each set; at most the size of either split.
-        two_sample: (latents, test embeddings, seed=) -> a value and its p-value.
+    Each set has `num` examples, or the size of the smaller split. `two_sample(latents, embeddings,
+    seed=)` returns a value and its p-value.
     """
     num = min(num, len(ctx.test.data), len(ctx.train.data))
     sets = {prior: ctx.latents(prior, num) for prior in ctx.priors}

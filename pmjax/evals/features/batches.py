@@ -21,18 +21,16 @@ def run(
     batch_size: int,
     dtype: type = np.uint8,
 ) -> Iterator[np.ndarray]:
-    """Yields the results of a compiled `apply(params, batch)` for images, in their order.
+    """Yields results float32 [n, D] of a compiled `apply(params, batch)`, in the images' order.
 
     Args:
         apply: (params, [B, H, W, C]) -> [B, D].
         params: a tree of arrays, which is copied to every device.
-        images: uint8 [N, H, W, 1 or 3], or an iterable of such parts of one size.
+        images: of one dtype and size, [N, H, W, 1 or 3], or an iterable of such parts.
         name: of the net, for messages.
-        batch_size: over all devices, rounded up to a multiple of their number.
-        dtype: of the images, where they are not uint8.
-
-    Yields:
-        float32 [n, D] on the host, n ≤ B. Batches are padded, so that all have one compilation.
+        batch_size: over all devices, rounded up to a multiple of their number. The last batch is
+            padded, so that all have one compilation.
+        dtype: of the images.
     """
     devices = np.asarray(jax.local_devices()[:batch_size])
     mesh = Mesh(devices, ("batch",), axis_types=(AxisType.Auto,))

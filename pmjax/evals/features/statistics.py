@@ -79,11 +79,7 @@ def cached(
 ) -> Moments:
     """Returns the statistics of a whole data set, computed once for its content.
 
-    Args:
-        about: extractor and its identity.
-        fingerprint: of the data; if empty, nothing is stored.
-        make: computes them.
-        dim: of the features.
+    Without a fingerprint of the data, they are not stored. `about` is the extractor's identity.
     """
     if not fingerprint:
         return make()

@@ -54,17 +54,11 @@ def evaluate(ctx: Context, *, num: int = 1000, classifier: str = "mlp") -> dict[
 
 
 def two_sample(a: np.ndarray, b: np.ndarray, *, classifier: str, seed: int) -> tuple[float, float]:
-    """Returns the accuracy of a classifier on held-out halves, and its p-value.
+    """Returns the accuracy of a classifier of a [N, d] and b [M, d] on held-out halves, and p.
 
     Lopez-Paz & Oquab, 2017: it is fitted to a random half of each, standardized; 'mlp' has 20
     hidden units and 100 epochs, 'knn' has k = √n. The p-value is exact (Fisher's test): if the two
     are alike, the number of correctly classified examples of a is hypergeometric.
-
-    Args:
-        a: [N, d].
-        b: [M, d].
-        classifier: a key of CLASSIFIERS.
-        seed: of the halves and of the classifier.
     """
     if min(len(a), len(b)) < 4:
         raise UserError(

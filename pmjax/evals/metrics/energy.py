@@ -47,17 +47,11 @@ def evaluate(ctx: Context, *, num: int = 1000, permutations: int = 499) -> dict[
 def two_sample(
     a: np.ndarray, b: np.ndarray, *, permutations: int, seed: int
 ) -> tuple[float, float]:
-    """Returns the energy distance 2 E‖a - b‖ - E‖a - a'‖ - E‖b - b'‖ ≥ 0 and its p-value.
+    """Returns 2 E‖a - b‖ - E‖a - a'‖ - E‖b - b'‖ ≥ 0 of a [N, d] and b [M, d], and its p-value.
 
     Székely & Rizzo, 2004, with means over all pairs, including those of an example with itself. The
     p-value is (1 + the number of permutations of the pooled examples that are as far apart) /
     (1 + the number of permutations).
-
-    Args:
-        a: [N, d].
-        b: [M, d].
-        permutations: how many.
-        seed: of the permutations.
     """
     distances = squareform(pdist(np.concatenate([a, b]).astype(np.float64)))
     weights = np.repeat([1 / len(a), -1 / len(b)], [len(a), len(b)])

@@ -74,11 +74,6 @@ def evaluate(
     different numbers do not compare. 'flag/fewer_images_than_features' is the number of images if
     it is at most that of features, 'flag/floor_images' that of the floor if the other split is too
     small.
-
-    Args:
-        ctx: what to evaluate.
-        features: of which extractor.
-        protocols: by name, or None.
     """
     ctx.require_images(features.metric)
     about = {"extractor": features.extractor, **features.identity()}

@@ -66,21 +66,13 @@ def kernel_distances(
     seed: int,
     where: str = "",
 ) -> dict[str, tuple[float, float]]:
-    """Returns the kernel distance of each set to the reference: mean and deviation over subsets.
+    """Returns the distance of each set [N, D] to the reference: mean and deviation over subsets.
 
     The unbiased estimate of MMD², over `subsets` pairs of random subsets of `subset_size`
     examples, with the kernel (xᵀy / D + 1)³. It is unbiased: about 0 between sets of one
     distribution, possibly negative, and only its deviation depends on the size of subsets. Every
     set is compared with the same subsets of the reference, which makes their differences more
-    precise than the distances.
-
-    Args:
-        reference: [N, D].
-        sets: [N, D] each.
-        subset_size: examples per subset, at most those of the smallest set.
-        subsets: how many.
-        seed: of the subsets.
-        where: what precedes an argument's name in messages.
+    precise than the distances. `where` precedes an argument's name in messages.
     """
     smallest = min(map(len, (reference, *sets.values())))
     if not 2 <= subset_size <= smallest or subsets < 1:

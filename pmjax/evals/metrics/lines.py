@@ -68,13 +68,9 @@ def evaluate(ctx: Context, *, num: int = 256, frames: int = 16) -> dict[str, flo
 
 
 def nearest_lines(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the cosine distance to the nearest line of the bank, and its angle.
+    """Returns the cosine distance [N] to the nearest line of the bank, and its angle in [0, 2π).
 
-    Args:
-        images: float [N, 32, 32, 1] in [-1, 1].
-
-    Returns:
-        Distances [N], those of constant 0 being 1, and angles [N] in [0, 2π), both float64.
+    Images are float [N, 32, 32, 1] in [-1, 1]; those of constant 0 have distance 1.
     """
     angles = np.linspace(0, 2 * np.pi, BANK, endpoint=False)
     bank = _unit(to_float(lines.render(angles)))

@@ -98,10 +98,7 @@ def _compare(space: str, sources: Mapping[str, np.ndarray], train: np.ndarray) -
 def nearest_rows(x: np.ndarray, train: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the `num` nearest of training examples [M, …] to each of examples [N, …].
 
-    Both are uint8 or float.
-
-    Returns:
-        Euclidean distances float64 [N, num], ascending, and rows [N, num] of the training set.
+    They are Euclidean distances [N, num], ascending, and rows [N, num] of the training set.
     """
     distances, rows = np.empty((len(x), 0)), np.empty((len(x), 0), int)
     for start in range(0, len(train), AT_ONCE):

@@ -67,13 +67,10 @@ def evaluate(
 
 
 class Manifold:
-    """A set of features with a ball around each, to its k-th nearest other.
+    """A set of features [N, D] with a ball around each, to its k-th nearest other.
 
-    Args:
-        features: [N, D].
-        neighbours: k of precision and recall.
-        density_neighbours: k of density and coverage.
-        where: what precedes an argument's name in messages.
+    `neighbours` is k of precision and recall, `density_neighbours` that of density and coverage;
+    `where` precedes their names in messages.
     """
 
     def __init__(
