@@ -68,7 +68,7 @@ class Key:
 
 
 _LARGE = 2**31 - 1
-_DAY2 = "2026-11-23"
+_DAY2 = "2026-11-23"  # the keys without `since` are of the day before
 Count = partial(Key, low=1, high=_LARGE)
 Free = partial(Key, free=True)
 FreeCount = partial(Count, free=True)

@@ -14,6 +14,7 @@ from pmjax.errors import UserError
 from pmjax.reporting.run_log import RunLog
 from pmjax.storage import workdir
 from pmjax.training import stages
+from pmjax.training.optimizers import make_optimizer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(path for path in CONFIGS.glob("*.py") if path.stem != "default")
@@ -228,6 +229,44 @@ def test_a_missing_config_file_says_where_it_was_looked_for(tmp_path):
         config.load("configs/digit.py")
     with pytest.raises(UserError, match=f"nor any other in {tmp_path}"):
         config.load(str(tmp_path / "digits.py"))
+
+
+def own_config(tmp_path, change):
+    """Returns the path of a config file that does not use `default.py`."""
+    values = config.load(DIGITS).to_dict()
+    change(values)
+    path = tmp_path / "own.py"
+    path.write_text(
+        f"from ml_collections import ConfigDict\ndef get_config(variant):\n"
+        f"    return ConfigDict({values!r})\n"
+    )
+    return str(path)
+
+
+def test_a_config_file_of_an_earlier_version_is_completed(tmp_path):
+    path = own_config(tmp_path, lambda values: values.pop("skip_nonfinite"))
+    assert config.load(path) == config.load(DIGITS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.update(new=1), r"own.py: the config it returns has unknown keys \(new\)"),
+        (lambda v: v.pop("steps"), r"own.py: the config it returns lacks keys \(steps\)"),
+    ],
+)
+def test_a_config_file_with_other_keys_is_rejected(tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        config.load(own_config(tmp_path, change))
+
+
+def test_every_schedule_of_the_schema_is_one_of_the_optimizer():
+    for schedule in schema.KEYS["optimizer.schedule"].choices:
+        make_optimizer(steps=1, schedule=schedule)
+    with pytest.raises(UserError) as error:
+        make_optimizer(steps=1, schedule="")
+    valid = str(error.value).rpartition("Valid: ")[2].rstrip(".").split(", ")
+    assert sorted(schema.KEYS["optimizer.schedule"].choices) == valid
 
 
 def test_readme_example(tmp_path):
