@@ -103,11 +103,19 @@ def undivided(batches):
     return cache(lambda name: run(SPECS[name](), batches[name]))
 
 
-DIVISIONS = [("jit", 4), ("jit", 8), ("pmap", 1), ("pmap", 4)]
+DIVISIONS = [
+    pytest.param(
+        name,
+        mode,
+        devices,
+        marks=[pytest.mark.slow] if name in ("joint", "pm_resnet") and devices != 4 else [],
+    )
+    for name in SPECS
+    for mode, devices in [("jit", 4), ("jit", 8), ("pmap", 1), ("pmap", 4)]
+]
 
 
-@pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("mode, devices", DIVISIONS)
+@pytest.mark.parametrize("name, mode, devices", DIVISIONS)
 def test_division_over_devices_changes_nothing(name, mode, devices, batches, undivided):
     one, metrics = undivided(name)
     many, metrics_of_many = run(SPECS[name](), batches[name], mode=mode, devices=devices)
