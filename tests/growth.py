@@ -2,9 +2,9 @@
 
 Each save first returns freed memory to the system, so memory falls and rises again to the level of
 training. Therefore whole periods from one save to the next are compared by their peaks, which do
-not depend on when sampling starts and stops. Small blocks left in a heap can move the temporaries of a
-step into another heap: single starts then differ by a heap (60 MB on digits) in either direction. A
-leak shows in all starts, and so in their median.
+not depend on when sampling starts and stops. Small blocks left in a heap can move the temporaries
+of a step into another heap: single starts then differ by a heap (60 MB on digits) in either
+direction. A leak shows in all starts, and so in their median.
 """
 
 import contextlib
