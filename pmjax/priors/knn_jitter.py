@@ -21,7 +21,7 @@ class Prior(FittedPrior):
     """Training embeddings with noise of `share` of the distance to their k-th neighbor."""
 
     neighbour: int = 1  # k; the embedding itself does not count
-    share: float = 0.02
+    share: float = 0.02  # of the distance to that neighbor
 
     def fit(self, z: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
         """Returns embeddings z [N, d] and the distance of each to its k-th neighbor."""

@@ -71,7 +71,7 @@ class Couplings(nn.Module):
 class Prior(TrainedPrior):
     """A flow from the standardised embeddings to N(0, I), by maximum likelihood."""
 
-    couplings: int = 8
+    couplings: int = 8  # affine coupling layers
     width: int = 128  # of the hidden layers
     layers: int = 2  # hidden ones in each coupling
     noise: float = 0.05  # added to the data: a density on less than all dimensions has no maximum

@@ -21,7 +21,7 @@ def sphere(key: Array, shape: tuple[int, ...]) -> Array:
 class Prior(FittedPrior):
     """The uniform distribution on the sphere of norm `radius`, whatever the embeddings are."""
 
-    radius: float = 1.0
+    radius: float = 1.0  # of the sphere
 
     def fit(self, z: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
         """Returns the center 0; only the dimension of embeddings z [N, d] matters."""
