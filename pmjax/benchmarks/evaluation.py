@@ -8,16 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from pmjax.benchmarks.process import (
-    BLOCKS,
-    Process,
-    alternate,
-    columns,
-    cores,
-    describe_ratio,
-    ratio,
-    spread,
-)
+from pmjax.benchmarks import process
+from pmjax.benchmarks.process import Process, columns, cores, ratio, spread
 from pmjax.evals.features import inception_graph
 
 VARIANT = "torch_fidelity"
@@ -119,7 +111,7 @@ def measure_features(*, peer: str | None, seconds: float) -> dict[str, Any]:
             args |= {"cores": cores(), "gpu": ours.about.gpu}
             module = f"pmjax.benchmarks.peers.{peer}"
             sides[peer] = Process(module, "Features", **args, title=f"features: {peer}")
-        blocks = alternate(sides, blocks=BLOCKS, seconds=seconds, title="features")
+        blocks = process.alternate(sides, blocks=process.BLOCKS, seconds=seconds, title="features")
     result: dict[str, Any] = {
         "variant": VARIANT,
         "batch_size": BATCH,
@@ -153,7 +145,7 @@ def measure_distance(*, peer: bool) -> dict[str, Any]:
         )
         for name, kind in kinds.items()
     }
-    blocks = alternate(sides, blocks=DISTANCES, seconds=0, title="Fréchet distance")
+    blocks = process.alternate(sides, blocks=DISTANCES, seconds=0, title="Fréchet distance")
     result: dict[str, Any] = {"features": SIZE, "dimensions": DIM}
     for name, side in sides.items():
         taken = [block.seconds for block in blocks[name]]
@@ -189,7 +181,7 @@ def features_table(result: dict[str, Any], peer: str | None) -> str:
         lines.append(f"  {name:16}{columns(result[name], 'images_per_s', '.2f')}{took:>11}")
     if peer:
         lines.append(
-            f"  {describe_ratio(result['ratio'], peer)}; the features differ by "
+            f"  {process.describe_ratio(result['ratio'], peer)}; the features differ by "
             f"{result['differs']:.1g}"
         )
     return "\n".join(lines)
@@ -209,7 +201,7 @@ def distance_table(result: dict[str, Any]) -> str:
     ]
     if "ratio" in result:
         lines.append(
-            f"  {describe_ratio(result['ratio'], 'numpy.cov and scipy.linalg.sqrtm')}; "
+            f"  {process.describe_ratio(result['ratio'], 'numpy.cov and scipy.linalg.sqrtm')}; "
             f"the distances differ by {result['differs']:.1g}"
         )
     return "\n".join(lines)

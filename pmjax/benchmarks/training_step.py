@@ -4,16 +4,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pmjax.benchmarks.process import (
-    BLOCKS,
-    Process,
-    alternate,
-    columns,
-    cores,
-    describe_ratio,
-    ratio,
-    spread,
-)
+from pmjax.benchmarks import process
+from pmjax.benchmarks.process import Process, columns, cores, ratio, spread
 
 
 def measure(
@@ -40,7 +32,7 @@ def measure(
         sides[peer] = Process(module, "TrainingStep", **args, title=f"{title}: {peer}")
     for side in sides.values():
         side.block(0.1)
-    blocks = alternate(sides, blocks=BLOCKS, seconds=seconds, title=title)
+    blocks = process.alternate(sides, blocks=process.BLOCKS, seconds=seconds, title=title)
     of_stage = settings if stage == 1 else settings.stage2
     batch_size = settings.data.batch_size if stage == 1 else of_stage.batch_size
     result = {"batch_size": batch_size, "steps_per_dispatch": of_stage.steps_per_dispatch}
@@ -98,7 +90,7 @@ def table(stage: int, result: dict[str, Any], peer: str | None) -> str:
     )
     if peer:
         lines.append(
-            f"  {describe_ratio(result['ratio'], peer)}; the losses of the first step differ by "
-            f"{result['first_differs']:.1g}"
+            f"  {process.describe_ratio(result['ratio'], peer)}; the losses of the first step "
+            f"differ by {result['first_differs']:.1g}"
         )
     return "\n".join(lines)

@@ -20,7 +20,7 @@ class Run:
     Attributes:
       name: of its directory, also for --methods.
       label: in tables and figures.
-      method: a file in pmjax/methods.
+      method: a file in pmjax/methods (default: the name).
       prior: a file in pmjax/priors; '': the method's own, or else the config's.
       also: further priors on the same embeddings, one row each.
       overrides: {dotted name: value} for the config.
@@ -28,10 +28,13 @@ class Run:
 
     name: str
     label: str
-    method: str
+    method: str = ""
     prior: str = ""
     also: tuple[str, ...] = ()
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "method", self.method or self.name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

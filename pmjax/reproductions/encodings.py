@@ -21,10 +21,10 @@ NORMAL = ("standard_normal",)
 THREE_UPDATES = {"prior_args.critic_repeats": 3}
 SMALL_PENALTY = {"method_args.weight": 0.05}
 RUNS = (
-    Run(name="vae", label="VAE", method="vae"),
-    Run(name="aae", label="AAE", method="aae"),
-    Run(name="wae_mmd", label="WAE-MMD", method="wae_mmd", overrides=SMALL_PENALTY),
-    Run(name="pm", label="ours", method="pm", also=NORMAL, overrides=THREE_UPDATES),
+    Run(name="vae", label="VAE"),
+    Run(name="aae", label="AAE"),
+    Run(name="wae_mmd", label="WAE-MMD", overrides=SMALL_PENALTY),
+    Run(name="pm", label="ours", also=NORMAL, overrides=THREE_UPDATES),
 )
 COLUMNS = (
     Column(title="MSE", key="recon/mse"),

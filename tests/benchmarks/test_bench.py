@@ -70,10 +70,11 @@ def test_both_sides_make_the_same_first_step(results):
 @pytest.mark.slow
 def test_evaluation_is_measured_on_both_sides(tmp_path, monkeypatch, capsys):
     path = tmp_path / "bench.json"
-    small = {"BATCH": 2, "SIDE": 20, "BLOCKS": 2, "SIZE": 400, "DIM": 24}
+    small = {"BATCH": 2, "SIDE": 20, "SIZE": 400, "DIM": 24}
     for name, value in small.items():
         monkeypatch.setattr(evaluation, name, value)
     monkeypatch.setattr(process, "PAUSE", 0)
+    monkeypatch.setattr(process, "BLOCKS", 2)
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles sooner
     arguments = ["--evaluation", "--peer=torch", "--seconds=0", f"--json={path}"]
     monkeypatch.setattr("sys.argv", ["bench", *arguments])
