@@ -70,7 +70,7 @@ def test_loops_multiply_and_what_is_fused_counts_once():
     assert read.operations["f.1 bf16[8,8]{1,0}"] == 3 * 4 * 7
 
 
-def test_a_loop_without_a_known_end_is_one_turn_and_is_told():
+def test_a_loop_of_unknown_length_counts_once_and_is_reported():
     read = aot.read(LOOPS.replace(", BACKEND", ""))
     assert read.cycles == 4 * 7 + 10 + 100
     assert read.unknown_loops == 1
@@ -132,7 +132,7 @@ def test_a_pod_reduces_at_the_bandwidth_that_its_vendor_states():
         )
 
 
-def test_an_all_to_all_takes_what_its_bytes_take_on_the_links_of_a_torus():
+def test_the_time_of_an_all_to_all_follows_from_its_bytes_and_the_links_of_a_torus():
     chip, (side, _) = tpus.parse_shape("v5e:16x16")
     hops = 2 * sum(min(i, side - i) for i in range(side)) / side
     assert math.isclose(tpus.all_to_all_s(1e9, chip, (side, side)), 1e9 * hops / (4 * chip.link))
@@ -194,7 +194,7 @@ def test_unknown_shapes_list_valid_ones(shape):
         tpus.parse_shape(shape)
 
 
-def test_mistakes_are_told_before_anything_is_compiled(monkeypatch):
+def test_mistakes_are_reported_before_anything_is_compiled(monkeypatch):
     settings = config.load("configs/digits.py", {})
     monkeypatch.setattr(aot.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'pip install "pmjax\[tpu\]"'):

@@ -113,7 +113,7 @@ def test_readme_example(tmp_path, monkeypatch):
     (["--config.stage2.batch_size=7", "--config.stage2.devices=2", "--config.devices=2",
       "--stage=2"], "config.stage2.batch_size=7"),
 ])  # fmt: skip
-def test_mistakes_are_told_in_one_message(arguments, message):
+def test_mistakes_are_reported_in_one_message(arguments, message):
     done = run_command("bench", *TINY, *arguments)
     assert done.returncode == 2
     assert message in done.stderr and "Traceback" not in done.stderr
@@ -123,7 +123,7 @@ def test_mistakes_are_told_in_one_message(arguments, message):
     (["--evaluation", "--aot=v5e:2x2", "--stage=1"], "omit --stage, --aot, or"),
     (["--peer=torch"], "Specify what to measure"),
 ])  # fmt: skip
-def test_what_goes_not_together_is_refused(monkeypatch, arguments, message):
+def test_incompatible_flags_are_refused(monkeypatch, arguments, message):
     monkeypatch.setattr("sys.argv", ["bench", *arguments])
     with pytest.raises(UserError, match=message):
         bench.main()

@@ -228,7 +228,7 @@ def test_the_best_model_of_a_run_is_not_trained(tmp_path):
         workdir.claim(config.load(DIGITS), tmp_path / "best")
 
 
-def test_a_missing_config_file_says_where_it_was_looked_for(tmp_path):
+def test_a_missing_config_file_is_reported_with_the_places_searched(tmp_path):
     with pytest.raises(UserError, match="Did you mean 'configs/digits.py'"):
         config.load("configs/digit.py")
     with pytest.raises(UserError, match=f"nor any other in {tmp_path}"):

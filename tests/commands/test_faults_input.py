@@ -368,7 +368,7 @@ FOLDER_NAMES = st.text(
         max_size=9,
     )
 )
-def test_a_folder_of_anything_gives_all_its_images_and_says_what_is_none(files):
+def test_a_folder_of_anything_gives_its_images_and_names_the_other_files(files):
     good = sorted(value for value in files.values() if isinstance(value, int))
     with tempfile.TemporaryDirectory() as place:
         for name, value in files.items():
@@ -445,7 +445,7 @@ ARCHIVES = {  # name -> content, reader
     st.floats(0, 1),
     st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 7)), max_size=4),
 )
-def test_a_damaged_archive_is_told_or_read_as_it_was(tmp_path_factory, name, keep, flips):
+def test_a_damaged_archive_is_reported_or_reads_as_before(tmp_path_factory, name, keep, flips):
     whole, read = ARCHIVES[name]
     data = bytearray(whole if keep > 0.5 else whole[: int(2 * keep * len(whole))])
     for place, bit in flips if data else ():

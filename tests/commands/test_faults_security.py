@@ -157,7 +157,7 @@ class Answer(io.BytesIO):
     """What a download gets."""
 
 
-def test_a_download_that_is_another_file_is_refused_and_not_kept(tmp_path, monkeypatch):
+def test_a_download_of_another_file_is_refused_and_deleted(tmp_path, monkeypatch):
     monkeypatch.setenv("PMJAX_CACHE", str(tmp_path))
     monkeypatch.delenv(inception_weights.VARIABLE, raising=False)
     monkeypatch.setattr("urllib.request.urlopen", lambda *args, **kw: Answer(b"other"))

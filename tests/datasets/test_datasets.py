@@ -375,7 +375,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
         loader.load("swiss_roll", "train", cache_dir=tmp_path / "file")
 
 
-def test_a_full_disk_is_told_and_leaves_nothing_behind(idx, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_and_no_partial_file_is_left(idx, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -168,7 +168,7 @@ def test_a_missing_list_is_named(faces, verify):
         load(faces, verify=verify)
 
 
-def test_an_archive_of_the_wrong_size_is_told_with_both_sizes(faces, monkeypatch):
+def test_an_archive_of_the_wrong_size_is_reported_with_both_sizes(faces, monkeypatch):
     register(monkeypatch, faces)
     size = (faces / ZIP).stat().st_size
     os.truncate(faces / ZIP, size - 1)
@@ -178,7 +178,7 @@ def test_an_archive_of_the_wrong_size_is_told_with_both_sizes(faces, monkeypatch
         assert text in str(e.value)
 
 
-def test_an_archive_of_the_wrong_checksum_is_told_with_both_sums(faces, monkeypatch):
+def test_an_archive_of_the_wrong_checksum_is_reported_with_both_sums(faces, monkeypatch):
     register(monkeypatch, faces)
     good = hashlib.sha256((faces / ZIP).read_bytes()).hexdigest()
     content = bytearray((faces / ZIP).read_bytes())
@@ -192,13 +192,13 @@ def test_an_archive_of_the_wrong_checksum_is_told_with_both_sums(faces, monkeypa
 
 
 @pytest.mark.parametrize("keep", [0, 100, -1000])
-def test_a_truncated_archive_is_told_unverified_too(faces, keep):
+def test_a_truncated_archive_is_reported_without_verification_too(faces, keep):
     (faces / ZIP).write_bytes((faces / ZIP).read_bytes()[:keep])
     with pytest.raises(UserError, match=f"{ZIP} cannot be read.*truncated.*mmlab"):
         load(faces)
 
 
-def test_listed_images_that_the_archive_lacks_are_told(faces):
+def test_listed_images_that_the_archive_lacks_are_reported(faces):
     write_zip(faces / ZIP, [name for name in NAMES if name not in ("000003.jpg", "000008.jpg")])
     with pytest.raises(
         UserError, match=f"{ZIP} lacks 2 images, such as 000003.jpg, that {PARTITION}"
@@ -206,13 +206,13 @@ def test_listed_images_that_the_archive_lacks_are_told(faces):
         load(faces)
 
 
-def test_images_of_the_archive_that_are_not_listed_are_told(faces):
+def test_images_of_the_archive_that_are_not_listed_are_reported(faces):
     write_zip(faces / ZIP, [*NAMES, "000014.jpg"])
     with pytest.raises(UserError, match=f"does not list 1 images, such as 000014.jpg, that {ZIP}"):
         load(faces)
 
 
-def test_images_that_the_directory_lacks_are_told(faces):
+def test_images_that_the_directory_lacks_are_reported(faces):
     with zipfile.ZipFile(faces / ZIP) as archive:
         archive.extractall(faces)
     (faces / ZIP).unlink()
@@ -229,7 +229,7 @@ def test_a_wrong_line_of_the_list_is_shown(faces, line):
         load(faces)
 
 
-def test_a_split_without_images_is_told(faces):
+def test_a_split_without_images_is_reported(faces):
     (faces / PARTITION).write_bytes(partition((9, 0, 4)))
     with pytest.raises(UserError, match="lists no image of the validation split"):
         load(faces)
@@ -407,7 +407,7 @@ def test_a_missing_cifar_archive_is_named(tmp_path, verify):
 
 
 @pytest.mark.parametrize("keep", [0, 50, 30000])
-def test_a_truncated_cifar_archive_is_told(cifar, keep):
+def test_a_truncated_cifar_archive_is_reported(cifar, keep):
     file = cifar / cifar10.ARCHIVE
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(UserError, match="cifar-10-python.tar.gz cannot be read.*truncated"):

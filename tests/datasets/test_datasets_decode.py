@@ -104,7 +104,7 @@ def test_a_process_that_decodes_loads_neither_jax_nor_tensorflow():
     assert not {"jax", "tensorflow", "tensorflow_datasets", "grain"} & set(loaded)
 
 
-def test_a_process_that_dies_is_told_and_the_next_start_goes_on(
+def test_a_process_that_dies_is_reported_and_the_next_start_resumes(
     folder, processes, chunks, monkeypatch
 ):
     original = decode_pool._Process.ask
@@ -136,7 +136,7 @@ def test_an_error_in_a_process_reaches_the_caller(folder, processes, monkeypatch
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-def test_an_interrupted_preparation_goes_on_where_it_stopped(
+def test_an_interrupted_preparation_resumes_where_it_stopped(
     folder, tmp_path, chunks, monkeypatch, kind
 ):
     original = decode_worker.decode_chunk
@@ -220,9 +220,7 @@ def gone(pid):
         return True
 
 
-def test_a_preparation_killed_in_the_middle_goes_on_and_ends_with_the_same_bytes(
-    folder, tmp_path, chunks
-):
+def test_a_preparation_killed_in_the_middle_resumes_to_the_same_bytes(folder, tmp_path, chunks):
     process = start_preparation(folder, delay=0.5)
     wait_for(lambda: len(journal(tmp_path)) >= 4)
     process.send_signal(signal.SIGKILL)
@@ -236,7 +234,9 @@ def test_a_preparation_killed_in_the_middle_goes_on_and_ends_with_the_same_bytes
 
 
 @pytest.mark.parametrize("harm", ["rows", "line", "shape"])
-def test_what_a_kill_left_half_written_is_made_again(folder, tmp_path, chunks, monkeypatch, harm):
+def test_files_that_a_kill_left_half_written_are_made_again(
+    folder, tmp_path, chunks, monkeypatch, harm
+):
     with monkeypatch.context() as patch:
         patch.setattr(decode_pool, "_gather", None)
         with pytest.raises(TypeError):
@@ -274,7 +274,7 @@ def test_a_kill_while_publishing_costs_no_decoding(folder, tmp_path, chunks, mon
 # With others at work.
 
 
-def test_a_second_process_waits_with_a_message_and_takes_what_the_first_made(folder, tmp_path):
+def test_a_second_process_waits_with_a_message_and_uses_the_result_of_the_first(folder, tmp_path):
     go = tmp_path / "go"
     first = start_preparation(folder, until=go)
     wait_for(lambda: list(tmp_path.glob("cache/image_folder/.*.owner")))
@@ -286,7 +286,7 @@ def test_a_second_process_waits_with_a_message_and_takes_what_the_first_made(fol
     assert out.split() == first.communicate()[0].split()[2:]  # it started no process
 
 
-def test_a_killed_owner_of_the_lock_holds_nobody_up(folder, tmp_path, chunks):
+def test_a_killed_owner_of_the_lock_blocks_nobody(folder, tmp_path, chunks):
     process = start_preparation(folder, delay=0.2)
     wait_for(lambda: journal(tmp_path))
     process.kill()
@@ -321,7 +321,7 @@ def test_an_owner_on_another_host_is_waited_for_while_it_lives(
     assert "Process 7 on elsewhere prepares it: waiting" in caplog.text
 
 
-def test_an_owner_on_another_host_that_gives_no_sign_of_life_is_replaced(
+def test_an_owner_on_another_host_without_a_heartbeat_is_replaced(
     elsewhere, tmp_path, caplog, monkeypatch
 ):
     monkeypatch.setattr(lock, "STALE", 0.1)
@@ -330,7 +330,7 @@ def test_an_owner_on_another_host_that_gives_no_sign_of_life_is_replaced(
     assert "Process 7 on elsewhere no longer prepares it" in caplog.text
 
 
-def test_an_owner_gives_signs_of_life(tmp_path, monkeypatch):
+def test_an_owner_sends_heartbeats(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "BEAT", 0.01)
     with lock.lock(tmp_path / "entry", "it"):
         owner = tmp_path / ".entry.owner"
@@ -354,7 +354,7 @@ def test_without_locks_of_the_system_a_dead_process_is_recognised(tmp_path, monk
 # On full disks.
 
 
-def test_too_little_disk_is_told_with_numbers_before_anything_is_decoded(
+def test_too_little_disk_is_reported_with_numbers_before_anything_is_decoded(
     folder, tmp_path, chunks, monkeypatch
 ):
     Usage = namedtuple("Usage", "free")
@@ -366,7 +366,7 @@ def test_too_little_disk_is_told_with_numbers_before_anything_is_decoded(
     assert not chunks and not list(tmp_path.glob("cache/image_folder/.*.work"))
 
 
-def test_a_disk_that_fills_up_meanwhile_is_told(folder, tmp_path, processes, monkeypatch):
+def test_a_disk_that_fills_up_meanwhile_is_reported(folder, tmp_path, processes, monkeypatch):
     def ask(self, task):
         raise OSError(errno.ENOSPC, "No space left on device")
 

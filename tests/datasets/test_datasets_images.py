@@ -93,7 +93,7 @@ def palette(**kwargs):
         (deep(0.5, np.float32), "TIFF", 128),
     ],
 )
-def test_every_mode_comes_out_in_its_own_colour(image, kind, expected):
+def test_every_mode_has_its_own_color(image, kind, expected):
     result = image_codec.decode(encode(image, kind), 4)
     assert result.dtype == np.uint8
     assert result.shape == ((4, 4, 3) if isinstance(expected, tuple) else (4, 4))
@@ -145,7 +145,7 @@ def test_skipping_detail_of_large_photographs_hardly_shows():
     assert np.abs(image_codec.decode(encode(image, "JPEG", quality=95), 32) - whole).max() <= 2
 
 
-def test_an_image_of_the_right_size_is_kept_exactly_and_a_small_one_enlarged():
+def test_an_image_of_the_right_size_is_unchanged_and_a_small_one_enlarged():
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     np.testing.assert_array_equal(image_codec.decode(png(image), 8), image)
     assert image_codec.decode(png(image), 64).shape == (64, 64, 3)
@@ -256,7 +256,7 @@ def test_odd_file_names_do_no_harm(folder):
 # Mistakes.
 
 
-def test_a_missing_folder_or_path_or_size_is_told(tmp_path, folder):
+def test_a_missing_folder_or_path_or_size_is_reported(tmp_path, folder):
     with pytest.raises(UserError, match="no directory .*nowhere"):
         load(tmp_path / "nowhere")
     with pytest.raises(UserError, match="needs the directory"):
@@ -267,7 +267,7 @@ def test_a_missing_folder_or_path_or_size_is_told(tmp_path, folder):
             load(folder, size=size)
 
 
-def test_an_empty_folder_says_what_would_be_read(folder):
+def test_an_empty_folder_is_reported_with_the_formats_that_are_read(folder):
     (folder / "readme.txt").write_text("nothing here")
     with pytest.raises(UserError, match=r"No images in .*\.jpg"):
         load(folder)

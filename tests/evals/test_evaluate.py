@@ -177,7 +177,7 @@ def test_results_of_earlier_versions_are_kept(tmp_path, older):
 
 
 @pytest.mark.parametrize("damage", ['{"metrics"', "[1]", '{"history": 3}', '{"history": [4, {}]}'])
-def test_a_damaged_file_of_results_is_kept_beside(tmp_path, damage, caplog):
+def test_a_damaged_file_of_results_is_set_aside(tmp_path, damage, caplog):
     path = tmp_path / "metrics.json"
     path.write_text(damage)
     assert record(path, {"a": 1.0}, {}) == {"a": 1.0}
@@ -241,7 +241,7 @@ def test_an_alpha_channel_is_to_be_flattened(folder):
         image_sets.load(folder("x", rgba))
 
 
-def test_hidden_files_are_no_images_and_files_that_are_left_out_are_told(tmp_path, folder, caplog):
+def test_hidden_files_are_ignored_and_skipped_files_are_reported(tmp_path, folder, caplog):
     path = folder("x", PIXELS[:4])
     for hidden in (".ipynb_checkpoints/000-checkpoint.png", "._000.png"):
         (path / hidden).parent.mkdir(exist_ok=True)
@@ -286,7 +286,7 @@ def test_arrays_that_are_no_images_are_refused(tmp_path, images, message):
 
 
 @pytest.mark.parametrize("arrays", [{"mean": 0, "cov": 0}, {"mu": 0}, {}], ids=str)
-def test_statistics_without_mu_and_sigma_are_told_what_they_lack(tmp_path, arrays):
+def test_statistics_without_mu_and_sigma_are_refused_with_the_missing_names(tmp_path, arrays):
     np.savez(tmp_path / "x.npz", **{name: np.zeros(2048) for name in arrays})
     with pytest.raises(UserError, match=r"'mu' \[D\] and 'sigma' \[D, D\]"):
         image_sets.load(tmp_path / "x.npz")
@@ -335,7 +335,7 @@ def test_grey_samples_compare_with_an_rgb_reference(tmp_path, folder, kind, capl
     assert any("compared as RGB" in line and "samples, floor" in line for line in caplog.messages)
 
 
-def test_that_there_is_no_floor_is_told(tmp_path, folder, caplog):
+def test_a_missing_floor_is_reported(tmp_path, folder, caplog):
     path = folder("x", PIXELS)
     for floor in (None, path):
         runner.compare(
@@ -397,7 +397,7 @@ def test_samples_and_a_split_floor_are_compared_with_the_same_images(
     assert found["sets"] == about
 
 
-def test_a_floor_of_half_a_small_reference_is_told_to_be_biased(tmp_path, folder, caplog):
+def test_a_warning_says_that_half_a_small_reference_is_a_biased_floor(tmp_path, folder, caplog):
     samples = folder("samples", PIXELS[:12])
     sets, _ = image_sets.compared(samples, folder("x", PIXELS[:19]), "split", seed=0)
     assert len(sets["floor"].data) == 9 and len(sets["reference"].data) == 10
@@ -622,7 +622,7 @@ def test_what_is_computed_before_a_metric_fails_is_kept(tmp_path, folder, cheap_
 
 
 @pytest.mark.parametrize("name", [".", "000.png/deep.json"])
-def test_results_that_cannot_be_written_are_told_before_anything_is_computed(folder, name):
+def test_results_that_cannot_be_written_are_reported_before_anything_is_computed(folder, name):
     path = folder("x", PIXELS)
     with pytest.raises(UserError, match="--out=.* cannot be written"):
         runner.compare(path, path, out=path / name)

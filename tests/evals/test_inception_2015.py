@@ -261,7 +261,7 @@ def test_our_names_are_those_of_the_published_state_dict(twin):
     assert ours == {name for name in twin.state_dict() if name.endswith("conv.weight")}
 
 
-def test_other_weights_than_the_published_are_refused_unless_said(tmp_path, small_state):
+def test_weights_other_than_the_published_are_refused_unless_allowed(tmp_path, small_state):
     for name in ("pt_inception-2015-12-05-6726825d.pth", "mine.pth", "mine-12345678.pb"):
         as_pytorch(small_state, tmp_path / name)
         expected = "12345678" if "1234" in name else "6726825d"
@@ -466,7 +466,7 @@ def context(**args):
     return Context(**given | args)
 
 
-def test_fid_names_its_protocol_and_stands_beside_its_floor(tiny_inception):
+def test_fid_names_its_protocol_and_has_its_floor(tiny_inception):
     ctx = context()
     values = runner.run(["fid"], ctx, {"fid": {"protocols": ("30_test", "50_train")}})
     head = "fid/30_test/pytorch_fid/"

@@ -309,7 +309,7 @@ def test_reconstructed_images_are_held_as_bytes_only(digits, monkeypatch):
     assert not [x for x in held if getattr(x, "dtype", None) == np.float32]
 
 
-def test_a_diverged_model_is_told():
+def test_a_diverged_model_is_reported():
     model = Model((3,), own=lambda num, seed: np.full((num, 3), np.nan, np.float32))
     with pytest.raises(UserError, match="samples of prior 'own' hold NaN"):
         point_context(model=model).samples()

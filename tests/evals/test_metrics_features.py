@@ -589,7 +589,7 @@ def test_fd_takes_statistics_of_its_features(digits, cheap_features, tmp_path):
         runner.run(["fd_efficientnet_lite0"], Context.from_images(samples, tmp_path / "fid.npz"))
 
 
-def test_a_protocol_s_reference_is_kept_between_two_runs(
+def test_a_protocol_s_reference_is_cached_between_two_runs(
     digits, cheap_features, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("PMJAX_CACHE", str(tmp_path))

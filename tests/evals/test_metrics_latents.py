@@ -120,7 +120,7 @@ def test_p_values_are_uniform_when_there_is_no_difference(test):
 
 
 @pytest.mark.parametrize("metric", ["energy", "c2st"])
-def test_a_prior_that_fits_is_told_from_one_that_does_not(metric):
+def test_a_prior_that_fits_is_told_apart_from_one_that_does_not(metric):
     model = Model(
         own=lambda num, seed: normal(num, seed, 8),
         wide=lambda num, seed: 1.5 * normal(num, seed, 8),
@@ -223,7 +223,7 @@ def test_memorization_agrees_with_its_definition_on_images_in_several_parts(digi
     assert not any(key.endswith("knn_jitter") for key in values)
 
 
-def test_a_test_set_that_is_the_training_set_is_told():
+def test_a_test_set_that_is_the_training_set_is_reported():
     x = normal(20, 0)
     with pytest.raises(UserError, match="equal to a training example"):
         runner.run(["memorization"], context(x, x, Model(knn_jitter=normal)))
@@ -257,7 +257,7 @@ def test_sinkhorn_is_0_for_equal_sets_and_the_length_of_a_shift():
     assert shifted == pytest.approx(7, rel=1e-3)
 
 
-def test_sinkhorn_that_does_not_converge_is_told(monkeypatch):
+def test_sinkhorn_that_does_not_converge_is_reported(monkeypatch):
     monkeypatch.setattr(sinkhorn, "TOLERANCE", 0.0)
     with pytest.raises(UserError, match="set a larger --config.eval.args.sinkhorn.regularisation"):
         sinkhorn.transport_cost(normal(7, 0), normal(7, 1), epsilon=1.0)
@@ -449,14 +449,14 @@ def test_data_without_classes_are_refused(metric, labels):
         runner.run([metric], ctx)
 
 
-def test_classes_that_the_training_set_lacks_are_told():
+def test_classes_that_the_training_set_lacks_are_reported():
     labels = np.repeat([0, 1], 10), np.repeat([1, 2], 10)
     ctx = context(normal(20, 0), normal(20, 1), Model(), labels)
     with pytest.raises(UserError, match="they have 2 and 3 in all"):
         runner.run(["kmeans"], ctx)
 
 
-def test_diverged_latents_are_told():
+def test_diverged_latents_are_reported():
     model = Model(own=lambda num, seed: np.full((num, 3), np.nan, np.float32))
     with pytest.raises(UserError, match="latents of prior 'own' hold NaN"):
         runner.run(["energy"], context(normal(9, 0), normal(9, 1), model))

@@ -193,7 +193,7 @@ def cloud(tmp_path):
     return tmp_path
 
 
-def test_pod_goes_on_by_itself_after_a_preemption(cloud):
+def test_pod_resumes_by_itself_after_a_preemption(cloud):
     # The first start is preempted and, as pmjax.main does, saves and exits with 0; the second ends.
     executable(
         cloud / "train",

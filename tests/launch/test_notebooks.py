@@ -56,7 +56,7 @@ def test_notebooks_are_valid_clean_and_take_parameters(path):
 
 
 @pytest.mark.slow
-def test_quickstart_trains_looks_samples_and_interpolates(tmp_path):
+def test_quickstart_trains_samples_and_interpolates(tmp_path):
     done = execute(
         "quickstart.ipynb",
         tmp_path,
@@ -85,7 +85,7 @@ def celeba(directory, *, train, validation, test):
 
 
 @pytest.mark.slow
-def test_celeba_stopped_in_stage_1_goes_on_to_the_end_on_archives_in_the_official_layout(tmp_path):
+def test_celeba_stopped_in_stage_1_resumes_to_the_end_on_archives_in_the_official_layout(tmp_path):
     celeba(tmp_path, train=48, validation=8, test=16)
     options = [
         "--config.data.verify=false",

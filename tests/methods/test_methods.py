@@ -219,7 +219,7 @@ def test_bernoulli_is_torch_s_cross_entropy():
     np.testing.assert_allclose(run.loss("autoencoder"), expected, rtol=1e-5)
 
 
-def test_learned_variance_is_the_likeliest():
+def test_learned_variance_maximizes_the_likelihood():
     learned = Pass("vae", likelihood="gaussian_learned").loss("autoencoder")
     recon = float(Pass("vae").recon)
     fixed = {v: Pass("vae", variance=v * recon).loss("autoencoder") for v in (0.8, 1.0, 1.25)}

@@ -255,7 +255,7 @@ def finished(tmp_path):
     return tmp_path
 
 
-def test_a_trained_prior_is_trained_when_it_is_asked_for_and_kept(finished, monkeypatch, capsys):
+def test_a_trained_prior_is_trained_at_its_first_use_and_saved(finished, monkeypatch, capsys):
     first = api.load(finished).sample_latent(5, prior="two_stage_vae")
     assert "two_stage_vae  10/20" in capsys.readouterr().err
     again = finished / "again"

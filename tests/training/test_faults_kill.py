@@ -54,14 +54,14 @@ def chain(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_each_of_these_moments_was_hit(chain):
+def test_each_process_ended_at_its_moment_as_intended(chain):
     for (sent, moment), done in ((key, d) for key, d in chain[1].items() if key != "last"):
         expected = -signal.SIGKILL if sent == "SIGKILL" else 0
         assert done.returncode == expected, (sent, moment, done.stderr)
 
 
 @pytest.mark.slow
-def test_after_all_that_parameters_metrics_and_history_are_the_same_bits(chain, small_run):
+def test_parameters_metrics_and_history_end_with_the_same_bits(chain, small_run):
     workdir, done = chain
     assert done["last"].returncode == 0, done["last"].stderr
     assert soak.results(workdir) == soak.results(small_run)
@@ -76,7 +76,7 @@ def test_after_all_that_parameters_metrics_and_history_are_the_same_bits(chain, 
         (("SIGTERM", "evaluation"), "Stopped by SIGTERM; everything finished so far is saved."),
     ],
 )
-def test_who_is_asked_to_stop_says_what_is_kept_and_how_to_go_on(chain, key, told):
+def test_a_stopped_run_says_what_is_saved_and_how_to_resume(chain, key, told):
     workdir, done = chain
     assert told in done[key].stderr
     assert f"python -m pmjax.main {SMALL[0]}" in done[key].stderr
@@ -85,7 +85,7 @@ def test_who_is_asked_to_stop_says_what_is_kept_and_how_to_go_on(chain, key, tol
 
 
 @pytest.mark.slow
-def test_each_start_goes_on_where_the_one_before_was(chain):
+def test_each_start_resumes_where_the_previous_one_stopped(chain):
     said = {key: done.stderr for key, done in chain[1].items()}
     assert "stage1: resuming at step" in said["SIGKILL", "checkpoint"]
     assert "stage1: resuming at step" in said["SIGTERM", "evaluation"]
@@ -94,7 +94,7 @@ def test_each_start_goes_on_where_the_one_before_was(chain):
 
 
 @pytest.mark.slow
-def test_nothing_unfinished_is_left(chain):
+def test_no_unfinished_file_is_left(chain):
     left = [str(p) for p in chain[0].rglob("*") if p.suffix in (".part", ".tmp")]
     assert not left
     assert not list(chain[0].glob("checkpoints/*/*orbax-checkpoint-tmp*"))
@@ -152,7 +152,9 @@ def test_memory_and_descriptors_that_grow_are_named(rounds, reference, told):
 
 @pytest.mark.parametrize("behind", range(4))
 @pytest.mark.parametrize("phase", range(4))
-def test_a_leak_is_told_from_what_saves_do_wherever_measuring_begins_and_ends(phase, behind):
+def test_a_leak_is_told_apart_from_the_effect_of_saves_wherever_measuring_starts_and_ends(
+    phase, behind
+):
     steady, leaking = (
         Measured(*peaks(percent=percent), phase=phase, behind=behind) for percent in (0, 1)
     )
@@ -160,7 +162,7 @@ def test_a_leak_is_told_from_what_saves_do_wherever_measuring_begins_and_ends(ph
     assert not verdict(reference=leaking)[0]
 
 
-def test_a_chance_step_of_one_start_of_several_is_said_and_no_growth():
+def test_a_chance_step_of_one_start_of_several_is_reported_but_no_growth():
     stepped = Measured(*[10**8] * 7, *[106 * 10**6] * 7)
     good, said = verdict(a_round(STEADY, stepped))
     assert good and "+0.0% to +6.0%" in said
@@ -173,12 +175,12 @@ def test_one_period_that_is_higher_than_the_others_is_no_growth():
     assert verdict(reference=Measured(*odd))[0]
 
 
-def test_what_is_steady_or_shrinks_is_as_it_has_to_be():
+def test_steady_or_shrinking_memory_passes():
     smaller = Measured(*[9 * 10**7] * 8)
     assert verdict(a_round(STEADY, smaller), a_round(smaller))[0]
 
 
-def test_what_was_too_short_to_tell_says_nothing_of_memory():
+def test_a_run_too_short_to_measure_reports_no_memory():
     short = [Measured(*[size] * 7) for size in (10**8, 10**8, 2 * 10**8)]
     good, said = verdict(*map(a_round, short[1:]), reference=short[0])
     assert good and "emory" not in said
@@ -193,7 +195,7 @@ def test_this_process_is_measured(tmp_path):
     assert not list(growth.measure(2**30, tmp_path, phase="stage 1"))  # there is none
 
 
-def test_what_differs_is_named():
+def test_each_difference_is_named():
     wrong = a_round(STEADY)
     wrong.wrong = ["metrics.json"]
     assert "differs: metrics.json" in wrong.row()
@@ -206,7 +208,7 @@ def test_an_address_for_maintenance_that_is_none_is_named():
         maintenance.watch(environ={"PMJAX_MAINTENANCE_URL": "metadata"})
 
 
-def test_a_host_that_announces_nothing_is_asked_again_and_said_once(monkeypatch, caplog):
+def test_a_host_without_an_answer_is_asked_again_and_reported_once(monkeypatch, caplog):
     monkeypatch.setattr(maintenance, "EVERY", 0.01)
     answers = iter([OSError("no route"), OSError("no route"), b"NONE", b"MIGRATE"])
 

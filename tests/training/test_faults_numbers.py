@@ -138,7 +138,7 @@ def undisturbed(tmp_path_factory):
     ],
     ids=["critic_loss", "autoencoder_loss", "critic_gradient", "autoencoder_gradient"],
 )
-def test_a_fault_is_named_at_its_step_and_the_last_good_state_goes_on(
+def test_a_fault_is_named_at_its_step_and_the_last_good_state_continues(
     fault, options, named, undisturbed, tmp_path
 ):
     with pytest.raises(NotFinite) as stopped:
@@ -175,7 +175,7 @@ def test_a_step_that_is_not_finite_can_be_left_out_whole_and_is_counted(
     shutil.rmtree(undisturbed[1] / f"only_{BAD_STEP - 1}")
 
 
-def test_the_count_goes_on_after_a_restart_and_one_more_is_the_end(tmp_path):
+def test_the_count_continues_after_a_restart_and_one_more_ends_the_run(tmp_path):
     faulty = pm(("critic", "loss", np.nan))
     options = {"skip_nonfinite": 1, "steps_per_dispatch": 2}
     fit(tmp_path, faulty, steps=6, **options)

@@ -89,7 +89,7 @@ def evaluated_run(tmp_path_factory):
     return workdir
 
 
-def test_evaluations_are_kept_everywhere(evaluated_run):
+def test_evaluations_are_in_metrics_and_report(evaluated_run):
     metrics = json.loads((evaluated_run / "metrics.json").read_text())
     rows = metrics["training"]
     assert [(row["stage"], row["step"]) for row in rows] == [
@@ -131,7 +131,7 @@ def test_training_is_the_same_with_evaluations_and_without(evaluated_run, small_
         assert (small_run / name).read_bytes() == (evaluated_run / name).read_bytes()
 
 
-def test_the_best_is_kept_also_after_going_on_from_a_checkpoint(tmp_path, monkeypatch):
+def test_the_best_survives_a_resume_from_a_checkpoint(tmp_path, monkeypatch):
     run = Run(tmp_path, monkeypatch)
     for step, value in ((10, 3.0), (20, 1.0), (30, 2.0)):
         run.evaluate(step, value)
@@ -161,7 +161,7 @@ def test_the_best_by_another_value_gives_way(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["in the evaluation", "behind the best"])
-def test_an_evaluation_that_was_cut_off_is_made_up_for(tmp_path, monkeypatch, kept):
+def test_an_interrupted_evaluation_is_repeated(tmp_path, monkeypatch, kept):
     run = Run(tmp_path, monkeypatch)
     run.evaluate(10, 2.0)
     if kept:
@@ -197,7 +197,7 @@ def test_a_joint_run_s_best_has_its_prior(tmp_path, monkeypatch):
     np.testing.assert_array_equal(pmjax.load(tmp_path / "best").sample(3), own)
 
 
-def test_priors_that_are_not_trained_yet_are_left_out_and_the_run_s_own_is_missed(
+def test_untrained_priors_are_left_out_and_a_metric_of_the_run_s_own_is_refused(
     tmp_path, monkeypatch
 ):
     run = Run(tmp_path, monkeypatch)

@@ -68,7 +68,7 @@ def test_a_profile_that_is_not_step_and_count_is_refused(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("streamed", [False, True], ids=["on_device", "streamed"])
-def test_killed_anywhere_it_goes_on_to_the_same_bits(small_run, tmp_path, streamed):
+def test_killed_anywhere_it_resumes_to_the_same_bits(small_run, tmp_path, streamed):
     rng = random.Random(int(streamed))
     moments = [("stage1", step) for step in sorted(rng.sample(range(1, 58), KILLS // 2))]
     moments += [("stage2", step) for step in sorted(rng.sample(range(1, 50), KILLS // 2))]
@@ -87,7 +87,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_bits(small_run, tmp_path, stream
 
 
 @pytest.mark.slow
-def test_sigterm_saves_exits_cleanly_and_goes_on_to_the_same_bits(small_run, tmp_path):
+def test_sigterm_saves_exits_cleanly_and_resumes_to_the_same_bits(small_run, tmp_path):
     process = start(tmp_path / "run", program=("tests.killed_process", "SIGTERM", "step"))
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
@@ -99,7 +99,7 @@ def test_sigterm_saves_exits_cleanly_and_goes_on_to_the_same_bits(small_run, tmp
     assert results(tmp_path / "run") == results(small_run)
 
 
-def test_a_finished_run_says_so_and_evaluates_again(own_run):
+def test_a_finished_run_only_evaluates_again(own_run):
     before = results(own_run)
     (own_run / "metrics.json").unlink()
     done = run_command("main", *SMALL, f"--workdir={own_run}")
@@ -110,7 +110,7 @@ def test_a_finished_run_says_so_and_evaluates_again(own_run):
 
 
 @pytest.mark.slow
-def test_a_damaged_newest_checkpoint_is_passed_over(small_run, tmp_path):
+def test_a_damaged_newest_checkpoint_is_skipped(small_run, tmp_path):
     process = start(tmp_path / "run")
     wait_for(tmp_path / "run", "stage1", 45, process)
     process.send_signal(signal.SIGKILL)

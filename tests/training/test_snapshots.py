@@ -125,7 +125,7 @@ def test_a_checkpoint_s_workdir_is_not_trained(run):
 
 
 @pytest.mark.parametrize("step", ["15", "last", "-1"])
-def test_a_checkpoint_that_is_not_there_is_told_with_those_that_are(tmp_path, step):
+def test_a_missing_checkpoint_is_named_with_those_that_exist(tmp_path, step):
     for found in STEPS:
         (tmp_path / "checkpoints" / "stage1" / str(found)).mkdir(parents=True)
     workdir.claim(config.load("configs/swiss_roll.py", SMALL), tmp_path)
@@ -133,7 +133,7 @@ def test_a_checkpoint_that_is_not_there_is_told_with_those_that_are(tmp_path, st
         snapshots.from_checkpoint(tmp_path, step)
 
 
-def test_where_there_is_no_checkpoint_at_all_it_is_told(tmp_path):
+def test_a_run_without_checkpoints_is_reported(tmp_path):
     with pytest.raises(UserError, match="is not a workdir"):
         snapshots.from_checkpoint(tmp_path, "latest")
     workdir.claim(config.load("configs/swiss_roll.py", SMALL), tmp_path)
@@ -141,7 +141,7 @@ def test_where_there_is_no_checkpoint_at_all_it_is_told(tmp_path):
         snapshots.from_checkpoint(tmp_path, "latest")
 
 
-def test_a_damaged_checkpoint_is_told_and_left_as_it_is(run):
+def test_a_damaged_checkpoint_is_reported_and_left_unchanged(run):
     folder = run / "checkpoints" / "stage1" / "20"
     (folder / "SHA256SUMS").write_text("")
     with pytest.raises(UserError, match="20 is damaged .* Use another one"):
