@@ -48,11 +48,7 @@ class Method:
             Objective("critic", ("D_z",), self.critic_loss, self.critic_repeats, b1=self.b1),
             Objective("autoencoder", ("E", "G"), self.autoencoder_loss, b1=self.b1),
         )
-        return MethodSpec(nets, self.forward, ("E", "G"), objectives)
-
-    def forward(self, nets: Nets, x: Array, key: Array) -> dict[str, Array]:
-        """Computes z = E(x), x̂ = G(z)."""
-        return autoencode(nets, x)
+        return MethodSpec(nets, autoencode, ("E", "G"), objectives)
 
     def critic_loss(self, nets: Nets, s: Shared, key: Array) -> LossValue:
         """-log D_z(z') - log(1 - D_z(E(x))) for z' ~ N(0, I); or the hinge loss."""

@@ -27,11 +27,7 @@ class Method:
         """Returns the nets E and G, and the objective that updates both."""
         E = build.encoder(build.latent_norm() if self.batch_norm else None)
         objective = Objective("autoencoder", ("E", "G"), self.autoencoder_loss)
-        return MethodSpec({"E": E, "G": build.decoder()}, self.forward, ("E", "G"), (objective,))
-
-    def forward(self, nets: Nets, x: Array, key: Array) -> dict[str, Array]:
-        """Computes z = E(x), x̂ = G(z)."""
-        return autoencode(nets, x)
+        return MethodSpec({"E": E, "G": build.decoder()}, autoencode, ("E", "G"), (objective,))
 
     def autoencoder_loss(self, nets: Nets, s: Shared, key: Array) -> LossValue:
         """‖x - x̂‖²."""

@@ -55,11 +55,7 @@ class Method:
             Objective("encoder", ("E",), self.encoder_loss),
             Objective("generator", ("G",), self.generator_loss, self.generator_repeats),
         )
-        return MethodSpec(nets, self.forward, ("E", "G"), objectives)
-
-    def forward(self, nets: Nets, x: Array, key: Array) -> dict[str, Array]:
-        """Computes z = E(x), x̂ = G(z)."""
-        return autoencode(nets, x)
+        return MethodSpec(nets, autoencode, ("E", "G"), objectives)
 
     def encoder_loss(self, nets: Nets, s: Shared, key: Array) -> LossValue:
         """Δ(E(x)) - Δ(E(G(z_p))) + μ |x - x̂|."""

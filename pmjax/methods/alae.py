@@ -10,13 +10,8 @@ import dataclasses
 import jax
 
 from pmjax.distributed.collectives import sample_batch
+from pmjax.methods import losses
 from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared
-from pmjax.methods.losses import (
-    gradient_penalty,
-    logistic_critic,
-    logistic_generator,
-    squared_error,
-)
 from pmjax.nets.base import Nets
 
 Array = jax.Array
@@ -62,20 +57,20 @@ class Method:
         x_p = nets.G(generate(nets, s, key), update_stats=False)
         real = nets.D_z(s.z, update_stats=False)
         fake = discriminate(nets, jax.lax.stop_gradient(x_p))
-        penalty = gradient_penalty(lambda x: discriminate(nets, x), s.x)
+        penalty = losses.gradient_penalty(lambda x: discriminate(nets, x), s.x)
         metrics = {"D_z/real": real.mean(), "D_z/fake": fake.mean(), "r1": penalty}
-        return logistic_critic(real, fake) + self.gamma / 2 * penalty, metrics
+        return losses.logistic_critic(real, fake) + self.gamma / 2 * penalty, metrics
 
     def generator_loss(self, nets: Nets, s: Shared, key: Array) -> LossValue:
         """softplus(-D∘E∘G∘F(z'))."""
         x_p = nets.G(generate(nets, s, key))
-        return logistic_generator(discriminate(nets, x_p)), {}
+        return losses.logistic_generator(discriminate(nets, x_p)), {}
 
     def reciprocity_loss(self, nets: Nets, s: Shared, key: Array) -> LossValue:
         """‖F(z') - E(G(F(z')))‖²."""
         z = generate(nets, s, key)
         x_p = nets.G(z, update_stats=False)
-        return squared_error(z, nets.E(x_p, update_stats=False)), {}
+        return losses.squared_error(z, nets.E(x_p, update_stats=False)), {}
 
 
 def generate(nets: Nets, s: Shared, key: Array) -> Array:

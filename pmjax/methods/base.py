@@ -153,21 +153,16 @@ def reparameterize(mean: Array, log_variance: Array, key: Array) -> Array:
     return mean + jnp.exp(log_variance / 2) * noise
 
 
-def autoencode(nets: Nets, x: Array) -> dict[str, Array]:
-    """Returns x, z = E(x) and x̂ = G(z)."""
+def autoencode(nets: Nets, x: Array, key: Array) -> dict[str, Array]:
+    """Computes z = E(x) and x̂ = G(z)."""
     z = nets.E(x)
     x_hat = nets.G(z)
     return {"x": x, "z": z, "x_hat": x_hat}
 
 
-def autoencode_with_noise(nets: Nets, x: Array, key: Array) -> dict[str, Array]:
-    """Returns x, the posterior's z and log_variance, z_drawn ~ q(z|x), and x̂ = G(z_drawn)."""
+def autoencode_vae(nets: Nets, x: Array, key: Array) -> dict[str, Array]:
+    """Computes q(z|x) = N(z, exp(log_variance)), z_drawn ~ q(z|x), and x̂ = G(z_drawn)."""
     z, log_variance = nets.E.posterior(x)
     z_drawn = reparameterize(z, log_variance, key)
     x_hat = nets.G(z_drawn)
     return {"x": x, "z": z, "log_variance": log_variance, "z_drawn": z_drawn, "x_hat": x_hat}
-
-
-def num_values(x: Array) -> int:
-    """Returns the number of values of one example of a batch [N, …]."""
-    return x.size // len(x)

@@ -13,16 +13,8 @@ import jax.numpy as jnp
 
 from pmjax import errors
 from pmjax.distributed.collectives import sample_batch
-from pmjax.methods.base import (
-    LossValue,
-    MethodSpec,
-    NetBuilder,
-    Objective,
-    Shared,
-    autoencode_with_noise,
-    num_values,
-)
-from pmjax.methods.losses import KERNELS, gaussian_kl, mmd, squared_error
+from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared, autoencode_vae
+from pmjax.methods.losses import KERNELS, gaussian_kl, mmd, num_values, squared_error
 from pmjax.nets.base import Nets
 
 Array = jax.Array
@@ -51,11 +43,7 @@ class Method:
         """Returns the nets E and G, and the objective that updates both."""
         nets = {"E": build.posterior(), "G": build.decoder()}
         objective = Objective("autoencoder", ("E", "G"), self.autoencoder_loss)
-        return MethodSpec(nets, self.forward, ("E", "G"), (objective,))
-
-    def forward(self, nets: Nets, x: Array, key: Array) -> dict[str, Array]:
-        """Computes z ~ q(z|x), x̂ = G(z)."""
-        return autoencode_with_noise(nets, x, key)
+        return MethodSpec(nets, autoencode_vae, ("E", "G"), (objective,))
 
     def autoencoder_loss(self, nets: Nets, s: Shared, key: Array) -> LossValue:
         """E_q[-log p(x|z)] + (1 - α) KL(q(z|x) ‖ p(z)) + (α + λ - 1) MMD(q(z), p(z))."""

@@ -10,16 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from pmjax.distributed.collectives import sample_batch
-from pmjax.methods.base import (
-    LossValue,
-    MethodSpec,
-    NetBuilder,
-    Objective,
-    Shared,
-    autoencode_with_noise,
-    num_values,
-)
-from pmjax.methods.losses import gaussian_kl, squared_error
+from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared, autoencode_vae
+from pmjax.methods.losses import gaussian_kl, num_values, squared_error
 from pmjax.nets.base import Nets
 
 Array = jax.Array
@@ -57,11 +49,7 @@ class Method:
             Objective("decoder", ("G",), self.decoder_loss),
         )
         nets = {"E": build.posterior(), "G": build.decoder()}
-        return MethodSpec(nets, self.forward, ("E", "G"), objectives)
-
-    def forward(self, nets: Nets, x: Array, key: Array) -> dict[str, Array]:
-        """Computes z ~ q(z|x), X_r = x̂ = G(z)."""
-        return autoencode_with_noise(nets, x, key)
+        return MethodSpec(nets, autoencode_vae, ("E", "G"), objectives)
 
     def encoder_loss(self, nets: Nets, s: Shared, key: Array) -> LossValue:
         """KL(X) + α Σ_{X_r, X_p} [m - KL(X_s)]₊ + β L_AE; no gradient flows into X_s."""

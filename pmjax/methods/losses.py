@@ -10,6 +10,11 @@ from pmjax.distributed import collectives
 Array = jax.Array
 
 
+def num_values(x: Array) -> int:
+    """Returns the number of values of one example of a batch [N, …]."""
+    return x.size // len(x)
+
+
 def squared_error(a: Array, b: Array | float) -> Array:
     """Returns the mean of (a - b)² over all values."""
     return jnp.mean(jnp.square(a - b))

@@ -55,11 +55,7 @@ class Method:
         wrap = SpectrallyNormalized if self.regularizer == "spectral_norm" else None
         nets = {"E": build.encoder(), "G": build.decoder(wrap)}
         objective = Objective("autoencoder", ("E", "G"), self.autoencoder_loss)
-        return MethodSpec(nets, self.forward, ("E", "G"), (objective,))
-
-    def forward(self, nets: Nets, x: Array, key: Array) -> dict[str, Array]:
-        """Computes z = E(x), x̂ = G(z)."""
-        return autoencode(nets, x)
+        return MethodSpec(nets, autoencode, ("E", "G"), (objective,))
 
     def autoencoder_loss(self, nets: Nets, s: Shared, key: Array) -> LossValue:
         """‖x - x̂‖² + β ‖z‖²/2 + λ L_REG, L_REG = ‖θ_G‖² ('l2') or ‖∂G/∂z‖²/2 (the penalty)."""

@@ -12,8 +12,8 @@ from flax import linen as nn
 
 from pmjax.errors import UserError
 from pmjax.methods import von_mises_fisher as vmf
-from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared, num_values
-from pmjax.methods.losses import squared_error
+from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared
+from pmjax.methods.losses import num_values, squared_error
 from pmjax.nets.base import Net, Nets
 from pmjax.nets.heads import Sphere
 

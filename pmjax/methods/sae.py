@@ -57,11 +57,7 @@ class Method:
             )
         nets = {"E": build.encoder(CenteredSphere()), "G": build.decoder(SphericalDecoder)}
         objective = Objective("autoencoder", ("E", "G"), self.autoencoder_loss)
-        return MethodSpec(nets, self.forward, ("E", "G"), (objective,))
-
-    def forward(self, nets: Nets, x: Array, key: Array) -> dict[str, Array]:
-        """Computes z = E(x), x̂ = G(z)."""
-        return autoencode(nets, x)
+        return MethodSpec(nets, autoencode, ("E", "G"), (objective,))
 
     def autoencoder_loss(self, nets: Nets, s: Shared, key: Array) -> LossValue:
         """‖x - x̂‖²."""

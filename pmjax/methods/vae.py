@@ -12,16 +12,8 @@ import jax.numpy as jnp
 from pmjax import errors
 from pmjax.distributed import collectives
 from pmjax.errors import UserError
-from pmjax.methods.base import (
-    LossValue,
-    MethodSpec,
-    NetBuilder,
-    Objective,
-    Shared,
-    autoencode_with_noise,
-    num_values,
-)
-from pmjax.methods.losses import gaussian_kl, squared_error
+from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared, autoencode_vae
+from pmjax.methods.losses import gaussian_kl, num_values, squared_error
 from pmjax.nets.base import Nets
 
 Array = jax.Array
@@ -79,11 +71,7 @@ class Method:
             )
         nets = {"E": build.posterior(), "G": build.decoder()}
         objective = Objective("autoencoder", ("E", "G"), self.autoencoder_loss)
-        return MethodSpec(nets, self.forward, ("E", "G"), (objective,))
-
-    def forward(self, nets: Nets, x: Array, key: Array) -> dict[str, Array]:
-        """Computes z ~ q(z|x), x̂ = G(z)."""
-        return autoencode_with_noise(nets, x, key)
+        return MethodSpec(nets, autoencode_vae, ("E", "G"), (objective,))
 
     def autoencoder_loss(self, nets: Nets, s: Shared, key: Array) -> LossValue:
         """-ELBO = E_q[-log p(x|z)] + β KL(q(z|x) ‖ N(0, I))."""

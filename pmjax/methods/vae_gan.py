@@ -11,16 +11,8 @@ import jax.numpy as jnp
 
 from pmjax import errors
 from pmjax.distributed.collectives import sample_batch
-from pmjax.methods.base import (
-    LossValue,
-    MethodSpec,
-    NetBuilder,
-    Objective,
-    Shared,
-    autoencode_with_noise,
-    num_values,
-)
-from pmjax.methods.losses import ADVERSARIAL, gaussian_kl, squared_error
+from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared, autoencode_vae
+from pmjax.methods.losses import ADVERSARIAL, gaussian_kl, num_values, squared_error
 from pmjax.nets.base import Nets
 
 Array = jax.Array
@@ -59,7 +51,7 @@ class Method:
     def forward(self, nets: Nets, x: Array, key: Array) -> dict[str, Array]:
         """d_l and d of x, of x̂ = G(z), z ~ q(z|x), and of x_p = G(z_p), z_p ~ N(0, I)."""
         noise_key, prior_key = jax.random.split(key)
-        shared = autoencode_with_noise(nets, x, noise_key)
+        shared = autoencode_vae(nets, x, noise_key)
         z_p = sample_batch(jax.random.normal, prior_key, shared["z"].shape)
         x_p = nets.G(z_p, update_stats=False)
         features, d = nets.d.features(jnp.concatenate([x, shared["x_hat"], x_p]))

@@ -39,11 +39,7 @@ class Method:
         """Returns the nets E and G, and the objective that updates both."""
         nets = {"E": build.encoder(), "G": build.decoder()}
         objective = Objective("autoencoder", ("E", "G"), self.autoencoder_loss)
-        return MethodSpec(nets, self.forward, ("E", "G"), (objective,))
-
-    def forward(self, nets: Nets, x: Array, key: Array) -> dict[str, Array]:
-        """Computes z = E(x), x̂ = G(z)."""
-        return autoencode(nets, x)
+        return MethodSpec(nets, autoencode, ("E", "G"), (objective,))
 
     def autoencoder_loss(self, nets: Nets, s: Shared, key: Array) -> LossValue:
         """‖x - x̂‖² + λ MMD(q(z), N(0, I))."""
