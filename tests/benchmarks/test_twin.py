@@ -298,7 +298,8 @@ def test_both_sides_draw_a_fitted_base_from_its_mixture():
     arrays = {"weights": weights, "means": means, "roots": roots}
     arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
     settings = config.load(DIGITS, {"latent_dim": "3", "prior_args.width": "4"})
-    state = init_state(builders.stage2_spec(settings), jax.random.key(0))
+    spec, optimizer = builders.stage2_spec(settings), stage2_optimizer(settings)
+    state = init_state(spec, optimizer, jax.random.key(0))
     twin = Twin(
         settings,
         stage=2,

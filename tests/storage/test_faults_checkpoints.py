@@ -20,6 +20,7 @@ from pmjax.priors import base as priors
 from pmjax.reporting import history
 from pmjax.storage import checkpoint, metrics_file, workdir
 from pmjax.training import snapshots
+from pmjax.training.optimizers import stage1_optimizer
 from pmjax.training.step import init_state
 
 
@@ -219,7 +220,8 @@ def run(tmp_path):
     settings = config.load("configs/digits.py:runlocal", small)
     found, shape = tmp_path / "run", (28, 28, 1)
     workdir.claim(settings, found)
-    state = init_state(builders.stage1_spec(settings, shape), jax.random.key(0))
+    spec, optimizer = builders.stage1_spec(settings, shape), stage1_optimizer(settings)
+    state = init_state(spec, optimizer, jax.random.key(0))
     checkpoint.write_arrays(found / workdir.AUTOENCODER, snapshots.autoencoder_arrays(state, shape))
     z = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
     workdir.write_embeddings(found, z)
