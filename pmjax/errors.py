@@ -1,18 +1,18 @@
-"""Mistakes that a user can make, told in one message."""
+"""Errors caused by the user: one message that says what is wrong, where, and what to do."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in a command, a config or a file: what is wrong, where, and what to do.
+    """A mistake in a command, a config or a file.
 
-    The commands print it without a traceback and exit with status 2.
+    Commands print its message without a traceback and exit with status 2.
     """
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
-    """Returns the error for a name that does not exist, with the nearest one that does."""
+    """Returns the error for an unknown name, with the nearest valid one."""
     valid = sorted(valid)
     near = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.4)
     hint = f" Did you mean '{near[0]}'?" if near else ""

@@ -1,4 +1,4 @@
-"""Finds methods, priors, nets, data sets, metrics and the like by the name of their file."""
+"""Finds methods, priors, nets, data sets, metrics, … by the names of their files."""
 
 import ast
 import importlib
@@ -12,7 +12,7 @@ from pmjax import errors
 
 
 class Kind(NamedTuple):
-    """One kind of plugin: the room of its files, what each defines, and what messages call it."""
+    """One kind of plugin: its package, what each file defines, and its name in messages."""
 
     room: str
     defines: str
@@ -32,7 +32,7 @@ KINDS = {
 
 
 def names(kind: str) -> list[str]:
-    """Returns the names of all plugins of a kind: the files of its room that define one."""
+    """Returns the names of all plugins of a kind: the files of its package that define one."""
     return sorted(_sources(kind))
 
 

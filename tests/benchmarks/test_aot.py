@@ -63,7 +63,7 @@ def entry(*lines):
     return "\n".join(["ENTRY %main (x: f32[8]) -> f32[8] {", *(f"  {x}" for x in lines), "}"])
 
 
-def test_loops_multiply_and_what_is_fused_counts_once():
+def test_loops_multiply_and_fused_operations_count_once():
     read = aot.read(LOOPS.replace("BACKEND", KNOWN))
     assert read.cycles == 3 * (4 * 7 + 10) + 100
     assert read.unknown_loops == 0

@@ -129,7 +129,7 @@ def test_incompatible_flags_are_refused(monkeypatch, arguments, message):
         bench.main()
 
 
-def test_a_missing_framework_says_what_to_install(monkeypatch):
+def test_the_error_for_a_missing_framework_names_the_package_to_install(monkeypatch):
     monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr("sys.argv", ["bench", "--config=configs/digits.py", "--peer=torch"])
     with pytest.raises(UserError, match=r'pip install "pmjax\[bench\]"'):
@@ -140,7 +140,7 @@ def test_a_missing_framework_says_what_to_install(monkeypatch):
     ("configs/digits.py:author", {}, "joint"),
     ("configs/digits.py", {"prior": "gmm"}, "'gmm' is fitted"),
 ])  # fmt: skip
-def test_what_has_no_second_stage_to_measure(reference, overrides, why):
+def test_configs_without_a_second_stage_to_measure(reference, overrides, why):
     settings = config.load(reference, overrides)
     assert bench._stages("both", settings) == [1]
     with pytest.raises(UserError, match=why):

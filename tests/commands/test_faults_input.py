@@ -237,7 +237,7 @@ def files(draw):
 
 @fuzz
 @given(files())
-def test_an_image_of_any_mode_is_what_was_drawn(file):
+def test_an_image_of_any_mode_is_decoded_to_the_drawn_values(file):
     data, expected, rounding = file
     result = image_codec.decode(data, 8)
     assert result.shape[:2] == (8, 8)
@@ -334,7 +334,7 @@ def test_odd_names_loops_and_directories_give_every_image_once(folder):
     assert all((s.data == 200).all() for s in splits)
 
 
-def test_what_is_no_image_is_named(folder):
+def test_files_that_are_no_images_are_named(folder):
     names = broken_things(folder)
     with pytest.raises(UserError) as error:
         load(folder, "train")
@@ -343,7 +343,7 @@ def test_what_is_no_image_is_named(folder):
     assert "line\nbreak" not in str(error.value)
 
 
-def test_what_is_no_image_is_skipped_and_counted_on_demand(folder):
+def test_files_that_are_no_images_are_skipped_and_counted_on_demand(folder):
     broken_things(folder)
     splits = [load(folder, split, skip_broken=True) for split in loader.SPLITS]
     assert sum(len(s.data) for s in splits) == 6

@@ -134,7 +134,7 @@ def test_the_config_of_a_workdir_is_data(tmp_path):
     assert not (tmp_path / "victim").exists()
 
 
-def test_no_source_calls_what_runs_or_unpacks_files():
+def test_no_source_calls_functions_that_run_or_unpack_files():
     """The pickles that may be read are those of the package's own processes, on a pipe."""
     forbidden = {"eval", "exec", "extractall", "extract", "unpack_archive", "system", "popen"}
     own = {"decode.py", "decode_worker.py"}
@@ -178,7 +178,7 @@ def test_the_revision_is_that_of_the_checkout_or_none(tmp_path):
     assert metrics_file.revision(tmp_path) == head.stdout.strip() + "-dirty"
 
 
-def test_the_revision_of_an_installed_copy_is_what_pip_took(tmp_path, monkeypatch):
+def test_the_revision_of_an_installed_copy_is_that_of_the_pip_install(tmp_path, monkeypatch):
     info = tmp_path / "pmjax-0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Name: pmjax\nVersion: 0\n")
@@ -190,7 +190,7 @@ def test_the_revision_of_an_installed_copy_is_what_pip_took(tmp_path, monkeypatc
         assert metrics_file.revision(tmp_path) == revision
 
 
-def test_metrics_say_what_made_them(small_run):
+def test_metrics_state_their_provenance(small_run):
     made = json.loads((small_run / "metrics.json").read_text())
     settings = config.read(small_run / "config.json")
     data = {s: loader.load("digits", s).fingerprint for s in ("train", "test")}

@@ -29,7 +29,7 @@ def test_type_checkers_find_the_annotations():
     assert "py.typed" in (ROOT / "setup.py").read_text()
 
 
-def test_at_most_16_modules_lie_directly_in_the_package():
+def test_at_most_16_modules_are_directly_in_the_package():
     assert len(list((ROOT / "pmjax").glob("*.py"))) <= 16
 
 

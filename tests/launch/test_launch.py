@@ -381,7 +381,7 @@ def test_local_hosts_end_with_the_first_failure_and_end_the_others(tmp_path):
     assert "process 1 ended with status 7" in done.stderr
 
 
-def test_local_hosts_kill_what_does_not_end(tmp_path):
+def test_local_hosts_kill_processes_that_do_not_end(tmp_path):
     text = """
         import os, signal, sys, time
         from pathlib import Path

@@ -305,7 +305,7 @@ def test_kl_of_gaussians_is_its_integral():
 
 
 @pytest.mark.parametrize("v", [0.8, 0.2, 0.01])
-def test_the_linear_optimum_is_what_a_search_finds(v):
+def test_the_linear_optimum_agrees_with_a_search(v):
     def objective(parameters):
         w, a, log_s2 = parameters
         s2, var = np.exp(log_s2), 1 / 3
@@ -353,7 +353,7 @@ def test_quadrature_measures_a_linear_vae_as_the_closed_form_does():
     assert float(found["spread"]) == pytest.approx(optimum["w"], rel=2e-3)
 
 
-def test_a_short_optimisation_collapses_above_the_variance_and_not_below():
+def test_a_short_optimization_collapses_above_the_variance_and_not_below():
     params = theory.optimize(jnp.array([1.0, 0.02]), jax.random.key(0), steps=300)
     found = jax.vmap(theory.measure)(params)
     assert float(found["mse"][0]) == pytest.approx(1 / 3, abs=0.01)

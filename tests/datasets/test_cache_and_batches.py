@@ -176,7 +176,7 @@ def test_splits_and_fresh_points_of_the_swiss_roll_share_no_point():
 # Stock sets.
 
 
-def test_a_stock_set_without_tensorflow_says_what_to_install(monkeypatch):
+def test_the_error_for_a_stock_set_without_tensorflow_names_the_package_to_install(monkeypatch):
     monkeypatch.setattr(tfds_builder.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'pip install "pmjax\[prepare\]".*manual_dir'):
         loader.load("mnist", "train")
@@ -349,7 +349,7 @@ def test_a_cache_of_the_first_format_without_times_is_still_read(idx, tmp_path, 
     assert idx().fingerprint == first.fingerprint and not caplog.text
 
 
-def test_processes_that_need_the_same_set_make_it_once(tmp_path):
+def test_processes_that_need_the_same_data_set_prepare_it_once(tmp_path):
     folder = write_idx(tmp_path / "idx")
     script = f"""
 from pmjax.datasets import loader
@@ -461,7 +461,7 @@ def test_scaling_rounds_to_the_nearest_byte_and_clips():
     assert to_uint8(jnp.asarray(x, jnp.bfloat16)).dtype == np.uint8
 
 
-def test_what_is_scaled_already_is_not_copied():
+def test_scaled_arrays_are_not_copied():
     x, b = np.zeros((2, 3), np.float32), np.zeros((2, 3), np.uint8)
     assert to_float(x) is x and to_uint8(b) is b
 

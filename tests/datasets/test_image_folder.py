@@ -1,4 +1,4 @@
-"""Tests of images of a user"s own: modes, formats, cropping, resizing, splits, broken files."""
+"""Tests of a user's own images: modes, formats, cropping, resizing, splits, broken files."""
 
 import io
 
@@ -107,7 +107,7 @@ def test_values_of_unknown_range_are_refused(image):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_photographs_are_turned_upright(orientation):
+def test_photographs_are_rotated_upright(orientation):
     upright = np.zeros((16, 16), np.uint8)
     upright[:8, :8], upright[:8, 8:], upright[8:, :8] = 255, 170, 85  # top left, right, bottom left
     turn = {  # what a viewer undoes
@@ -131,7 +131,7 @@ def test_the_centre_is_cropped(shape):
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 @pytest.mark.parametrize("cell", [1, 2])
-def test_resizing_averages_what_is_finer_than_a_pixel(kind, cell):
+def test_resizing_averages_detail_finer_than_a_pixel(kind, cell):
     board = 255 * ((np.indices((256, 256)) // cell).sum(0) % 2).astype(np.uint8)
     result = image_codec.decode(encode(Image.fromarray(board), kind), 16)
     assert np.abs(result.astype(int) - 127).max() <= 3
@@ -169,7 +169,7 @@ def test_images_are_rgb_unless_every_one_of_both_splits_is_grey(folder):
     assert {load(folder, split).data.shape[-1] for split in loader.SPLITS} == {3}
 
 
-def test_files_of_all_sizes_modes_and_formats_lie_in_one_array(folder):
+def test_files_of_all_sizes_modes_and_formats_form_one_array(folder):
     for i, (mode, kind) in enumerate(
         [
             ("L", "png"),

@@ -1,4 +1,4 @@
-"""Tests of CelebA and CIFAR-10 out of official archives, made small here in the official layout."""
+"""CelebA and CIFAR-10 from official archives, here small ones in the official layout."""
 
 import hashlib
 import io
@@ -252,7 +252,7 @@ def test_an_encrypted_or_oddly_compressed_archive_is_refused(faces):
         load(faces)
 
 
-def test_what_a_mac_adds_to_an_archive_does_no_harm(faces):
+def test_the_metadata_that_macos_adds_to_an_archive_is_ignored(faces):
     with zipfile.ZipFile(faces / ZIP, "a") as archive:
         archive.writestr("__MACOSX/img_align_celeba/._000001.jpg", b"resource")
         archive.writestr(f"{FOLDER}/.DS_Store", b"")
@@ -356,7 +356,7 @@ def load_cifar(folder, split="train", **kwargs):
     return loader.load("cifar10", split, manual_dir=folder, **{"verify": False, **kwargs})
 
 
-def test_the_pickles_of_these_tests_are_what_numpy_reads():
+def test_numpy_reads_the_pickles_of_these_tests():
     batch = pickle.loads(batches()["test_batch"], encoding="bytes")
     np.testing.assert_array_equal(batch[b"data"].reshape(4, 3, 32, 32)[:, 2], IMAGES[20:, :, :, 2])
 
