@@ -45,7 +45,8 @@ def _install(handler: logging.Handler, formatter: logging.Formatter) -> None:
     handler.setFormatter(formatter)
     root.addHandler(handler)
     root.setLevel(logging.ERROR)
-    logging.getLogger("pmjax").setLevel(logging.INFO)
+    for name in ("pmjax", "__main__"):  # `python -m pmjax.main` logs as __main__
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 class _Formatter(logging.Formatter):

@@ -7,9 +7,9 @@ import pytest
 @pytest.fixture(autouse=True)
 def logging_restored() -> Iterator[None]:
     """Restores the handlers and levels of logging after each test."""
-    root, package = logging.getLogger(), logging.getLogger("pmjax")
-    before, levels = root.handlers[:], (root.level, package.level)
+    loggers = [logging.getLogger(name) for name in ("", "pmjax", "__main__")]
+    handlers, levels = loggers[0].handlers[:], [logger.level for logger in loggers]
     yield
-    root.handlers[:] = before
-    root.setLevel(levels[0])
-    package.setLevel(levels[1])
+    loggers[0].handlers[:] = handlers
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)

@@ -20,6 +20,13 @@ def test_lines_are_plain_and_warnings_are_marked():
     assert stream.getvalue() == "100% of 7 steps\nWarning: low disk\n"
 
 
+def test_a_module_that_is_run_as_a_command_is_shown():
+    stream = io.StringIO()
+    console.setup(stream)
+    logging.getLogger("__main__").info("done")
+    assert stream.getvalue() == "done\n"
+
+
 def test_only_errors_of_other_packages_are_shown():
     stream = io.StringIO()
     console.setup(stream)
