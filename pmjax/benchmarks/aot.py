@@ -52,19 +52,12 @@ def parse_data(text: str) -> tuple[int, ...]:
 
 @dataclasses.dataclass
 class Schedule:
-    """The costs of a scheduled HLO module, with loops multiplied by their trip counts.
+    """The costs of a scheduled HLO module, with loops multiplied by their trip counts."""
 
-    Attributes:
-      cycles: sum of the estimates of all operations.
-      operations: {name and type of result: cycles}, to find the most expensive ones.
-      collectives: {kind, such as 'all-reduce': bytes of its results per device}.
-      unknown_loops: number of loops without a known trip count, counted as one iteration.
-    """
-
-    cycles: int = 0
-    operations: Counter = dataclasses.field(default_factory=Counter)
-    collectives: Counter = dataclasses.field(default_factory=Counter)
-    unknown_loops: int = 0
+    cycles: int = 0  # sum of the estimates of all operations
+    operations: Counter = dataclasses.field(default_factory=Counter)  # {name and type: cycles}
+    collectives: Counter = dataclasses.field(default_factory=Counter)  # {kind: bytes per device}
+    unknown_loops: int = 0  # loops without a known trip count, counted as one iteration
 
 
 _HEAD = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{$")

@@ -55,13 +55,9 @@ class Side(Protocol):
 
 
 class Process:
-    """A side in its own process, which works only on request.
+    """A side in its own process, which works only on request."""
 
-    Attributes:
-      about: the description that the side gives of itself.
-    """
-
-    about: About
+    about: About  # the side's description of itself
 
     def __init__(self, module: str, kind: str, *, title: str, **args: Any):
         """Starts `MODULE.KIND(**args)` in a new process and waits until it is ready."""

@@ -9,25 +9,15 @@ from pmjax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A generation of TPUs.
+    """A generation of TPUs."""
 
-    Attributes:
-      clock: cycles per second, the published peak / (products per cycle · 2).
-      flops_per_cycle: in bfloat16: matrix units · side² · 2.
-      link: bytes per second over one link in one direction.
-      hbm: bytes of memory.
-      axes: number of axes of the torus.
-      closes_at: size from which an axis of a slice is a ring, with two links per chip.
-      options: of the compiler, so that a chip is one device.
-    """
-
-    clock: float
-    flops_per_cycle: int
-    link: float
-    hbm: float
-    axes: int
-    closes_at: int
-    options: dict[str, str] = dataclasses.field(default_factory=dict)
+    clock: float  # cycles per second, the published peak / (products per cycle · 2)
+    flops_per_cycle: int  # in bfloat16: matrix units · side² · 2
+    link: float  # bytes per second over one link in one direction
+    hbm: float  # bytes of memory
+    axes: int  # of the torus
+    closes_at: int  # size from which an axis of a slice is a ring, with two links per chip
+    options: dict[str, str] = dataclasses.field(default_factory=dict)  # so a chip is one device
 
     @property
     def peak(self) -> float:

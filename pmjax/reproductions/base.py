@@ -15,23 +15,14 @@ from pmjax.reporting.images import Figure
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """A model to train, once per seed, and its rows in the table.
+    """A model to train, once per seed, and its rows in the table."""
 
-    Attributes:
-      name: of its directory, also for --methods.
-      label: in tables and figures.
-      method: a file in pmjax/methods (default: the name).
-      prior: a file in pmjax/priors; '': the method's own, or else the config's.
-      also: further priors on the same embeddings, one row each.
-      overrides: {dotted name: value} for the config.
-    """
-
-    name: str
-    label: str
-    method: str = ""
-    prior: str = ""
-    also: tuple[str, ...] = ()
-    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    name: str  # of its directory, also for --methods
+    label: str  # in tables and figures
+    method: str = ""  # a file in pmjax/methods; by default the name
+    prior: str = ""  # a file in pmjax/priors; by default the method's own, or else the config's
+    also: tuple[str, ...] = ()  # further priors on the same embeddings, one row each
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # {dotted name: value}
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", self.method or self.name)
@@ -41,20 +32,15 @@ class Run:
 class Column:
     """A quantity of a table.
 
-    Attributes:
-      title: its heading.
-      key: of the metric; '{prior}' is replaced by the row's prior. A key without '{prior}'
-        describes the autoencoder and appears in the run's first row only.
-      over: key of a metric to divide by, per seed.
-      paper: {run: the paper's value}.
-      protocol: of the paper's measurement.
+    In `key` and `over`, '{prior}' is replaced by the row's prior. A key without '{prior}' describes
+    the autoencoder and appears in the run's first row only.
     """
 
     title: str
-    key: str
-    over: str = ""
-    paper: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    protocol: str = ""
+    key: str  # of the metric
+    over: str = ""  # key of a metric to divide by, per seed
+    paper: Mapping[str, float] = dataclasses.field(default_factory=dict)  # {run: paper's value}
+    protocol: str = ""  # of the paper's measurement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,49 +67,31 @@ class Table:
 class Reproduction:
     """A figure or table of the paper, or a comparison of its kind.
 
-    Attributes:
-      title: of the report.
-      results: yields tables and figures. Runs may be missing or have failed: tables say so,
-        figures leave them out.
-      config: name of a file in configs/.
-      runs: the models to train.
-      overrides: of all runs.
-      runlocal: overrides of all runs in a smoke run, on the config's variant ':runlocal'.
-      seeds: by default.
+    `results` yields tables and figures. Runs may be missing or have failed: tables say so, figures
+    leave them out.
     """
 
-    title: str
+    title: str  # of the report
     results: "Callable[[Study], Iterator[Table | Figure]]"
-    config: str = ""
+    config: str = ""  # name of a file in configs/
     runs: tuple[Run, ...] = ()
-    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    runlocal: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    seeds: tuple[int, ...] = (0, 1, 2)
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of all runs
+    runlocal: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of runs in a smoke run
+    seeds: tuple[int, ...] = (0, 1, 2)  # by default
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-    """A reproduction in a directory, with the user's choices.
-
-    Attributes:
-      reproduction: the reproduction.
-      directory: of its runs and results.
-      runs: the selected runs.
-      seeds: of each run.
-      configs: the directory of config files.
-      overrides: {dotted name: text}, with the highest priority.
-      runlocal: whether it is a smoke run.
-      failures: {(run, seed): reason}.
-    """
+    """A reproduction in a directory, with the user's choices."""
 
     reproduction: Reproduction
-    directory: Path
-    runs: tuple[Run, ...]
-    seeds: tuple[int, ...]
-    configs: Path
-    overrides: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    runlocal: bool = False
-    failures: dict[tuple[str, int], str] = dataclasses.field(default_factory=dict)
+    directory: Path  # of the runs and results
+    runs: tuple[Run, ...]  # the selected ones
+    seeds: tuple[int, ...]  # of each run
+    configs: Path  # directory of config files
+    overrides: Mapping[str, str] = dataclasses.field(default_factory=dict)  # highest priority
+    runlocal: bool = False  # a smoke run
+    failures: dict[tuple[str, int], str] = dataclasses.field(default_factory=dict)  # {run: reason}
 
     @property
     def figures(self) -> Path:

@@ -34,11 +34,7 @@ FAMILIES = {"mimicry": torch_mimicry.make, "mlp": make_mlp, "resnet": make_resne
 
 
 class Twin:
-    """The step of one stage of a config; with the joint schedule, stage 1 trains both.
-
-    Attributes:
-      nets: the modules by name, as in `pmjax.training.step`.
-    """
+    """The step of one stage of a config; with the joint schedule, stage 1 trains both."""
 
     def __init__(
         self,
@@ -72,7 +68,7 @@ class Twin:
                 parameters, repeats, steps=of_stage.steps, **of_stage.optimizer.to_dict()
             )
         )
-        self.nets: dict[str, torch.nn.Module] = {}
+        self.nets: dict[str, torch.nn.Module] = {}  # named as in the training state
         self.autoencoder: Autoencoder | None = None
         self.gan: LatentGAN | None = None
         if stage == 1:
