@@ -96,7 +96,7 @@ def twin():
 @pytest.mark.parametrize(
     ("side", "channels", "resolution"),
     [(64, 3, 64), (28, 1, 64), (100, 3, 64), (32, 3, 50)],
-    ids=["as it is", "grey, enlarged", "reduced", "odd sizes inside"],
+    ids=["as it is", "gray, enlarged", "reduced", "odd sizes inside"],
 )
 def test_features_agree_with_pytorch_on_the_same_weights(
     photographs, twin, side, channels, resolution

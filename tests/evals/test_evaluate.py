@@ -200,11 +200,11 @@ def test_a_folder_is_an_array_that_stays_on_disk(folder):
     assert names == order
 
 
-def test_a_folder_of_grey_images_has_one_channel_and_a_mixed_one_three(folder):
-    grey = [image[..., :1] for image in PIXELS[:4]]
-    assert image_sets.load(folder("grey", grey)).data.shape == (4, 16, 12, 1)
-    mixed = image_sets.load(folder("mixed", [*grey, PIXELS[4]])).data
-    np.testing.assert_array_equal(mixed[:1][0], np.repeat(grey[0], 3, -1))
+def test_a_folder_of_gray_images_has_one_channel_and_a_mixed_one_three(folder):
+    gray = [image[..., :1] for image in PIXELS[:4]]
+    assert image_sets.load(folder("gray", gray)).data.shape == (4, 16, 12, 1)
+    mixed = image_sets.load(folder("mixed", [*gray, PIXELS[4]])).data
+    np.testing.assert_array_equal(mixed[:1][0], np.repeat(gray[0], 3, -1))
 
 
 def test_the_fingerprint_of_a_folder_is_of_its_content(folder):
@@ -318,13 +318,13 @@ def test_sets_of_different_sizes_are_refused(tmp_path, folder):
 
 
 @pytest.mark.parametrize("kind", ["folder", "npy"])
-def test_grey_samples_compare_with_an_rgb_reference(tmp_path, folder, kind, caplog):
-    grey = PIXELS[:12, ..., :1]
-    samples, reference = folder("grey", grey), folder("reference", PIXELS[12:])
+def test_gray_samples_compare_with_an_rgb_reference(tmp_path, folder, kind, caplog):
+    gray = PIXELS[:12, ..., :1]
+    samples, reference = folder("gray", gray), folder("reference", PIXELS[12:])
     if kind == "npy":
-        samples = tmp_path / "grey.npy"
-        np.save(samples, grey)
-    rgb, out = folder("rgb", np.repeat(grey, 3, -1)), tmp_path / "m.json"
+        samples = tmp_path / "gray.npy"
+        np.save(samples, gray)
+    rgb, out = folder("rgb", np.repeat(gray, 3, -1)), tmp_path / "m.json"
     found = [
         runner.compare(x, reference, metrics=["sliced_wasserstein"], floor=samples, out=out)[
             "sliced_w2/samples"
@@ -349,9 +349,9 @@ def bag(images):
     return sorted(image.tobytes() for image in np.asarray(images))
 
 
-@pytest.mark.parametrize("kind", ["folder", "npy", "grey"])
+@pytest.mark.parametrize("kind", ["folder", "npy", "gray"])
 def test_a_floor_is_split_off_the_reference(tmp_path, folder, kind, caplog):
-    images = PIXELS[..., :1] if kind == "grey" else PIXELS
+    images = PIXELS[..., :1] if kind == "gray" else PIXELS
     reference, samples = folder("reference", images), folder("samples", PIXELS[:7])
     if kind == "npy":
         reference = tmp_path / "reference.npy"

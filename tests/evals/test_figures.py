@@ -39,7 +39,7 @@ def context(data, labels, model, priors):
     )
 
 
-@pytest.fixture(scope="module", params=[1, 3], ids=["grey", "colour"])
+@pytest.fixture(scope="module", params=[1, 3], ids=["gray", "color"])
 def image_figures(request, tmp_path_factory):
     rng = np.random.default_rng(0)
     data = rng.integers(0, 256, (70, 28, 28, request.param)).astype(np.uint8)
@@ -110,7 +110,7 @@ def point_panels(monkeypatch, tmp_path):
         panels, scatters = {}, figures._scatters
 
         def spy(given, path, *args, **kwargs):
-            panels[path.stem] = [(name, x.shape, len(colour)) for name, x, colour in given]
+            panels[path.stem] = [(name, x.shape, len(color)) for name, x, color in given]
             return scatters(given, path, *args, **kwargs)
 
         monkeypatch.setattr(figures, "_scatters", spy)

@@ -135,11 +135,11 @@ def test_the_benchmark_s_random_weights_have_the_published_shapes(twin):
         assert published[f"{name}.conv.weight"].shape == (out, inside, height, width)
 
 
-def test_grey_images_are_repeated_and_others_refused(photographs):
-    grey = photographs[..., :1]
+def test_gray_images_are_repeated_and_others_refused(photographs):
+    gray = photographs[..., :1]
     for variant in inception_2015.VARIANTS[:2]:
         prepared = [
-            inception_2015._prepared(x, variant=variant) for x in (grey, np.repeat(grey, 3, 3))
+            inception_2015._prepared(x, variant=variant) for x in (gray, np.repeat(gray, 3, 3))
         ]
         np.testing.assert_array_equal(*prepared)
     alpha = np.zeros((2, 8, 8, 4), np.uint8)

@@ -300,7 +300,7 @@ def context(train, test, num_samples, **priors):
 
 FAMILIES = ("fd", "kd", "fd_infinity", "prdc")
 KINDS = ("blur", "noise", "modes")
-LEVELS = ((0.5, 25, 6), (0.8, 60, 2), (1.2, 120, 1))  # pixels, grey levels, classes that are left
+LEVELS = ((0.5, 25, 6), (0.8, 60, 2), (1.2, 120, 1))  # pixels, gray levels, classes that are left
 
 
 def degraded_sets(images, labels, levels=LEVELS):
