@@ -1,4 +1,4 @@
-"""The commands, end to end: what they leave, how they go on, and what they say to mistakes."""
+"""The commands, end to end: the files they write, how they resume, and how they report mistakes."""
 
 import json
 import os
@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 import pmjax
-from pmjax.evals.runner import evaluate
+from pmjax import evaluate, sample
+from pmjax.evals import runner
 from tests.small_run import ROOT, SMALL, run_command
 
 # How often a run is killed, half of it in each stage; more: PMJAX_KILLS=10 pytest -k killed.
@@ -175,23 +176,26 @@ def test_joint_schedule_trains_both_at_once(tmp_path):
     assert {"loss/critic", "loss/latent_critic"} <= set(history[-1]["values"])
 
 
-def test_sample_command_writes_a_grid(small_run, tmp_path):
-    out = tmp_path / "grid.png"
-    done = run_command("sample", f"--workdir={small_run}", "--num=9", "--seed=3", f"--out={out}")
-    assert done.returncode == 0, done.stderr
+def test_sample_command_writes_a_grid_or_an_array(small_run, tmp_path, monkeypatch):
+    args = [f"--workdir={small_run}", "--num=9", "--seed=3"]
+    out, array = tmp_path / "grid.png", tmp_path / "samples.npy"
+    monkeypatch.setattr(sys, "argv", ["sample", *args, f"--out={out}"])
+    sample.main()
     assert Image.open(out).size[0] > 3 * 28
-    array = tmp_path / "samples.npy"
-    done = run_command("sample", f"--workdir={small_run}", "--num=9", "--seed=3", f"--out={array}")
+    done = run_command("sample", *args, f"--out={array}")
+    assert done.returncode == 0, done.stderr
     expected = pmjax.to_uint8(pmjax.load(small_run).sample(9, seed=3))
     np.testing.assert_array_equal(np.load(array), expected)
 
 
-def test_evaluate_command_takes_other_metrics(own_run):
+def test_evaluate_command_takes_other_metrics(own_run, monkeypatch):
     done = run_command("evaluate", f"--workdir={own_run}", "--config.eval.metrics=latent")
     assert done.returncode == 0, done.stderr
     assert "latent/var_min" in done.stdout and "recon/mse" not in done.stdout
-    done = run_command("evaluate", f"--workdir={own_run}", "--config.steps=3")
-    assert done.returncode == 2 and "belongs to training" in done.stderr
+    args = [f"--workdir={own_run}", "--config.steps=3"]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *args])
+    with pytest.raises(pmjax.UserError, match="belongs to training"):
+        evaluate.main()
 
 
 def test_an_evaluation_takes_the_embeddings_that_training_has_left(own_run, monkeypatch):
@@ -199,7 +203,7 @@ def test_an_evaluation_takes_the_embeddings_that_training_has_left(own_run, monk
     monkeypatch.setattr(
         pmjax.Model, "encode", lambda model, x: encoded.append(len(x)) or encode(model, x)
     )
-    found = evaluate(own_run, pmjax.load(own_run), overrides={"eval.metrics": "latent"})
+    found = runner.evaluate(own_run, pmjax.load(own_run), overrides={"eval.metrics": "latent"})
     embeddings = pmjax.load(own_run).embeddings().astype(np.float64)
     assert found["latent/var_max"] == pytest.approx(embeddings.var(0).max())
     assert sum(encoded) < len(embeddings)
