@@ -228,13 +228,13 @@ def assert_params_agree(pair, *, rtol):
 
 
 @pytest.mark.parametrize("case, stage, double", [
-    ("paper", 1, True),
-    ("author", 1, True),
-    ("no batch norm", 1, True),
+    pytest.param("paper", 1, True, marks=pytest.mark.slow),
+    pytest.param("author", 1, True, marks=pytest.mark.slow),
+    pytest.param("no batch norm", 1, True, marks=pytest.mark.slow),
     ("no regularizer", 1, False),
     ("perceptrons", 1, True),
     ("repeats", 1, True),
-    ("mimicry", 1, True),
+    pytest.param("mimicry", 1, True, marks=pytest.mark.slow),
     ("paper", 2, False),
     ("no spectral norm", 2, False),
     ("repeats", 2, True),
