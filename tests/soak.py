@@ -66,7 +66,11 @@ class Life:
         self.samples: list[growth.Sample] = []
         self._sampled = 0.0
         command = [sys.executable, "-m", "pmjax.main", *args, f"--workdir={workdir}"]
-        common = os.environ | {"PMJAX_CACHE": str(cache), "PYTHONUNBUFFERED": "1"}
+        common = os.environ | {
+            "PMJAX_CACHE": str(cache),
+            "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
+            "PYTHONUNBUFFERED": "1",
+        }
         if hosts > 1:
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
