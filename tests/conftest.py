@@ -63,11 +63,3 @@ def small_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Itera
 def own_run(small_run: Path, tmp_path: Path) -> Path:
     """A copy of the small run, which the test may change."""
     return shutil.copytree(small_run, tmp_path / "own")
-
-
-@pytest.fixture(scope="module")
-def optimized() -> Iterator[None]:
-    """Lets XLA optimize what a module compiles in this process: speed or FLOPs are its subject."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
