@@ -73,18 +73,13 @@ class _Bar(tqdm):
     parts: Sequence[str] = ()
 
     def __str__(self) -> str:
-        return fit_line(self.parts, self.format_dict["ncols"] or 79)
-
-
-def fit_line(parts: Sequence[str], width: int) -> str:
-    """Joins as many leading parts as fit; cuts the first if not even that one fits."""
-    line = ""
-    for part in parts:
-        longer = f"{line}  {part}" if line else part
-        if len(longer) > width:
-            return line or longer[: max(width, 0)]
-        line = longer
-    return line
+        line, width = "", self.format_dict["ncols"] or 79
+        for part in self.parts:
+            longer = f"{line}  {part}" if line else part
+            if len(longer) > width:
+                return line or longer[:width]  # not even the first part fits
+            line = longer
+        return line
 
 
 class Rate:
