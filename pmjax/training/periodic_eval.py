@@ -29,23 +29,59 @@ from pmjax.reporting.run_log import RunLog
 from pmjax.storage import resource_errors
 from pmjax.storage.workdir import BEST, BEST_PRIOR, read_embeddings
 from pmjax.training import snapshots
-from pmjax.training.snapshots import Snapshot
+from pmjax.training.snapshots import Snapshot, of_stage1, of_stage2
 from pmjax.training.step import TrainState
 
 log = logging.getLogger(__name__)
 
 
+def _priors_of_stage1(settings: ConfigDict) -> list[str]:
+    """Returns the priors that can be sampled while stage 1 trains, the run's own first."""
+    return [
+        name
+        for name in dict.fromkeys([settings.prior, *settings.eval.baselines])
+        if (settings.schedule == "joint" and name == settings.prior)
+        or not isinstance(builders.prior(settings, name), TrainedPrior)
+    ]
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What a stage is called in logs, in `config.eval`, and in the workdir."""
+    """How the evaluations of the two stages differ.
+
+    Attributes:
+      name: of the stage, in logs.
+      prefix: of its keys in `config.eval`.
+      folder: of its best model, in the workdir.
+      trains_autoencoder: whether the embeddings change.
+      priors: (config) -> names of the priors that can be sampled during the stage.
+      snapshot: (config, state, shape of an example, workdir) -> the model of a state.
+    """
 
     name: str
-    prefix: str  # of its keys in config.eval
-    folder: str  # of its best model
+    prefix: str
+    folder: str
+    trains_autoencoder: bool
+    priors: Callable[[ConfigDict], list[str]]
+    snapshot: Callable[[ConfigDict, TrainState, tuple[int, ...], Path], Snapshot]
 
 
-STAGE1, STAGE2 = Stage("stage1", "", BEST), Stage("stage2", "stage2_", BEST_PRIOR)
-STAGES = (STAGE1, STAGE2)
+STAGE1 = Stage(
+    "stage1",
+    "",
+    BEST,
+    trains_autoencoder=True,
+    priors=_priors_of_stage1,
+    snapshot=lambda settings, state, shape, workdir: of_stage1(settings, state, shape),
+)
+STAGE2 = Stage(
+    "stage2",
+    "stage2_",
+    BEST_PRIOR,
+    trains_autoencoder=False,
+    priors=lambda settings: [settings.prior],
+    snapshot=lambda settings, state, shape, workdir: of_stage2(settings, state, workdir),
+)
 
 
 class PeriodicEvaluator:
@@ -62,28 +98,21 @@ class PeriodicEvaluator:
         workdir: Path,
         *,
         train: Dataset,
-        priors: list[str],
-        snapshot_of: Callable[[TrainState], Snapshot],
-        read_embeddings: Callable[[], Any] | None = None,
         run_log: RunLog,
         group: ProcessGroup,
     ):
-        """See `for_stage1` and `for_stage2`.
+        """Evaluates a stage of a run.
 
         Args:
-          stage: that is trained.
+          stage: `STAGE1` or `STAGE2`.
           settings: the config of the run.
           workdir: of the run.
           train: the training set.
-          priors: names of the priors that can be sampled during this stage.
-          snapshot_of: returns the model of a state.
-          read_embeddings: returns those of the training set, if the stage does not change them.
           run_log: records the values.
           group: the processes that train, one of which evaluates.
         """
         self._stage, self._settings, self._workdir = stage, settings, workdir
-        self._train, self._priors, self._snapshot_of = train, priors, snapshot_of
-        self._read_embeddings, self._run_log, self._group = read_embeddings, run_log, group
+        self._train, self._run_log, self._group = train, run_log, group
         self._steps = (settings if stage is STAGE1 else settings.stage2).steps
         self._every, self._metrics, self._best = (
             settings.eval[f"{stage.prefix}{name}"] for name in ("every", "during", "best")
@@ -121,7 +150,8 @@ class PeriodicEvaluator:
     def _evaluate(self, state: TrainState, step: int) -> None:
         start, best = time.perf_counter(), self._best
         with jax.transfer_guard("allow"):
-            snapshot = self._snapshot_of(state)
+            shape = self._train.data.shape[1:]
+            snapshot = self._stage.snapshot(self._settings, state, shape, self._workdir)
             ctx = self._ctx = self._context(snapshot)
             args = runner.metric_args(self._settings)
             values = runner.run(self._metrics, ctx, args, quiet=True)
@@ -131,8 +161,9 @@ class PeriodicEvaluator:
             if is_best:
                 about = {"step": step, "by": best, "metrics": values}
                 folder = self._workdir / self._stage.folder
+                fixed = not self._stage.trains_autoencoder
+                z = read_embeddings(self._workdir) if fixed else ctx.embeddings("train")
                 with resource_errors.disk("the best model", self._workdir):
-                    z = (self._read_embeddings or partial(ctx.embeddings, "train"))()
                     snapshots.write(folder, self._settings, snapshot, z, about)
         seconds = time.perf_counter() - start
         shown = ", ".join(f"{key} {value:.4g}" for key, value in tables.plain(values).items())
@@ -148,15 +179,17 @@ class PeriodicEvaluator:
         arrays, fit = snapshot.autoencoder, partial(self._fit_prior, snapshot)
         if self._ctx and self._model:
             self._model = self._model.updated(fit, arrays)
-            return self._ctx.of_model(self._model, same_autoencoder=self._stage is STAGE2)
+            fixed = not self._stage.trains_autoencoder
+            return self._ctx.of_model(self._model, same_autoencoder=fixed)
         self._model = model.build(self._settings, arrays, fit_prior=fit)
+        priors = self._stage.priors(self._settings)
         return runner.context(
             self._settings,
             model=self._model,
             train=self._train,
             test=builders.dataset(self._settings, "test"),
-            priors=tuple(self._priors),
-            has_own=self._settings.prior in self._priors,
+            priors=tuple(priors),
+            has_own=self._settings.prior in priors,
         )
 
     def _fit_prior(self, snapshot: Snapshot, name: str) -> dict[str, Any]:
@@ -177,60 +210,6 @@ class PeriodicEvaluator:
             return before["by"] != self._best or sign * value > sign * before["metrics"][self._best]
         except (OSError, ValueError, KeyError):  # there is no best model, or it is damaged
             return True
-
-
-def for_stage1(
-    settings: ConfigDict,
-    workdir: Path,
-    *,
-    train: Dataset,
-    run_log: RunLog,
-    group: ProcessGroup,
-) -> PeriodicEvaluator:
-    """Returns the evaluator of the autoencoder, with the priors that need no training."""
-    shape = train.data.shape[1:]
-    return PeriodicEvaluator(
-        STAGE1,
-        settings,
-        workdir,
-        train=train,
-        priors=_priors_of_stage1(settings),
-        snapshot_of=lambda state: snapshots.of_stage1(settings, state, shape),
-        run_log=run_log,
-        group=group,
-    )
-
-
-def for_stage2(
-    settings: ConfigDict,
-    workdir: Path,
-    *,
-    train: Dataset,
-    run_log: RunLog,
-    group: ProcessGroup,
-) -> PeriodicEvaluator:
-    """Returns the evaluator of the run's own prior, on the autoencoder of stage 1."""
-    return PeriodicEvaluator(
-        STAGE2,
-        settings,
-        workdir,
-        train=train,
-        priors=[settings.prior],
-        snapshot_of=lambda state: snapshots.of_stage2(settings, state, workdir),
-        read_embeddings=partial(read_embeddings, workdir),
-        run_log=run_log,
-        group=group,
-    )
-
-
-def _priors_of_stage1(settings: ConfigDict) -> list[str]:
-    """Returns the priors that can be sampled while stage 1 trains, the run's own first."""
-    return [
-        name
-        for name in dict.fromkeys([settings.prior, *settings.eval.baselines])
-        if (settings.schedule == "joint" and name == settings.prior)
-        or not isinstance(builders.prior(settings, name), TrainedPrior)
-    ]
 
 
 def validate(settings: ConfigDict) -> None:

@@ -16,6 +16,7 @@ from pmjax.distributed.processes import ProcessGroup, Stopped, processes
 from pmjax.errors import UserError
 from pmjax.evals import runner
 from pmjax.finite import require_finite, require_finite_arrays
+from pmjax.methods.base import MethodSpec
 from pmjax.priors.base import FittedPrior, SharedPrior, TrainedPrior
 from pmjax.reporting.run_log import RunLog
 from pmjax.storage import checkpoint, resource_errors
@@ -30,9 +31,9 @@ from pmjax.storage.workdir import (
 )
 from pmjax.training import periodic_eval, profiler, snapshots
 from pmjax.training.loop import train
-from pmjax.training.optimizers import stage1_optimizer, stage2_optimizer
+from pmjax.training.optimizers import Optimizer, stage1_optimizer, stage2_optimizer
 from pmjax.training.options import LoopOptions
-from pmjax.training.periodic_eval import PeriodicEvaluator
+from pmjax.training.periodic_eval import STAGE1, STAGE2, PeriodicEvaluator
 from pmjax.training.step import TrainState
 
 log = logging.getLogger(__name__)
@@ -161,27 +162,22 @@ def _train_autoencoder(
     """Trains stage 1 on the training set."""
     evaluator = None
     if settings.eval.every:
-        evaluator = periodic_eval.for_stage1(
-            settings, workdir, train=data, run_log=run_log, group=group
+        evaluator = PeriodicEvaluator(
+            STAGE1, settings, workdir, train=data, run_log=run_log, group=group
         )
-    with resource_errors.device_memory(
-        "stage1",
-        batch_size=settings.data.batch_size,
-        accumulate=settings.optimizer.accumulate,
-        keys=("config.data.batch_size", "config.optimizer.accumulate"),
-    ):
-        return train(
-            builders.stage1_spec(settings, data.data.shape[1:]),
-            stage1_optimizer(settings),
-            data.data,
-            stage1_options(settings),
-            mesh=mesh,
-            directory=workdir / "checkpoints",
-            info={"config": training_config(settings), "data": data.fingerprint},
-            run_log=run_log,
-            evaluator=evaluator,
-            group=group,
-        )
+    return _train(
+        settings,
+        stage1_options(settings),
+        builders.stage1_spec(settings, data.data.shape[1:]),
+        stage1_optimizer(settings),
+        data.data,
+        data.fingerprint,
+        mesh=mesh,
+        directory=workdir / "checkpoints",
+        run_log=run_log,
+        evaluator=evaluator,
+        group=group,
+    )
 
 
 def _write_autoencoder(
@@ -206,9 +202,9 @@ def _train_own_prior(
     """Trains stage 2, the run's own prior, on the embeddings of stage 1."""
     evaluator = None
     if settings.eval.stage2_every:
-        evaluating = group if spans_processes(mesh) else ProcessGroup()
-        evaluator = periodic_eval.for_stage2(
-            settings, workdir, train=data, run_log=run_log, group=evaluating
+        alone = group if spans_processes(mesh) else ProcessGroup()
+        evaluator = PeriodicEvaluator(
+            STAGE2, settings, workdir, train=data, run_log=run_log, group=alone
         )
     return _train_prior(
         settings,
@@ -221,53 +217,14 @@ def _train_own_prior(
     )
 
 
-def _train_prior(
-    settings: ConfigDict,
-    z: np.ndarray,
-    name: str | None = None,
-    *,
-    mesh: jax.sharding.Mesh,
-    directory: Path,
-    run_log: RunLog,
-    evaluator: PeriodicEvaluator | None = None,
-    group: ProcessGroup | None = None,
-) -> TrainState:
-    """Trains a prior (None: the config's own) on embeddings z [N, d]."""
-    require_finite(z, _EMBEDDING, _DIVERGED)
-    stage = name or "stage2"
-    with resource_errors.device_memory(
-        stage,
-        batch_size=settings.stage2.batch_size,
-        accumulate=settings.stage2.optimizer.accumulate,
-        keys=("config.stage2.batch_size", "config.stage2.optimizer.accumulate"),
-    ):
-        return train(
-            builders.stage2_spec(settings, name, z=z),
-            stage2_optimizer(settings),
-            z,
-            stage2_options(settings, stage),
-            mesh=mesh,
-            directory=directory,
-            info={"config": training_config(settings), "data": fingerprint(z)},
-            run_log=run_log,
-            evaluator=evaluator,
-            group=group,
-        )
-
-
 def _train_other_prior(
     settings: ConfigDict, z: np.ndarray, name: str, directory: Path
 ) -> dict[str, Any]:
     """Trains a prior that is not the run's own, in a directory of its own; returns its arrays."""
-    run_log = RunLog(directory)
+    run_log, checkpoints = RunLog(directory), directory / "checkpoints"
     try:
         state = _train_prior(
-            settings,
-            z,
-            name,
-            mesh=make_mesh(1),
-            directory=directory / "checkpoints",
-            run_log=run_log,
+            settings, z, name, mesh=make_mesh(1), directory=checkpoints, run_log=run_log
         )
     except Stopped as stopped:
         log.warning("%s The same command resumes there.", stopped)
@@ -275,6 +232,40 @@ def _train_other_prior(
     finally:
         run_log.close()
     return snapshots.prior_arrays(settings, state, name)
+
+
+def _train_prior(
+    settings: ConfigDict, z: np.ndarray, name: str | None = None, **where: Any
+) -> TrainState:
+    """Trains a prior (None: the config's own) on embeddings z [N, d]."""
+    require_finite(z, _EMBEDDING, _DIVERGED)
+    options, optimizer = stage2_options(settings, name or "stage2"), stage2_optimizer(settings)
+    spec = builders.stage2_spec(settings, name, z=z)
+    return _train(settings, options, spec, optimizer, z, fingerprint(z), **where)
+
+
+def _train(
+    settings: ConfigDict,
+    options: LoopOptions,
+    spec: MethodSpec,
+    optimizer: Optimizer,
+    data: np.ndarray,
+    data_hash: str,
+    **where: Any,
+) -> TrainState:
+    """Runs the loop; an out-of-memory error of the devices names the config keys to change."""
+    first = options.stage == "stage1"
+    part = settings if first else settings.stage2
+    with resource_errors.device_memory(
+        options.stage,
+        batch_size=options.batch_size,
+        accumulate=part.optimizer.accumulate,
+        keys=("config.data.batch_size", "config.optimizer.accumulate")
+        if first
+        else ("config.stage2.batch_size", "config.stage2.optimizer.accumulate"),
+    ):
+        info = {"config": training_config(settings), "data": data_hash}
+        return train(spec, optimizer, data, options, info=info, **where)
 
 
 def _require_finite_prior(name: str, arrays: dict[str, Any]) -> dict[str, Any]:

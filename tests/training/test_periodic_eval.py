@@ -56,8 +56,13 @@ class Run:
         """Begins, or goes on from a checkpoint."""
         self.run_log = RunLog(self.workdir, stream=io.StringIO())
         self.run_log.resume("stage1", step)
-        self.evaluator = periodic_eval.for_stage1(
-            self.settings, self.workdir, train=self.data, run_log=self.run_log, group=ProcessGroup()
+        self.evaluator = periodic_eval.PeriodicEvaluator(
+            periodic_eval.STAGE1,
+            self.settings,
+            self.workdir,
+            train=self.data,
+            run_log=self.run_log,
+            group=ProcessGroup(),
         )
 
     def evaluate(self, step, value, key="recon/mse"):
