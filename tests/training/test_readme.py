@@ -7,7 +7,7 @@ import pytest
 from tests.readme_example import ROOT, import_example
 
 README = (ROOT / "pmjax" / "training" / "README.md").read_text(encoding="utf-8")
-HOPS = re.findall(r"`([\w/]+\.py):(\d+)` `([^`]+)`", README)
+HOPS = re.findall(r"`([\w/]+\.py):(\d+)` `([^`]+)`", README)  # file, line, code that is only there
 
 
 def lines_with(file, code):
@@ -18,7 +18,7 @@ def lines_with(file, code):
 @pytest.mark.parametrize(("file", "number", "code"), HOPS)
 def test_a_hop_of_the_batch_is_at_its_line(file, number, code):
     found = lines_with(file, code)
-    assert int(number) in found, f"README.md says {file}:{number} for `{code}`; it is {found}"
+    assert [int(number)] == found, f"README.md says {file}:{number} for `{code}`; it is {found}"
 
 
 def test_a_batch_passes_four_files():
