@@ -1,4 +1,4 @@
-"""Samples a model: python -m pmjax.sample --workdir=runs/digits --num=64 --seed=0 --out=grid.png."""
+"""Samples a model: python -m pmjax.sample --workdir=runs/digits --num=64 --out=grid.png."""
 
 import argparse
 from pathlib import Path
