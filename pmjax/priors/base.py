@@ -15,18 +15,18 @@ from pmjax import plugins
 from pmjax.methods.base import MethodSpec
 
 Array = jax.Array
-Tree = Any  # arrays by name, possibly nested: what a prior's file in the workdir holds
+Tree = Any  # arrays by name, possibly nested
 
 
 class BasePrior(abc.ABC):
-    """What priors of every kind do with their arrays `params`."""
+    """What priors of every kind do, given their arrays `params`."""
 
     @abc.abstractmethod
     def sample(self, params: Tree, key: Array, num: int) -> Array:
         """Draws embeddings z [num, d]."""
 
     def sample_base(self, params: Tree, key: Array, num: int) -> Array | None:
-        """Draws the base draws z' [num, p] that `sample` maps for this key; None without a base."""
+        """Draws the z' [num, p] that `sample` maps for the same key; None if it maps none."""
         return None
 
 
@@ -39,16 +39,29 @@ class FittedPrior(BasePrior):
 
 
 class TrainedPrior(BasePrior):
-    """A prior that the training loop trains, on the embeddings as its data."""
+    """A prior that the training loop trains, with the embeddings as its data."""
 
     @property
     def needs_embeddings(self) -> bool:
-        """Whether training starts from the finished embeddings, which rules out joint training."""
+        """Whether `init_from_embeddings` is required, which rules out joint training."""
         return False
 
+    @abc.abstractmethod
+    def spec(self, latent_dim: int) -> MethodSpec:
+        """Returns the nets, and the objectives that update them."""
+
     def init_from_embeddings(self, spec: MethodSpec, z: np.ndarray, *, seed: int) -> MethodSpec:
-        """Returns the spec with what is computed from embeddings z [N, d] before training."""
+        """Returns the spec with all that is computed from embeddings z [N, d] before training."""
         return spec
+
+    @abc.abstractmethod
+    def export(self, params: Tree, stats: Tree) -> Tree:
+        """Returns the arrays that `sample` takes.
+
+        Args:
+          params: the nets' parameters, averaged where the spec says so, by the nets' names.
+          stats: the nets' statistics.
+        """
 
 
 class SharedPrior(BasePrior):
@@ -62,7 +75,7 @@ class SharedPrior(BasePrior):
 
     @abc.abstractmethod
     def from_stage1(self, params: Tree) -> Tree:
-        """Returns the arrays of this prior, from the parameters of stage 1's nets by name."""
+        """Returns the arrays that `sample` takes, from the parameters of stage 1's nets by name."""
 
 
 def make(name: str, args: dict[str, Any] | None = None) -> BasePrior:

@@ -1,138 +1,163 @@
 """An autoregressive prior over discrete codes: one slot of the embedding after another.
 
-It finds the codes again in the table of embeddings, of which each slot holds one of a codebook's
-vectors. The density of the codes is NADE's: Larochelle and Murray, The Neural Autoregressive
-Distribution Estimator (2011), with a hidden layer more.
+The codes are recovered from the table of embeddings: each slot holds one vector of a codebook. The
+density of the codes is NADE's, with one more hidden layer. Larochelle and Murray: The Neural
+Autoregressive Distribution Estimator (2011).
 """
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 from jax import lax
 
+from pmjax.distributed import collectives
 from pmjax.errors import UserError
-from pmjax.priors.base import FittedPrior
+from pmjax.methods.base import LossValue, MethodSpec, Objective, Shared
+from pmjax.nets.base import Net, Nets
+from pmjax.priors.base import TrainedPrior
 
 Array = jax.Array
+Params = dict[str, Array]
 
-_MOST_CODES = 4096
-_LOOKED_AT = 5000  # embeddings, for the slots' size
-_CHECKS = 20  # how often the likelihood of held-out codes is looked at
-_HELD_OUT = 10  # one code in so many
-_BATCH = 128
+_MAX_CODES = 4096
+_MAX_ROWS = 5000  # embeddings from which the size of the slots is found
 
 
 def find_codes(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the codebook [K, c] and each slot's code [N, d/c] of embeddings z [N, d].
+    """Returns the codebook [K, c] of embeddings z [N, d], and the code of each slot [N, d/c].
 
-    The slots' size c is the one with which codes and codebook take the fewest bits: with a smaller
-    one there are more codes to write, with a larger one the codebook has their combinations.
+    The size c of a slot is the one with the shortest description of codes and codebook. Smaller
+    slots are more codes; the codebook of larger ones holds combinations of codes.
 
     Raises:
       UserError: if no size gives a codebook.
     """
 
-    def distinct(z, size):
+    def distinct(z: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
         slots = np.ascontiguousarray(z, np.float32).reshape(-1, size)
         rows = slots.view(np.dtype((np.void, slots.itemsize * size)))[:, 0]
         _, first, codes = np.unique(rows, return_index=True, return_inverse=True)
         return slots[first], codes.reshape(len(z), -1)
 
-    def bits(size):
-        book, codes = distinct(z[:_LOOKED_AT], size)
+    def bits(size: int) -> float:
+        book, codes = distinct(z[:_MAX_ROWS], size)
         return codes.size * np.log2(len(book)) + 32 * book.size
 
     sizes = [size for size in range(1, z.shape[1] + 1) if z.shape[1] % size == 0]
     book, codes = distinct(z, min(sizes, key=bits))
-    if len(book) > min(_MOST_CODES, codes.size / 2):
+    if len(book) > min(_MAX_CODES, codes.size / 2):
         raise UserError(
-            f"prior 'code_prior' is for embeddings made of codes, but {codes.size} parts of "
-            f"{len(z)} embeddings are {len(book)} different vectors. Take another prior."
+            f"Prior 'code_prior' needs embeddings made of codes, but {codes.size} parts of "
+            f"{len(z)} embeddings are {len(book)} different vectors. Choose another prior."
         )
     return book, codes.astype(np.int32)
 
 
-def _start(key: Array, slots: int, codes: int, width: int) -> dict[str, Array]:
-    keys = jax.random.split(key, 3)
-    return {
-        "embed": jax.random.normal(keys[0], (slots, codes, width)) / slots**0.5,
-        "enter": jnp.zeros((slots, width)),
-        "hidden": jax.random.normal(keys[1], (width, width)) * (2 / width) ** 0.5,
-        "leave": jax.random.normal(keys[2], (slots, width, codes)) * 0.1 / width**0.5,
-        "bias": jnp.zeros((slots, codes)),
-    }
-
-
-def _logits(net: dict[str, Array], before: Array, keep: Array | float = 1.0) -> Array:
-    """Maps sums of the codes before each slot, [N, S, H], to log-odds [N, S, K]."""
-    hidden = jax.nn.relu(before + net["enter"]) * keep
+def _logits(net: Params, previous: Array, mask: Array | float = 1.0) -> Array:
+    """Maps sums over the codes before each slot, [N, S, width], to logits [N, S, K]."""
+    hidden = jax.nn.relu(previous + net["enter"]) * mask
     hidden = hidden + jax.nn.relu(hidden @ net["hidden"])
     return jnp.einsum("nsh,shk->nsk", hidden, net["leave"]) + net["bias"]
 
 
-def _nats(net: dict[str, Array], codes: Array, keep: Array | float = 1.0) -> Array:
-    """Returns the mean of -log p(codes) over slots; codes [N, S]."""
-    each = net["embed"][jnp.arange(codes.shape[1]), codes]
-    logits = _logits(net, jnp.cumsum(each, 1) - each, keep)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, codes).mean()
+class Density(nn.Module):
+    """p(codes) of embeddings whose codebook it holds, as the collection 'codebook'."""
+
+    book: np.ndarray
+    width: int
+
+    @nn.compact
+    def __call__(self, z: Array, mask: Array | float = 1.0, *, train: bool) -> Array:
+        """Maps embeddings z [N, d] to the mean of -log p(code) over slots [N].
+
+        The mask [N, S, width] is that of dropout on the hidden layer.
+        """
+        book = self.variable("codebook", "vectors", jnp.asarray, self.book).value
+        slots = z.reshape(len(z), -1, book.shape[1])
+        codes = (slots[:, :, None] == book).all(-1).argmax(-1)
+        num, width, normal = codes.shape[1], self.width, nn.initializers.normal
+        net = {
+            "embed": self.param("embed", normal(num**-0.5), (num, len(book), width)),
+            "enter": self.param("enter", nn.initializers.zeros, (num, width)),
+            "hidden": self.param("hidden", normal((2 / width) ** 0.5), (width, width)),
+            "leave": self.param("leave", normal(0.1 / width**0.5), (num, width, len(book))),
+            "bias": self.param("bias", nn.initializers.zeros, (num, len(book))),
+        }
+        embedded = net["embed"][jnp.arange(num), codes]
+        logits = _logits(net, jnp.cumsum(embedded, 1) - embedded, mask)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, codes).mean(-1)
 
 
-@dataclasses.dataclass(frozen=True)
-class Prior(FittedPrior):
-    """The density's size and training; of its states the best on held-out codes is kept."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prior(TrainedPrior):
+    """NADE on the codes, by maximum likelihood."""
 
     width: int = 128  # of the hidden layers
-    steps: int = 2000
-    learning_rate: float = 2e-3
-    dropout: float = 0.5
+    dropout: float = 0.5  # of the first hidden layer
+    weight_decay: float = 1.0  # λ; with 0 it overfits to few embeddings
+    b1: float = 0.9  # of Adam, instead of config.stage2.optimizer.b1
 
-    def fit(self, z: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
-        """Finds the codes of embeddings z [N, d] and fits their density."""
-        book, codes = find_codes(z)
-        order = np.random.default_rng(seed).permutation(len(codes))
-        cut = len(codes) // _HELD_OUT
-        held, data = codes[order[:cut]], jnp.asarray(codes[order[cut:]])
-        optimizer = optax.adam(optax.linear_schedule(self.learning_rate, 0.0, self.steps))
-        key, start_key = jax.random.split(jax.random.key(seed))
-        net = _start(start_key, codes.shape[1], len(book), self.width)
+    @property
+    def needs_embeddings(self) -> bool:
+        """Whether training starts from the embeddings: they hold the codebook."""
+        return True
 
-        def step(carry, step_key):
-            net, state = carry
-            rows_key, drop_key = jax.random.split(step_key)
-            rows = data[jax.random.randint(rows_key, (_BATCH,), 0, len(data))]
-            shape = (_BATCH, codes.shape[1], self.width)
-            keep = jax.random.bernoulli(drop_key, 1 - self.dropout, shape) / (1 - self.dropout)
-            gradient = jax.grad(_nats)(net, rows, keep)
-            updates, state = optimizer.update(gradient, state)
-            return (optax.apply_updates(net, updates), state), None
+    def spec(self, latent_dim: int) -> MethodSpec:
+        """Returns the net 'density', and the objective that updates it.
 
-        several = jax.jit(lambda carry, keys: lax.scan(step, carry, keys)[0])
-        check = jax.jit(partial(_nats, codes=held)) if cut else lambda net: 0.0
-        carry, best = (net, optimizer.init(net)), (np.inf, net)
-        for turn in range(_CHECKS):
-            keys = jax.random.split(jax.random.fold_in(key, turn), -(-self.steps // _CHECKS))
-            carry = several(carry, keys)
-            nats = float(check(carry[0]))
-            if nats <= best[0]:
-                best = nats, carry[0]
-        return jax.tree.map(np.asarray, best[1] | {"book": book})
+        The codebook is one vector 0 until `init_from_embeddings` replaces it.
+        """
+        return self._spec(np.zeros((1, latent_dim), np.float32), latent_dim, num=1)
 
-    def sample(self, params: dict[str, Array], key: Array, num: int) -> Array:
-        """Draws [num, d]: each slot's code given those before it."""
+    def init_from_embeddings(self, spec: MethodSpec, z: np.ndarray, *, seed: int) -> MethodSpec:
+        """Returns the spec with the codebook of embeddings z [N, d]."""
+        book, _ = find_codes(z)
+        return self._spec(book, z.shape[1], num=len(z))
+
+    def _spec(self, book: np.ndarray, latent_dim: int, *, num: int) -> MethodSpec:
+        nets = {"density": Net(Density(book, self.width), (latent_dim,))}
+        objective = Objective("prior", ("density",), partial(self.loss, num=num), b1=self.b1)
+        return MethodSpec(nets, self.forward, (), (objective,), averaged=("density",))
+
+    def forward(self, nets: Nets, z: Array, key: Array) -> dict[str, Array]:
+        """Returns the embeddings z."""
+        return {"z": z}
+
+    def loss(self, nets: Nets, s: Shared, key: Array, *, num: int) -> LossValue:
+        """-Σ_s log p(c_s | c_1, …, c_{s-1}) / S + λ ‖W‖² / N, for S codes c of N embeddings."""
+        params = nets.density.params
+        shape = (len(s.z), *params["enter"].shape)
+        on = collectives.sample_batch(partial(_bernoulli, 1 - self.dropout), key, shape)
+        nats = nets.density(s.z, on / (1 - self.dropout)).mean()
+        squares = sum(jnp.square(params[name]).sum() for name in ("embed", "hidden", "leave"))
+        return nats + self.weight_decay / num * squares, {"nats": nats}
+
+    def export(self, params: dict[str, Any], stats: dict[str, Any]) -> dict[str, Any]:
+        """Returns the density's parameters, and the codebook."""
+        return dict(params["density"]) | {"book": stats["density"]["codebook"]["vectors"]}
+
+    def sample(self, params: Params, key: Array, num: int) -> Array:
+        """Draws z [num, d]: the code of each slot given the codes before it."""
         net = jax.tree.map(jnp.asarray, params)
         slots = len(net["bias"])
 
-        def draw(before, slot):
+        def draw(previous: Array, slot: tuple[Array, Array]) -> tuple[Array, Array]:
             index, slot_key = slot
             one = {name: net[name][index][None] for name in ("enter", "leave", "bias")}
-            logits = _logits(net | one, before[:, None])[:, 0]
+            logits = _logits(net | one, previous[:, None])[:, 0]
             code = jax.random.categorical(slot_key, logits)
-            return before + net["embed"][index, code], code
+            return previous + net["embed"][index, code], code
 
         start = jnp.zeros((num, net["hidden"].shape[0]))
         _, codes = lax.scan(draw, start, (jnp.arange(slots), jax.random.split(key, slots)))
         return net["book"][codes.T].reshape(num, -1)
+
+
+def _bernoulli(p: float, key: Array, shape: tuple[int, ...]) -> Array:
+    return jax.random.bernoulli(key, p, shape)

@@ -1,10 +1,12 @@
 """A rectified flow: dz_t/dt = v(z_t, t) carries N(0, I) at t = 0 to the embeddings at t = 1.
 
 Liu et al., Flow Straight and Fast (2022); Lipman et al., Flow Matching for Generative Modeling
-(2022). It is what latent diffusion is to images, without a prior to match.
+(2022). Latent diffusion does the same with images, and needs no prior to match.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,23 +21,24 @@ from pmjax.methods.losses import squared_error
 from pmjax.nets.base import Net, Nets, apply
 from pmjax.priors import standardized
 from pmjax.priors.base import TrainedPrior
-from pmjax.training.step import TrainState
 
 Array = jax.Array
-_WAVES = 6  # of the time, each twice as fast as the one before
+Field = Callable[[Array, Array], Array]
+
+_FREQUENCIES = 6  # of the time, each twice the one before
 
 
 class Velocity(nn.Module):
-    """v(z_t, t): a residual perceptron whose blocks all hear the time."""
+    """v(z_t, t): a residual perceptron with the time as an input of every block."""
 
     width: int
     blocks: int
 
     @nn.compact
     def __call__(self, z_and_t: Array, *, train: bool) -> Array:
-        """Maps z and the time behind it, [N, d + 1], to [N, d]."""
+        """Maps z followed by the time, [N, d + 1], to [N, d]."""
         z, t = z_and_t[:, :-1], z_and_t[:, -1:]
-        angles = t * np.pi * 2.0 ** np.arange(_WAVES)
+        angles = t * np.pi * 2.0 ** np.arange(_FREQUENCIES)
         t = jnp.concatenate([t, jnp.sin(angles), jnp.cos(angles)], -1)
         x = nn.Dense(self.width, name="enter")(z)
         for _ in range(self.blocks):
@@ -45,11 +48,11 @@ class Velocity(nn.Module):
         return nn.Dense(z.shape[-1], name="leave", kernel_init=zeros)(nn.silu(x))
 
 
-def _euler(v, z: Array, t: Array, dt: float) -> Array:
+def _euler(v: Field, z: Array, t: Array, dt: float) -> Array:
     return z + dt * v(z, t)
 
 
-def _heun(v, z: Array, t: Array, dt: float) -> Array:
+def _heun(v: Field, z: Array, t: Array, dt: float) -> Array:
     first = v(z, t)
     return z + dt / 2 * (first + v(z + dt * first, t + dt))
 
@@ -59,22 +62,22 @@ SOLVERS = {"euler": _euler, "heun": _heun}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prior(TrainedPrior):
-    """A flow on the standardised embeddings, and how its equation is solved."""
+    """A flow from N(0, I) to the standardized embeddings."""
 
     width: int = 256  # of the hidden layers
     blocks: int = 3  # residual blocks
     solver: str = "heun"  # or 'euler'
-    ode_steps: int = 32
-    b1: float = 0.9  # of Adam, in place of config.stage2.optimizer's
+    ode_steps: int = 32  # of the solver
+    b1: float = 0.9  # of Adam, instead of config.stage2.optimizer.b1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
             raise errors.unknown("solver", self.solver, SOLVERS)
 
     def spec(self, latent_dim: int) -> MethodSpec:
-        """Returns the net v, and the objective who moves it."""
-        parts = {"v": Net(Velocity(self.width, self.blocks), (latent_dim + 1,))}
-        return standardized.spec(parts, self.loss, latent_dim, self.b1)
+        """Returns the net v, and the objective that updates it."""
+        v = Net(Velocity(self.width, self.blocks), (latent_dim + 1,))
+        return standardized.spec({"v": v}, self.loss, latent_dim, b1=self.b1)
 
     def loss(self, nets: Nets, z: Array, key: Array) -> LossValue:
         """E‖v((1 - t) z' + t z, t) - (z - z')‖², the mean over coordinates."""
@@ -84,23 +87,22 @@ class Prior(TrainedPrior):
         z_and_t = jnp.concatenate([noise + t * (z - noise), t], -1)
         return squared_error(nets.v(z_and_t), z - noise), {}
 
-    def export(self, state: TrainState) -> dict:
-        """Returns what `sample` needs: v's averaged parameters, and the standardisation."""
-        return standardized.export(state, "v")
+    def export(self, params: dict[str, Any], stats: dict[str, Any]) -> dict[str, Any]:
+        """Returns v's parameters, and the standardization."""
+        return standardized.export(params, stats, "v")
 
-    def sample_base(self, params: dict, key: Array, num: int) -> Array:
+    def sample_base(self, params: dict[str, Any], key: Array, num: int) -> Array:
         """Draws z' [num, d]."""
         return jax.random.normal(key, (num, len(params["mean"])))
 
-    def sample(self, params: dict, key: Array, num: int) -> Array:
-        """Draws [num, d]; with the same key, from the z' that `sample_base` draws."""
+    def sample(self, params: dict[str, Any], key: Array, num: int) -> Array:
+        """Solves the equation from z' as `sample_base` draws it; returns z [num, d]."""
         net, dt = Velocity(self.width, self.blocks), 1 / self.ode_steps
 
-        def v(z, t):
-            z_and_t = jnp.concatenate([z, jnp.full((num, 1), t)], -1)
-            return apply(net, params["v"], {}, z_and_t)
+        def v(z: Array, t: Array) -> Array:
+            return apply(net, params["v"], {}, jnp.concatenate([z, jnp.full((num, 1), t)], -1))
 
-        def step(index, z):
+        def step(index: int, z: Array) -> Array:
             return SOLVERS[self.solver](v, z, index * dt, dt)
 
         z = lax.fori_loop(0, self.ode_steps, step, self.sample_base(params, key, num))

@@ -4,6 +4,7 @@ Dinh, Sohl-Dickstein, Bengio: Density Estimation Using Real NVP (2017).
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +16,14 @@ from pmjax.methods.base import LossValue, MethodSpec
 from pmjax.nets.base import Net, Nets, apply
 from pmjax.priors import standardized
 from pmjax.priors.base import TrainedPrior
-from pmjax.training.step import TrainState
 
 Array = jax.Array
 
 
 class Couplings(nn.Module):
-    """f: z to u. Each coupling scales and moves half of the coordinates, as the other half says.
+    """f: z to u. Each coupling scales and shifts half of the coordinates, given the other half.
 
-    Which half is a fixed random choice; every second coupling has the other one's complement.
+    The half is a fixed random choice; every second coupling has the complement of the one before.
     """
 
     dim: int
@@ -31,8 +31,8 @@ class Couplings(nn.Module):
     width: int
     layers: int
 
-    def setup(self):
-        """Makes one perceptron for each coupling; they start as the identity."""
+    def setup(self) -> None:
+        """Makes one perceptron for each coupling, initialized to the identity map."""
         self.nets = [self._net() for _ in range(self.couplings)]
 
     def _net(self) -> nn.Module:
@@ -40,12 +40,12 @@ class Couplings(nn.Module):
         return nn.Sequential([*hidden, nn.Dense(2 * self.dim, kernel_init=nn.initializers.zeros)])
 
     def _given(self, index: int) -> np.ndarray:
-        """Returns which coordinates the coupling leaves as they are: booleans [d]."""
+        """Returns which coordinates the coupling does not change: booleans [d]."""
         order = np.random.default_rng(index // 2).permutation(self.dim)
         return (order % 2 == 0) != bool(index % 2)
 
     def _terms(self, index: int, z: Array) -> tuple[Array, Array]:
-        """Returns the logarithms of scales and the shifts [N, d]: 0 for the coordinates given."""
+        """Returns log-scales and shifts [N, d], 0 for the given coordinates."""
         given = self._given(index)
         scale, shift = jnp.split(self.nets[index](jnp.where(given, z, 0)), 2, -1)
         return jnp.where(given, 0, 2 * jnp.tanh(scale / 2)), jnp.where(given, 0, shift)
@@ -60,7 +60,7 @@ class Couplings(nn.Module):
         return z, log_det
 
     def inverse(self, u: Array, *, train: bool) -> Array:
-        """Maps u [N, d] back to z."""
+        """Maps u [N, d] to z."""
         for index in reversed(range(self.couplings)):
             scale, shift = self._terms(index, u)
             u = (u - shift) * jnp.exp(-scale)
@@ -69,38 +69,38 @@ class Couplings(nn.Module):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prior(TrainedPrior):
-    """A flow from the standardised embeddings to N(0, I), by maximum likelihood."""
+    """A flow from the standardized embeddings to N(0, I), by maximum likelihood."""
 
     couplings: int = 8  # affine coupling layers
     width: int = 128  # of the hidden layers
-    layers: int = 2  # hidden ones in each coupling
-    noise: float = 0.05  # added to the data: a density on less than all dimensions has no maximum
-    b1: float = 0.9  # of Adam, in place of config.stage2.optimizer's
+    layers: int = 2  # hidden layers of each coupling
+    noise: float = 0.05  # added to the data: a density on a subspace has no maximum
+    b1: float = 0.9  # of Adam, instead of config.stage2.optimizer.b1
 
     def _flow(self, latent_dim: int) -> Couplings:
         return Couplings(latent_dim, self.couplings, self.width, self.layers)
 
     def spec(self, latent_dim: int) -> MethodSpec:
-        """Returns the net f, and the objective who moves it."""
-        parts = {"f": Net(self._flow(latent_dim), (latent_dim,))}
-        return standardized.spec(parts, self.loss, latent_dim, self.b1)
+        """Returns the net f, and the objective that updates it."""
+        f = Net(self._flow(latent_dim), (latent_dim,))
+        return standardized.spec({"f": f}, self.loss, latent_dim, b1=self.b1)
 
     def loss(self, nets: Nets, z: Array, key: Array) -> LossValue:
-        """-log p(z) = ‖f(z)‖²/2 - log |det ∂f/∂z|, up to a constant, over d."""
+        """E[-log p(z + ε)] / d up to a constant: -log p(z) = ‖f(z)‖²/2 - log |det ∂f/∂z|."""
         z = z + self.noise * collectives.sample_batch(jax.random.normal, key, z.shape)
         u, log_det = nets.f(z)
         return (jnp.square(u).sum(-1) / 2 - log_det).mean() / z.shape[-1], {}
 
-    def export(self, state: TrainState) -> dict:
-        """Returns what `sample` needs: f's averaged parameters, and the standardisation."""
-        return standardized.export(state, "f")
+    def export(self, params: dict[str, Any], stats: dict[str, Any]) -> dict[str, Any]:
+        """Returns f's parameters, and the standardization."""
+        return standardized.export(params, stats, "f")
 
-    def sample_base(self, params: dict, key: Array, num: int) -> Array:
+    def sample_base(self, params: dict[str, Any], key: Array, num: int) -> Array:
         """Draws u [num, d]."""
         return jax.random.normal(key, (num, len(params["mean"])))
 
-    def sample(self, params: dict, key: Array, num: int) -> Array:
-        """Draws f⁻¹(u) [num, d]; with the same key, from the u that `sample_base` draws."""
+    def sample(self, params: dict[str, Any], key: Array, num: int) -> Array:
+        """Draws f⁻¹(u) [num, d], with u as `sample_base` draws it for this key."""
         u = self.sample_base(params, key, num)
         f = self._flow(u.shape[1])
         return standardized.restore(params, apply(f, params["f"], {}, u, method="inverse"))
