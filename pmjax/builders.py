@@ -9,6 +9,7 @@ from pmjax.datasets.base import Dataset
 from pmjax.errors import UserError
 from pmjax.methods.base import MethodSpec, NetBuilder, combine
 from pmjax.priors import base as priors
+from pmjax.priors.base import BasePrior, TrainedPrior
 
 
 def dataset(settings: ConfigDict, split: str) -> Dataset:
@@ -40,19 +41,19 @@ def stage1_spec(settings: ConfigDict, shape: tuple[int, ...]) -> MethodSpec:
     spec = method(**settings.method_args).spec(build)
     if settings.schedule == "two_stage":
         return spec
-    prior = priors.make(settings.prior, settings.prior_args.to_dict())
-    if not isinstance(prior, priors.TrainedPrior):
+    own = prior(settings)
+    if not isinstance(own, TrainedPrior):
         raise UserError(
             f"config.schedule='joint' needs a trained prior, such as 'latent_gan'; "
             f"'{settings.prior}' is not trained."
         )
-    if prior.needs_embeddings:
+    if own.needs_embeddings:
         raise UserError(
             f"config.schedule='joint' trains the prior '{settings.prior}' together with the "
-            f"embeddings, so its base cannot be fitted to them. Set "
-            f"--config.prior_args.base_prior=gaussian."
+            f"embeddings, so it cannot be initialized from them. Set --config.schedule=two_stage, "
+            f"or for 'latent_gan' --config.prior_args.base_prior=gaussian."
         )
-    second = prior.spec(settings.latent_dim)
+    second = own.spec(settings.latent_dim)
     return combine(spec, second, averaged=("G", *second.averaged))
 
 
@@ -63,12 +64,20 @@ def stage2_spec(
 
     Nets that are initialized from the embeddings z [N, d] need them, unless only shapes matter.
     """
-    chosen = prior(settings, name)
+    chosen = trained_prior(settings, name)
     spec = chosen.spec(settings.latent_dim)
     return spec if z is None else chosen.init_from_embeddings(spec, z, seed=settings.seed)
 
 
-def prior(settings: ConfigDict, name: str | None = None):
+def trained_prior(settings: ConfigDict, name: str | None = None) -> TrainedPrior:
+    """Returns `prior`, which must be of the trained kind."""
+    chosen = prior(settings, name)
+    if not isinstance(chosen, TrainedPrior):
+        raise TypeError(f"The prior '{name or settings.prior}' is not trained.")
+    return chosen
+
+
+def prior(settings: ConfigDict, name: str | None = None) -> BasePrior:
     """Returns an unfitted prior: the config's own with its arguments, another with defaults."""
     own = name in (None, settings.prior)
     return priors.make(name or settings.prior, settings.prior_args.to_dict() if own else {})

@@ -181,6 +181,8 @@ PLUGINS: dict[str, Key] = {name: key for name, key in KEYS.items() if key.args}
 # What earlier versions did, for the keys and the plugins' arguments that their workdirs lack.
 ADDED: dict[str, Any] = {name: key.since[1] for name, key in KEYS.items() if key.since} | {
     "method_args.dispersion": 1.0,
+    "prior_args.b1": 0.9,
+    "prior_args.weight_decay": 1.0,
 }
 # Arguments of earlier versions, and which of their values ask for what is done today.
 GONE: dict[str, Callable[[Mapping[str, Any], Any], bool]] = {
@@ -188,6 +190,9 @@ GONE: dict[str, Callable[[Mapping[str, Any], Any], bool]] = {
     "prior_args.residual": lambda config, value: (
         value == (config["prior_args"].get("base_prior") == "gmm")
     ),
+    # code_prior is now trained as config.stage2 says; trained arrays do not depend on these.
+    "prior_args.steps": lambda config, value: config.get("prior") == "code_prior",
+    "prior_args.learning_rate": lambda config, value: config.get("prior") == "code_prior",
 }
 
 

@@ -33,6 +33,7 @@ from pmjax.errors import UserError
 from pmjax.evals.features import inception_2015
 from pmjax.methods.base import MethodSpec
 from pmjax.nets import base as nets
+from pmjax.priors import latent_gan
 from pmjax.training.optimizers import stage1_optimizer, stage2_optimizer
 from pmjax.training.step import TrainState, init_state, train_step
 
@@ -192,12 +193,13 @@ def draws(settings: ConfigDict, stage: int, state: TrainState, step: int) -> dic
         args = settings.method_args
         drawn["mu"] = jax.random.uniform(jax.random.fold_in(key, 0), (size,)) / 2
         turn += args.autoencoder_repeats + args.critic_repeats * args.regularizer
-    if settings.prior == "latent_gan" and (stage == 2 or settings.schedule == "joint"):
+    prior = builders.prior(settings)
+    if isinstance(prior, latent_gan.Prior) and (stage == 2 or settings.schedule == "joint"):
         args = settings.prior_args
         shape = (size, args.base_dim or settings.latent_dim)
         turns = range(turn, turn + args.critic_repeats + args.generator_repeats)
         keys = [jax.random.fold_in(key, turn) for turn in turns]
-        draw = builders.prior(settings).sampler(state.stats.get("base", {}).get("base", {}))
+        draw = prior.sampler(state.stats.get("base", {}).get("base", {}))
         drawn["bases"] = jnp.stack([draw(key, shape) for key in keys])
     return drawn
 

@@ -23,7 +23,7 @@ from pmjax.priors import standardized
 from pmjax.priors.base import TrainedPrior
 
 Array = jax.Array
-Field = Callable[[Array, Array], Array]
+Field = Callable[[Array, Array | float], Array]
 
 _FREQUENCIES = 6  # of the time, each twice the one before
 
@@ -48,11 +48,11 @@ class Velocity(nn.Module):
         return nn.Dense(z.shape[-1], name="leave", kernel_init=zeros)(nn.silu(x))
 
 
-def _euler(v: Field, z: Array, t: Array, dt: float) -> Array:
+def _euler(v: Field, z: Array, t: Array | float, dt: float) -> Array:
     return z + dt * v(z, t)
 
 
-def _heun(v: Field, z: Array, t: Array, dt: float) -> Array:
+def _heun(v: Field, z: Array, t: Array | float, dt: float) -> Array:
     first = v(z, t)
     return z + dt / 2 * (first + v(z + dt * first, t + dt))
 
@@ -99,7 +99,7 @@ class Prior(TrainedPrior):
         """Solves the equation from z' as `sample_base` draws it; returns z [num, d]."""
         net, dt = Velocity(self.width, self.blocks), 1 / self.ode_steps
 
-        def v(z: Array, t: Array) -> Array:
+        def v(z: Array, t: Array | float) -> Array:
             return apply(net, params["v"], {}, jnp.concatenate([z, jnp.full((num, 1), t)], -1))
 
         def step(index: int, z: Array) -> Array:

@@ -61,11 +61,11 @@ class Prior(TrainedPrior):
 
     def loss(self, nets: Nets, z: Array, key: Array) -> LossValue:
         """(KL(q(u|z) ‖ N(0, I)) + ‖z - ẑ‖²/(2γ²) + d log γ) / d + λ ‖W‖²."""
-        posterior = jnp.split(nets.encoder(z), 2, -1)
-        u = reparameterize(*posterior, key)
+        u_mean, u_log_variance = jnp.split(nets.encoder(z), 2, -1)
+        u = reparameterize(u_mean, u_log_variance, key)
         mean, log_gamma = nets.decoder(u)
         error = jnp.square((z - mean) * jnp.exp(-log_gamma)).mean() / 2 + log_gamma
-        kl = gaussian_kl(*posterior).mean() / z.shape[-1]
+        kl = gaussian_kl(u_mean, u_log_variance).mean() / z.shape[-1]
         weights = jax.tree.leaves((nets.decoder.params, nets.encoder.params))
         squares = sum(jnp.square(W).sum() for W in weights if W.ndim > 1)
         total = error + kl + self.weight_decay * squares

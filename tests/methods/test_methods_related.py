@@ -20,8 +20,6 @@ from pmjax.methods.base import NetBuilder
 from pmjax.methods.losses import imq, mmd, rbf
 from pmjax.nets import base as nets
 from pmjax.nets.quantizer import Quantizer
-from pmjax.priors import base as priors
-from pmjax.priors.code_prior import find_codes
 from pmjax.training.step import init_state
 
 SHAPE, LATENT, BATCH = (4, 4, 1), 6, 16
@@ -257,47 +255,6 @@ def test_vq_vae_gradient_goes_straight_through(images):
 def test_code_size_must_divide_the_latent_dimension():
     with pytest.raises(UserError, match="code_dim=4 must divide latent_dim=6"):
         make("vq_vae", code_dim=4)
-
-
-# Prior over codes
-
-
-@pytest.mark.parametrize("code_dim", [1, 2, 3])
-def test_codebook_is_found_again_in_the_embeddings(code_dim):
-    rng = np.random.default_rng(0)
-    book = rng.normal(size=(7, code_dim)).astype(np.float32)
-    codes = rng.integers(7, size=(400, 6 // code_dim))
-    found, slots = find_codes(book[codes].reshape(400, 6))
-    np.testing.assert_array_equal(np.sort(found, 0), np.sort(book, 0))
-    np.testing.assert_array_equal(found[slots], book[codes])
-
-
-def test_embeddings_without_codes_are_refused():
-    with pytest.raises(UserError, match="made of codes"):
-        priors.make("code_prior").fit(np.asarray(numbers(100, 6)), seed=0)
-
-
-def test_code_prior_has_the_distribution_of_codes_that_depend_on_one_another():
-    rng = np.random.default_rng(1)
-    book = rng.normal(size=(4, 2)).astype(np.float32)
-
-    def draw(num):
-        first = rng.choice(4, size=num, p=[0.1, 0.2, 0.3, 0.4])
-        second = rng.integers(4, size=num)
-        third = (first + second) % 4  # mostly: known from both, not from either
-        third = np.where(rng.uniform(size=num) < 0.8, third, rng.integers(4, size=num))
-        return np.stack([first, second, third], 1)
-
-    prior = priors.make(
-        "code_prior", {"width": 32, "steps": 400, "learning_rate": 1e-2, "dropout": 0.1}
-    )
-    params = prior.fit(book[draw(3000)].reshape(3000, 6), seed=0)
-    samples = np.asarray(prior.sample(params, jax.random.key(0), 4000)).reshape(-1, 3, 1, 2)
-    assert (samples == book).all(-1).any(-1).all()
-    table, expected = np.zeros((4, 4, 4)), np.zeros((4, 4, 4))
-    np.add.at(table, tuple((samples == book).all(-1).argmax(-1).T), 1 / 4000)
-    np.add.at(expected, tuple(draw(100_000).T), 1e-5)
-    assert np.abs(table - expected).sum() / 2 < 0.15  # total variation; 0.05 is chance
 
 
 # S-VAE and SAE

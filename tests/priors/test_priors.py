@@ -12,6 +12,7 @@ from pmjax.nets import base as nets
 from pmjax.nets.mlp import LatentGenerator
 from pmjax.priors import base as priors
 from pmjax.priors.base import FittedPrior, SharedPrior, TrainedPrior
+from tests.readme_example import import_example
 
 FITTED = [n for n in plugins.names("priors") if isinstance(priors.make(n), FittedPrior)]
 
@@ -124,10 +125,6 @@ def test_mapping_without_the_net_is_refused():
 def test_few_embeddings_and_constant_coordinates_are_no_obstacle(name):
     z = np.random.default_rng(0).normal(size=(4, 6)).astype("float32")
     z[:, 2] = 5.0
-    if name == "code_prior":
-        with pytest.raises(UserError, match="made of codes"):
-            fit_and_sample(name, z, 9)
-        return
     prior, arrays, samples = fit_and_sample(name, z, 9)
     assert samples.shape == (9, 6) and samples.dtype == np.float32
     assert np.isfinite(samples).all()
@@ -144,3 +141,14 @@ def test_unknown_names_get_the_nearest():
         priors.make("latent_gan", {"base_prior": "spere"})
     with pytest.raises(UserError, match="Did you mean 'diag'"):
         priors.make("gmm", {"covariance": "diagonal"})
+
+
+def test_readme_example(tmp_path, monkeypatch):
+    import_example("pmjax.priors", tmp_path, monkeypatch)
+    assert "laplace" in plugins.names("priors")
+    z = mixture_points(2000, 0)
+    prior, arrays, samples = fit_and_sample("laplace", z, 20_000)
+    assert isinstance(prior, FittedPrior)
+    np.testing.assert_allclose(np.median(samples, 0), np.median(z, 0), atol=0.05)
+    wide = fit_and_sample("laplace", z, 20_000, widen=2.0)[2]
+    np.testing.assert_allclose(np.ptp(wide, 0), 2 * np.ptp(samples, 0), rtol=1e-5)

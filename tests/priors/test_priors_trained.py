@@ -10,9 +10,6 @@ import numpy as np
 import pytest
 
 from pmjax import api, builders, config, plugins
-from pmjax.datasets.batches import batch_indices
-from pmjax.distributed.compile import compile_step
-from pmjax.distributed.mesh import make_mesh, replicate
 from pmjax.errors import UserError
 from pmjax.nets import base as nets
 from pmjax.nets.mlp import LatentGenerator
@@ -21,18 +18,22 @@ from pmjax.priors.base import TrainedPrior
 from pmjax.priors.latent_gan import BASES
 from pmjax.storage import checkpoint
 from pmjax.storage import workdir as workdirs
-from pmjax.training import snapshots, stages
+from pmjax.training import stages
 from pmjax.training.optimizers import for_objective, make_optimizer, stage2_optimizer
-from pmjax.training.step import init_state, train_step
+from tests.priors.train_prior import draw, fit, start
 from tests.small_run import ROOT
 
-TRAINED = [n for n in plugins.names("priors") if isinstance(priors.make(n), TrainedPrior)]
 SMALL = {
     "latent_gan": {"width": 16, "blocks": 1},
     "flow_matching": {"width": 16, "blocks": 1, "ode_steps": 4},
     "two_stage_vae": {"width": 16, "blocks": 1},
     "realnvp": {"width": 16, "couplings": 2, "layers": 1},
 }
+TRAINED = [
+    name
+    for name in plugins.names("priors")
+    if isinstance(priors.make(name), TrainedPrior) and name != "code_prior"  # test_code_prior.py
+]
 
 
 def mixture_points(num, seed):
@@ -49,28 +50,6 @@ def energy_distance(a, b):
 
     n, m = len(a), len(b)
     return 2 * mean(a, b) / (n * m) - mean(a, a) / (n * (n - 1)) - mean(b, b) / (m * (m - 1))
-
-
-def fit(prior, z, steps, batch_size=64, **optimizer):
-    """Trains a prior in one dispatch; returns the arrays that `sample` takes."""
-    args = {"learning_rate": 2e-3, "b1": 0.0, "b2": 0.99}
-    optimizer = make_optimizer(steps=steps, **args | optimizer)
-    spec = prior.init_from_embeddings(prior.spec(z.shape[1]), z, seed=0)
-    step = functools.partial(train_step, spec=spec, optimizer=optimizer, ema_decay=0.99)
-    mesh = make_mesh(1)
-    run = compile_step(step, mode="jit", mesh=mesh, gather=True)
-    rows = [batch_indices(len(z), batch_size, i, seed=0) for i in range(steps)]
-    state = replicate(start(spec, optimizer), mesh)
-    state, _ = run(state, replicate(z, mesh), np.stack(rows))
-    return jax.device_get(prior.export(state))
-
-
-def start(spec, optimizer):
-    return jax.jit(lambda: init_state(spec, optimizer, jax.random.key(0)))()
-
-
-def draw(prior, arrays, seed, num):
-    return np.asarray(jax.jit(prior.sample, static_argnums=2)(arrays, jax.random.key(seed), num))
 
 
 @functools.cache
@@ -230,29 +209,6 @@ def test_realnvp_finds_a_mixture():
     gaussian = np.random.default_rng(2).multivariate_normal(z.mean(0), np.cov(z.T), 1000)
     fresh = mixture_points(1000, 1)
     assert energy_distance(samples, fresh) < 0.3 * energy_distance(gaussian, fresh)
-
-
-@pytest.fixture
-def finished(tmp_path):
-    """A workdir as a run with a fitted prior leaves it, but nothing in it is trained."""
-    settings = config.load(
-        f"{ROOT}/configs/digits.py:runlocal",
-        {
-            "nets": "mlp",
-            "nets_args.width": "8",
-            "latent_dim": "4",
-            "prior": "gmm",
-            "stage2.steps": "20",
-            "stage2.steps_per_dispatch": "10",
-        },
-    )
-    workdirs.claim(settings, tmp_path)
-    state = start(builders.stage1_spec(settings, (28, 28, 1)))
-    arrays = snapshots.autoencoder_arrays(state, (28, 28, 1))
-    checkpoint.write_arrays(tmp_path / workdirs.AUTOENCODER, arrays)
-    z = np.random.default_rng(0).normal(size=(100, 4)).astype("float32")
-    workdirs.write_embeddings(tmp_path, z)
-    return tmp_path
 
 
 def test_a_trained_prior_is_trained_at_its_first_use_and_saved(finished, monkeypatch, capsys):

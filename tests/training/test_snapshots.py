@@ -93,7 +93,8 @@ def test_a_checkpoint_of_an_unfinished_run_is_evaluated(run):
 def test_a_joint_run_s_checkpoint_has_its_prior(tmp_path):
     _, settings, states = make(tmp_path, schedule="joint")
     folder = snapshots.from_checkpoint(tmp_path, "10")
-    arrays = builders.prior(settings).export(states[10])
+    state = states[10]
+    arrays = builders.trained_prior(settings).export(state.params | state.ema, state.stats)
     _, found = pmjax.load(folder).fitted_prior("latent_gan")
     jax.tree.map(np.testing.assert_array_equal, found, arrays)
 
@@ -112,7 +113,8 @@ def test_a_checkpoint_of_stage_2_is_the_prior_of_that_step(run):
     folder = snapshots.from_checkpoint(run, "stage2/latest")
     assert folder.name == "at-stage2-7"
     _, found = pmjax.load(folder).fitted_prior("latent_gan")
-    jax.tree.map(np.testing.assert_array_equal, found, builders.prior(settings).export(state))
+    arrays = builders.trained_prior(settings).export(state.params | state.ema, state.stats)
+    jax.tree.map(np.testing.assert_array_equal, found, arrays)
     assert (folder / workdir.AUTOENCODER).read_bytes() == (run / workdir.AUTOENCODER).read_bytes()
     with pytest.raises(UserError, match="latest, 10, 20, stage2/latest, stage2/7"):
         snapshots.from_checkpoint(run, "stage2/8")
