@@ -24,7 +24,11 @@ from tests.small_run import SMALL, run_command  # noqa: E402
 jax.config.update("jax_num_cpu_devices", 8)
 
 # Modules that take long, the longest first, so that no worker ends alone with one of them.
-LONG = ("step", "run", "processes", "twin", "notebooks", "bench", "priors_trained", "faults_kill")
+LONG = (
+    "faults_disk", "faults_kill", "processes", "notebooks", "twin", "bench", "run", "step",
+    "methods", "periodic_eval", "faults_numbers", "snapshots", "priors_trained", "mimicry",
+    "old_workdir", "reproduce", "metrics", "efficientnet_lite0", "config",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

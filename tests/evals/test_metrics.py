@@ -129,7 +129,7 @@ def pixels_for_efficientnet(monkeypatch):
 
 @pytest.mark.parametrize("name", METRICS)
 def test_a_metric_gives_finite_numbers_or_says_that_the_data_do_not_fit(
-    name, digits, pixels_for_inception
+    name, digits, pixels_for_inception, pixels_for_efficientnet
 ):
     train, train_labels, test, test_labels = digits
     labels = (train_labels[:200], test_labels[:200])

@@ -166,6 +166,7 @@ def test_the_prior_can_be_swapped(tmp_path):
     assert not (workdir / "checkpoints" / "stage2").exists()
 
 
+@pytest.mark.slow
 def test_joint_schedule_trains_both_at_once(tmp_path):
     workdir = tmp_path / "run"
     small = ["--config=configs/digits.py:author,runlocal", *SMALL[1:]]
