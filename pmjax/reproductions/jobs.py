@@ -85,10 +85,11 @@ def digest(settings: ConfigDict) -> str:
     """Returns a hash of everything that determines a run's model and metrics.
 
     A key that earlier versions lacked counts only if its value differs from their behavior, so that
-    finished runs remain finished when a key is added.
+    finished runs remain finished when a key is added. Arguments of priors always count: the ones
+    added to `code_prior` are old ones of other priors.
     """
     values = workdirs.training_config(settings) | config.flat(settings.eval, "eval.")
-    later = config.flat(schema.ADDED)
+    later = {n: v for n, v in config.flat(schema.ADDED).items() if not n.startswith("prior_args.")}
     values = {name: v for name, v in values.items() if name not in later or later[name] != v}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
