@@ -60,7 +60,7 @@ def test_the_estimate_is_the_distance(num):
     assert frechet_of(a, b)[0] == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("dim", [4, 40, 150])
+@pytest.mark.parametrize("dim", [4, 40, pytest.param(150, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("scale", "shift"), [(1.3, 0.0), (1.0, 0.3)], ids=["scale", "shift"])
 def test_the_frechet_spread_is_the_deviation_over_draws(dim, scale, shift, monkeypatch):
     monkeypatch.setattr(frechet, "ENOUGH", 90)
