@@ -50,7 +50,7 @@ class Model:
         workdir: Path | None = None,
         fit_prior: Callable[[str], Arrays] | None = None,
     ):
-        """Binds the nets E and G to arrays {'params': {'E', 'G'}, 'stats': {'E', 'G'}}.
+        """Binds the nets E and G to arrays {'params': {'E', 'G', …}, 'stats': {'E', 'G'}, …}.
 
         Args:
           encoder: E.
@@ -64,7 +64,7 @@ class Model:
           fit_prior: returns the arrays of a prior that the workdir does not have.
         """
         self.shape, self.latent_dim, self.prior = tuple(shape), latent_dim, prior
-        self._workdir, self._fit_prior, self._arrays = workdir, fit_prior, arrays
+        self._workdir, self._fit_prior, self._arrays = workdir, fit_prior, _of_nets(arrays)
         self._prior_args = {prior: prior_args or {}}
         self._priors: dict[str, tuple[Any, Any]] = {}
         self._samplers: dict[str, Callable[..., jax.Array]] = {}  # compiled once for each size
@@ -84,7 +84,7 @@ class Model:
         """
         other = copy.copy(self)
         other._workdir, other._fit_prior, other._priors = None, fit_prior, {}
-        other._arrays = arrays
+        other._arrays = _of_nets(arrays)
         return other
 
     def encode(self, x: np.ndarray) -> np.ndarray:
@@ -216,7 +216,7 @@ def build(
     return Model(
         encoder=spec.nets["E"].module,
         decoder=spec.nets["G"].module,
-        arrays={"params": arrays["params"], "stats": arrays["stats"]},
+        arrays=arrays,
         shape=shape,
         latent_dim=settings.latent_dim,
         prior=settings.prior,
@@ -224,6 +224,11 @@ def build(
         workdir=workdir,
         fit_prior=fit_prior,
     )
+
+
+def _of_nets(arrays: Arrays) -> Arrays:
+    """Returns the parameters and statistics alone, so that compiled nets take any arrays."""
+    return {"params": arrays["params"], "stats": arrays["stats"]}
 
 
 def _batched(fn: Callable[[np.ndarray], jax.Array], x: np.ndarray) -> np.ndarray:
