@@ -76,8 +76,8 @@ def autoencoder_arrays(state: TrainState, shape: tuple[int, ...]) -> Arrays:
 
 def prior_arrays(settings: ConfigDict, state: TrainState, name: str | None = None) -> Arrays:
     """Returns the arrays of a prior that the state trains (None: the config's own)."""
-    state = jax.device_get(state.replace(key=jax.random.key_data(state.key)))
-    return builders.trained_prior(settings, name).export(state.params | state.ema, state.stats)
+    params, stats = jax.device_get((state.params | state.ema, state.stats))
+    return builders.trained_prior(settings, name).export(params, stats)
 
 
 def write(
