@@ -106,7 +106,7 @@ def test_celeba_stopped_in_stage_1_resumes_to_the_end_on_archives_in_the_officia
             time.sleep(0.01)
         first.send_signal(signal.SIGTERM)
         _, said = first.communicate()
-    assert first.returncode == 0 and "To go on, run the same command" in said
+    assert first.returncode == 0 and "To resume, run the same command" in said
     done = execute(
         "celeba.ipynb", tmp_path, VARIANT=":runlocal", MANUAL_DIR=str(tmp_path), OPTIONS=options
     )
