@@ -1,6 +1,7 @@
 """The prior over codes: it finds them, learns their distribution, and resumes."""
 
 import json
+import logging
 import shutil
 
 import jax
@@ -95,15 +96,17 @@ def test_few_embeddings_are_no_obstacle():
     assert set(arrays) == {"embed", "enter", "hidden", "leave", "bias", "book"}  # the file format
 
 
-def test_killed_training_resumes_to_the_same_bits(finished):
+def test_killed_training_resumes_to_the_same_bits(finished, caplog):
+    caplog.set_level(logging.INFO, logger="pmjax")
     workdirs.write_embeddings(finished, code_embeddings(100, slots=2))
     whole = api.load(finished).fitted_prior("code_prior")[1]
     stage = finished / "priors" / "code_prior" / "checkpoints" / "code_prior"
     shutil.rmtree(stage / "20")  # as if it had stopped after step 10
     workdirs.prior_path(finished, "code_prior").unlink()
     resumed = api.load(finished).fitted_prior("code_prior")[1]
+    assert "code_prior: resuming at step 10." in caplog.messages
     rows = [json.loads(row) for row in (stage.parents[1] / "history.jsonl").open()]
-    assert {"nats", "loss/prior"} <= set(rows[-1])
+    assert {"nats", "loss/prior"} <= set(rows[-1]["values"])
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
 
 
