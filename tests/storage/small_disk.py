@@ -136,7 +136,7 @@ def cache():
     found = {}
     for name, module, function in (
         ("digits", None, None),
-        ("digits", cache, "_about"),
+        ("digits", cache, "_describe"),
         ("swiss_roll", cache, "_points"),
     ):
         disk = Disk(32 * MB)

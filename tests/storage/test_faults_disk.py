@@ -82,7 +82,7 @@ def test_with_space_freed_each_time_the_result_has_the_same_bits(small_run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["digits None", "digits _about", "swiss_roll _points"])
+@pytest.mark.parametrize("case", ["digits None", "digits _describe", "swiss_roll _points"])
 def test_a_cache_on_a_full_disk_is_an_error_and_built_once_there_is_space(case):
     found = small_disk("cache")[case]
     assert found["said"].startswith(f"UserError: No space left for data set '{case.split()[0]}'")
