@@ -204,7 +204,7 @@ def test_each_difference_is_named():
 
 
 def test_an_address_for_maintenance_that_is_none_is_named():
-    with pytest.raises(UserError, match="PMJAX_MAINTENANCE_URL='metadata' must be"):
+    with pytest.raises(UserError, match="PMJAX_MAINTENANCE_URL='metadata' must start with"):
         maintenance.watch(environ={"PMJAX_MAINTENANCE_URL": "metadata"})
 
 
