@@ -16,7 +16,7 @@ from torch import nn
 
 from pmjax.errors import UserError
 from pmjax.evals.features import batches, efficientnet_lite0, torch_file
-from pmjax.evals.features.base import extract
+from pmjax.evals.features.base import extract_features
 from pmjax.evals.frechet import frechet_distance, gaussian
 
 
@@ -107,23 +107,23 @@ def test_features_agree_with_pytorch_on_the_same_weights(
     x = nn.functional.interpolate(x, (resolution,) * 2, mode="bilinear", antialias=True)
     with torch.no_grad():
         expected = twin((x - 127) / 128).numpy()
-    features = extract(efficientnet_lite0, images, resolution=resolution)
+    features = extract_features(efficientnet_lite0, images, resolution=resolution)
     assert features.shape == (6, 1280) and features.dtype == np.float32
     assert np.linalg.norm(features - expected) < 1e-4 * np.linalg.norm(expected)
 
 
 def test_features_classify_photographs(photographs):
     state = torch_file.load(efficientnet_lite0.weights_path())
-    features = extract(efficientnet_lite0, photographs, resolution=224)
+    features = extract_features(efficientnet_lite0, photographs, resolution=224)
     scores = features @ state["_fc.weight"].T + state["_fc.bias"]
     assert list(scores.argmax(1)) == [698, 985]  # palace, daisy
 
 
 def test_features_do_not_depend_on_the_batch(photographs):
     images = photographs[:, :56, :56].reshape(2 * 7, 8, 56, 3)
-    whole = extract(efficientnet_lite0, images, batch_size=5)
+    whole = extract_features(efficientnet_lite0, images, batch_size=5)
     np.testing.assert_allclose(
-        whole[:3], extract(efficientnet_lite0, images[:3], batch_size=5), rtol=0, atol=1e-5
+        whole[:3], extract_features(efficientnet_lite0, images[:3], batch_size=5), rtol=0, atol=1e-5
     )
 
 
@@ -153,7 +153,7 @@ def test_features_in_bfloat16_are_near_and_say_so(photographs, twin):
     with torch.no_grad():
         expected = twin((x - 127) / 128).numpy()
     args = {"resolution": 32, "batch_size": 1}
-    features = extract(efficientnet_lite0, images, precision="bfloat16", **args)
+    features = extract_features(efficientnet_lite0, images, precision="bfloat16", **args)
     assert features.dtype == np.float32
     error = np.linalg.norm(features - expected) / np.linalg.norm(expected)
     assert 1e-3 < error < 0.15  # most of it from the weights, of eight bits
@@ -164,7 +164,7 @@ def test_features_in_bfloat16_are_near_and_say_so(photographs, twin):
 
 def test_features_compile_once_for_all_batches(photographs):
     before = efficientnet_lite0._features._cache_size()
-    extract(efficientnet_lite0, np.repeat(photographs[:, :9, :9], 7, 0), batch_size=4)
+    extract_features(efficientnet_lite0, np.repeat(photographs[:, :9, :9], 7, 0), batch_size=4)
     assert efficientnet_lite0._features._cache_size() == before + 1
 
 
@@ -177,14 +177,14 @@ def test_small_images_are_enlarged_and_large_ones_kept_up_to_224(monkeypatch):
 
     monkeypatch.setattr(efficientnet_lite0, "_features", record)
     for side in (28, 64, 128, 300):
-        extract(efficientnet_lite0, np.zeros((1, side, side, 1), np.uint8))
+        extract_features(efficientnet_lite0, np.zeros((1, side, side, 1), np.uint8))
     assert seen == [64, 64, 128, 224]
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 8, 4), (2, 8, 8)])
 def test_features_refuse_other_channels(shape):
     with pytest.raises(UserError, match="1 or 3"):
-        extract(efficientnet_lite0, np.zeros(shape, np.uint8))
+        extract_features(efficientnet_lite0, np.zeros(shape, np.uint8))
 
 
 def test_changed_weights_are_refused(tmp_path):

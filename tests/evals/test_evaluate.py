@@ -15,7 +15,7 @@ from pmjax.errors import UserError
 from pmjax.evals import image_sets, registry, runner
 from pmjax.evals.context import Context
 from pmjax.evals.features import efficientnet_lite0
-from pmjax.evals.features.base import extract
+from pmjax.evals.features.base import extract_features
 from pmjax.evals.frechet import frechet_distance, gaussian
 from pmjax.evals.registry import extractor_of
 from pmjax.storage import metrics_file
@@ -66,7 +66,8 @@ def test_two_folders_are_compared_from_end_to_end(tmp_path, folder, monkeypatch,
     )  # fmt: skip
     found = json.loads(out.read_text())
     moments = [
-        gaussian(extract(efficientnet_lite0, x, batch_size=64)) for x in (PIXELS[:10], PIXELS[10:])
+        gaussian(extract_features(efficientnet_lite0, x, batch_size=64))
+        for x in (PIXELS[:10], PIXELS[10:])
     ]
     expected = frechet_distance(*moments[0], *moments[1])
     key = "fd_efficientnet_lite0/samples"
@@ -388,7 +389,8 @@ def test_samples_and_a_split_floor_are_compared_with_the_same_images(
     command(monkeypatch, *given, "--floor=split")
     sets, about = image_sets.compared(*paths, "split", seed=5)
     features = {
-        name: extract(efficientnet_lite0, np.asarray(each.data)) for name, each in sets.items()
+        name: extract_features(efficientnet_lite0, np.asarray(each.data))
+        for name, each in sets.items()
     }
     found = json.loads(out.read_text())
     for what in ("samples", "floor"):

@@ -27,7 +27,7 @@ from pmjax.evals.features import (
     inception_weights,
     statistics,
 )
-from pmjax.evals.features.base import extract, moments
+from pmjax.evals.features.base import extract_features, moments
 from pmjax.evals.frechet import frechet_distance
 
 FUN = nn.functional
@@ -108,7 +108,7 @@ def test_features_and_logits_agree_with_pytorch(twin, weights, photographs, vari
         expected = twin(inputs(photographs, variant))
         scores = twin.fc(expected).numpy()
     given = {"weights": weights, "verify": False}
-    features = extract(inception_2015, photographs, variant=variant, batch_size=2, **given)
+    features = extract_features(inception_2015, photographs, variant=variant, batch_size=2, **given)
     assert features.shape == (2, 2048) and features.dtype == np.float32
     assert np.abs(features - expected.numpy()).max() < 1e-4 * np.abs(expected.numpy()).max()
     assert np.linalg.norm(features - expected.numpy()) < 1e-4 * np.linalg.norm(expected.numpy())

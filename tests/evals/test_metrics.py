@@ -20,7 +20,7 @@ from pmjax.evals import context as context_module
 from pmjax.evals import registry, runner, tables
 from pmjax.evals.context import CHUNK, DEPENDS, Context, fresh_points
 from pmjax.evals.features import efficientnet_lite0, inception_2015
-from pmjax.evals.features.base import Features, extract, images_of
+from pmjax.evals.features.base import Features, extract_features, images_of
 from pmjax.evals.metrics import reconstruction, topology, wasserstein
 
 # On features, one extractor suffices.
@@ -423,7 +423,7 @@ def test_fd_agrees_with_scipy_on_the_features(digits):
     values = runner.run(["fd_efficientnet_lite0"], ctx)
 
     def moments(images):
-        features = extract(efficientnet_lite0, images).astype(np.float64)
+        features = extract_features(efficientnet_lite0, images).astype(np.float64)
         return features.mean(0), (features - features.mean(0)) / np.sqrt(len(features) - 1)
 
     halved = np.rint((test / 127.5 - 1) * 0.5 * 127.5 + 127.5).astype(np.uint8)

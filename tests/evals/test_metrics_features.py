@@ -16,7 +16,7 @@ from pmjax.errors import UserError
 from pmjax.evals import frechet, image_sets, registry, runner
 from pmjax.evals.context import Context
 from pmjax.evals.features import efficientnet_lite0, inception_2015, inception_weights
-from pmjax.evals.features.base import Features, extract
+from pmjax.evals.features.base import Features, extract_features
 from pmjax.evals.metrics import kd, prdc
 
 inception_score = plugins.load("metrics", "is").inception_score  # `is` is a keyword
@@ -576,7 +576,7 @@ def test_fd_by_protocol_has_its_name_in_the_keys_and_fid_s_sets(digits, cheap_fe
 
 def test_fd_takes_statistics_of_its_features(digits, cheap_features, tmp_path):
     real, samples = digits[0][:150], digits[0][150:270]
-    x = extract(efficientnet_lite0, real).astype(np.float64)
+    x = extract_features(efficientnet_lite0, real).astype(np.float64)
     np.savez(tmp_path / "s.npz", mu=x.mean(0), sigma=np.cov(x.T))
     given = runner.run(["fd_efficientnet_lite0"], Context.from_images(samples, tmp_path / "s.npz"))
     assert list(given) == [f"fd_efficientnet_lite0/samples{end}" for end in ("", "/spread")]
@@ -609,7 +609,7 @@ def test_the_classifier_score_is_of_imagenet_s_probabilities(digits, monkeypatch
     ctx = context(digits[0][:40], digits[0][40:60], 30, own=digits[0])
     metric = "is_efficientnet_lite0"
     values = runner.run([metric], ctx, {metric: {"splits": 1, "resolution": 32}})
-    features = extract(efficientnet_lite0, ctx.samples("own"), resolution=32)
+    features = extract_features(efficientnet_lite0, ctx.samples("own"), resolution=32)
     expected = inception_score(efficientnet_lite0.logits(features), splits=1, seed=0)
     assert values[f"{metric}/own"] == pytest.approx(expected[0], rel=1e-5)
     assert values[f"{metric}/flag/fewer_images_than_classes"] == 30
@@ -647,6 +647,6 @@ def test_features_of_all_sources_are_of_the_images_named(digits):
         "recon_train": train[ctx.subset("train")],
         "own": ctx.samples("own"),
     }.items():
-        expected = extract(efficientnet_lite0, images, resolution=32)
+        expected = extract_features(efficientnet_lite0, images, resolution=32)
         found = Features(ctx, "efficientnet_lite0", resolution=32).of(source)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)

@@ -60,17 +60,19 @@ class Features:
         self.identity()
         return self.module.stream(images, **self.args)
 
-    def extract(self, images: np.ndarray) -> np.ndarray:
+    def extract_features(self, images: np.ndarray) -> np.ndarray:
         """Returns features float32 [N, D] of images."""
         self.identity()
-        return extract(self.module, images, **self.args)
+        return extract_features(self.module, images, **self.args)
 
     def of(self, source: str) -> np.ndarray:
         """Returns the features float32 [N, D] of a source of `images_of`, computed once."""
         of = "autoencoder"
         if source in OF_DATA or source in self.ctx.priors:
             of = "data" if source in OF_DATA else "prior"
-        return self.cached(source, lambda: self.extract(images_of(self.ctx, source)), of=of)
+        return self.cached(
+            source, lambda: self.extract_features(images_of(self.ctx, source)), of=of
+        )
 
     def logits(self, source: str) -> np.ndarray:
         """Returns the class scores float32 [N, CLASSES] of a source of `images_of`."""
@@ -97,7 +99,7 @@ class Features:
         return self.ctx.cached((self.extractor, key, *sorted(self.args.items())), make, of=of)
 
 
-def extract(extractor: ModuleType, images: np.ndarray, **args: Any) -> np.ndarray:
+def extract_features(extractor: ModuleType, images: np.ndarray, **args: Any) -> np.ndarray:
     """Returns an extractor's features float32 [N, D] of images."""
     parts = list(extractor.stream(images, **args))
     return np.concatenate(parts) if parts else np.zeros((0, extractor.DIM), np.float32)

@@ -69,9 +69,9 @@ def evaluate(
     if not (extractor and ctx.has_images):
         return values
     extract = Features(ctx, extractor, metric="memorization")
-    features = {what: extract.extract(to_uint8(x)) for what, x in data.items()}
+    features = {what: extract.extract_features(to_uint8(x)) for what, x in data.items()}
     train = extract.cached(
-        "all training images", lambda: extract.extract(ctx.train.data), of="data"
+        "all training images", lambda: extract.extract_features(ctx.train.data), of="data"
     )
     return values | _compare("features", features, train)
 
