@@ -1,27 +1,56 @@
-"""Verifies official archives that the user provides."""
+"""Data sets in official archives that the user provides, packed or unpacked."""
 
+import functools
 import hashlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
+from pmjax.datasets.base import Source
 from pmjax.errors import UserError
 from pmjax.reporting.progress import progress
 
 BLOCK = 1 << 22  # bytes per read
 
 
-def check(file: Path, *, size: int, sha256: str, source: str) -> None:
-    """Raises a `UserError` unless a file has its registered size and checksum.
+def source(
+    records: Callable, files: tuple[Path, ...], *, verify: bool, unpacked: bool, origin: str,
+    folder: str, **fields: Any,
+) -> Source:  # fmt: skip
+    """Returns the data set whose splits `records(files, verify=verify)` returns.
 
-    Args:
-        file: the archive.
-        size: in bytes.
-        sha256: in hexadecimal digits.
-        source: where to get the archive, for the message.
+    A verified archive has known content: its arrays are found in the cache without the archive,
+    wherever it was. Otherwise the files must exist; see `require`.
     """
+    known = verify and not unpacked
+    if not known:
+        require(files, folder=folder, origin=origin)
+    return Source(
+        version="1.0.0",
+        records=functools.partial(records, files, verify=verify),
+        files=() if known else files,
+        identity=(verify, known),
+        **fields,
+    )
+
+
+def require(files: Iterable[Path], *, folder: str, origin: str) -> None:
+    """Raises a `UserError` for a missing file; `folder` is the name of an unpacked archive."""
+    for file in files:
+        if not file.exists():
+            other = f" and no directory {folder}" if file.suffix in (".gz", ".zip") else ""
+            raise UserError(
+                f"{file.parent} (--config.data.manual_dir) has no {file.name}{other}. Get it from "
+                f"{origin} and put it there under this name."
+            )
+
+
+def check(file: Path, *, size: int, sha256: str, origin: str) -> None:
+    """Raises a `UserError` unless an archive has its registered size and checksum."""
     found = file.stat().st_size
     if found != size:
         kind = "is truncated" if found < size else "is another file"
-        raise _wrong(file, f"{kind}: {found} bytes, {size} expected", source)
+        raise _wrong(file, f"{kind}: {found} bytes, {size} expected", origin)
     digest = hashlib.sha256()
     bar = progress(f"checking {file.name}", size, unit="B", unit_scale=True)
     with bar, file.open("rb") as content:
@@ -30,24 +59,16 @@ def check(file: Path, *, size: int, sha256: str, source: str) -> None:
             bar.update(len(block))
     if digest.hexdigest() != sha256:
         what = f"is damaged or another version: sha256 {digest.hexdigest()}, {sha256} expected"
-        raise _wrong(file, what, source)
+        raise _wrong(file, what, origin)
 
 
-def missing(folder: Path, names: tuple[str, ...], source: str) -> UserError:
-    """Returns the error for a directory that lacks all of several alternative files."""
-    return UserError(
-        f"{folder} (--config.data.manual_dir) has no {' and no '.join(names)}. Get it from {source}"
-        " and put it there under this name."
-    )
-
-
-def unreadable(file: Path, reason: object, kind: str, source: str) -> UserError:
+def unreadable(file: Path, reason: object, kind: str, origin: str) -> UserError:
     """Returns the error for an archive that cannot be read."""
-    return UserError(f"{file} cannot be read ({reason}): it is {kind}. Get it again from {source}.")
+    return UserError(f"{file} cannot be read ({reason}): it is {kind}. Get it again from {origin}.")
 
 
-def _wrong(file: Path, what: str, source: str) -> UserError:
+def _wrong(file: Path, what: str, origin: str) -> UserError:
     return UserError(
-        f"{file} {what}. Get it again from {source}, or accept it as it is with verify=False "
+        f"{file} {what}. Get it again from {origin}, or accept it as it is with verify=False "
         "(--config.data.verify=false)."
     )

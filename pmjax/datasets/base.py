@@ -16,12 +16,12 @@ class Source:
     Either `stock` names a data set of TFDS, or `records` returns the records of each split:
 
         {"image": bytes, "label": int, "file": bytes}  # an encoded image of any size and format
+        {"image": uint8 [H, W] or [H, W, 3], …}
         {"point": float32 [D], "label": float}
 
     'label' (int: a class, float: a coordinate) and 'file' (its name in error messages) are
-    optional. A split is an iterable, which is first stored with TFDS, or, for large data sets, a
-    sequence that can be pickled (see `records.py`); each decoding process then reads its own part,
-    and an image may also be a uint8 array.
+    optional. A split of a large data set is a sequence that pickles small (see `records.py`): each
+    decoding process reads its own part. Any other iterable is held in memory meanwhile.
     """
 
     version: str  # of the content: raise it when the same inputs give different data

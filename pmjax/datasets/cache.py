@@ -55,18 +55,10 @@ def _printable(name: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def _stat(file: Path) -> os.stat_result:
-    """Returns the status of a file, or of the link itself if it is dangling."""
-    try:
-        return file.stat()
-    except OSError:
-        return file.lstat()
-
-
 def _key(name: str, source: Source, size: int | None) -> str:
     """Returns a digest of everything that determines the content."""
     try:
-        stats = [(str(file), _stat(file)) for file in source.files]
+        stats = [(str(f), f.stat(follow_symlinks=f.exists())) for f in source.files]
     except OSError as e:
         raise UserError(f"Data set '{name}' cannot read {e.filename}: {e.strerror}.") from e
     files = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
@@ -157,14 +149,15 @@ def _prepare(
 
 def _write(work: Path, name: str, *, source: Source, size: int | None, skip_broken: bool) -> None:
     """Writes the arrays of all splits to a directory, then their descriptions (meta.json)."""
-    scratch = work / "tfds"
-    shutil.rmtree(scratch, ignore_errors=True)
-    records = source.records() if source.records else None
-    splits = {k: v for k, v in (records or {}).items() if isinstance(v, Sequence)}
-    if records is None or len(splits) < len(records):
+    if source.records:
+        splits = {
+            split: records if isinstance(records, Sequence) else list(records)
+            for split, records in source.records().items()
+        }
+    else:
         from pmjax.datasets import tfds_builder  # takes a second, rarely needed
 
-        splits = tfds_builder.prepare(name, source, records, scratch)
+        splits = tfds_builder.prepared(name, source)
     work.mkdir(exist_ok=True)
     if size is None:  # points
         meta = {split: _points(records, work, split) for split, records in splits.items()}
@@ -179,16 +172,14 @@ def _write(work: Path, name: str, *, source: Source, size: int | None, skip_brok
             log.warning("%s: %s, skipped.", name, _listing(reasons))
         color = any(d.color for d in decoded.values())
         meta = {split: _finish(d, work, split, name, color) for split, d in decoded.items()}
-    shutil.rmtree(scratch, ignore_errors=True)
     _write_json(work / "meta.json", meta)
 
 
 def _points(records: Sequence[dict], work: Path, split: str) -> dict:
     """Writes points [N, D] and returns their description."""
-    rows = [records[i] for i in range(len(records))]
-    data = np.stack([row["point"] for row in rows])
+    data = np.stack([record["point"] for record in records])
     np.save(work / f"{split}.npy", data)
-    return _describe(work, split, data, [row.get("label") for row in rows], [])
+    return _describe(work, split, data, [record.get("label") for record in records], [])
 
 
 def _finish(decoded: Decoded, work: Path, split: str, name: str, color: bool) -> dict:

@@ -7,12 +7,12 @@ Each image of 218 x 178 pixels is cropped to the central 178 x 178. The standard
 directory img_align_celeba.
 """
 
-import functools
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from pmjax.datasets.archives import check, missing, unreadable
+from pmjax.datasets import archives
 from pmjax.datasets.base import Source
 from pmjax.datasets.records import ImageFiles, ZipMembers
 from pmjax.errors import UserError
@@ -30,24 +30,14 @@ def source(*, manual_dir: Path | None, verify: bool) -> Source:
     """RGB 64 x 64 by default, without labels."""
     if manual_dir is None:
         return Source(version="2.1.0", size=64, stock=STOCK, splits=SPLITS)
-    partition, folder = manual_dir / PARTITION, manual_dir / IMAGES
+    folder = manual_dir / IMAGES  # its modification time changes with its list of files
     archive = folder.with_suffix(".zip")
     unpacked = folder.is_dir() and not archive.exists()
-    # A verified archive has known content: its arrays are found in the cache without the archive,
-    # wherever it was. The modification time of a directory changes with its list of files.
-    known = verify and not unpacked
-    files = () if known else (partition, folder if unpacked else archive)
-    for file in files:
-        if not file.exists():
-            raise _missing(file, manual_dir)
-    return Source(
-        version="1.0.0",
-        size=64,
+    files = (manual_dir / PARTITION, folder if unpacked else archive)
+    return archives.source(
+        _records, files, verify=verify, unpacked=unpacked, origin=ORIGIN, folder=IMAGES, size=64,
         splits=SPLITS,
-        records=functools.partial(_records, manual_dir, verify=verify, unpacked=unpacked),
-        files=files,
-        identity=(verify, known),
-    )
+    )  # fmt: skip
 
 
 def read_partition(file: Path) -> dict[str, list[str]]:
@@ -72,33 +62,25 @@ def read_partition(file: Path) -> dict[str, list[str]]:
     return splits
 
 
-def _records(manual_dir: Path, *, verify: bool, unpacked: bool) -> dict[str, Sequence[dict]]:
-    partition, folder = manual_dir / PARTITION, manual_dir / IMAGES
-    archive = folder.with_suffix(".zip")
-    given = (partition,) if unpacked else (partition, archive)
-    for file in given:
-        if not file.exists():
-            raise _missing(file, manual_dir)
+def _records(files: tuple[Path, ...], *, verify: bool) -> dict[str, Sequence[dict]]:
+    archives.require(files, folder=IMAGES, origin=ORIGIN)
+    partition, images = files
+    unpacked = images.is_dir()
     if verify:
         from pmjax.datasets.tfds_builder import registered  # takes a second to import
 
-        for file in given:
+        for file in (partition,) if unpacked else files:
             size, sha256 = registered(STOCK)[file.name]
-            check(file, size=size, sha256=sha256, source=ORIGIN)
+            archives.check(file, size=size, sha256=sha256, origin=ORIGIN)
     splits = read_partition(partition)
+    found: dict[str, Any]
     if unpacked:
-        found = {file.name for file in folder.iterdir() if file.suffix == ".jpg"}
-        _check_same(splits, found, partition, folder)
-        return {
-            split: ImageFiles(folder, [name.encode() for name in names])
-            for split, names in splits.items()
-        }
-    members = _members(archive)
-    _check_same(splits, set(members), partition, archive)
-    return {
-        split: ZipMembers(archive, [members[name] for name in names])
-        for split, names in splits.items()
-    }
+        found = {f.name: f.name.encode() for f in images.iterdir() if f.suffix == ".jpg"}
+    else:
+        found = _members(images)
+    _check_same(splits, set(found), partition, images)
+    records: Any = ImageFiles if unpacked else ZipMembers
+    return {split: records(images, [found[n] for n in names]) for split, names in splits.items()}
 
 
 def _members(archive: Path) -> dict[str, zipfile.ZipInfo]:
@@ -107,7 +89,7 @@ def _members(archive: Path) -> dict[str, zipfile.ZipInfo]:
         with zipfile.ZipFile(archive) as content:
             infos = content.infolist()
     except Exception as e:  # damaged tables raise nearly anything
-        raise unreadable(archive, e, "truncated or no zip archive", ORIGIN) from e
+        raise archives.unreadable(archive, e, "truncated or no zip archive", ORIGIN) from e
     return {
         info.filename.rpartition("/")[-1]: info
         for info in infos
@@ -119,7 +101,7 @@ def _check_same(
     splits: dict[str, list[str]], found: set[str], partition: Path, place: Path
 ) -> None:
     """Checks that the list and the archive or directory contain the same images."""
-    listed = {name for names in splits.values() for name in names}
+    listed = set().union(*splits.values())
     for lacking, what in (
         (listed - found, f"{place} lacks {{}} that {partition.name} lists"),
         (found - listed, f"{partition} does not list {{}} that {place.name} contains"),
@@ -128,8 +110,3 @@ def _check_same(
             images = f"{len(lacking)} images, such as {min(lacking)},"
             raise UserError(f"{what.format(images)}: they do not belong together, or one is "
                             f"incomplete. Get both from {ORIGIN}.")  # fmt: skip
-
-
-def _missing(file: Path, manual_dir: Path) -> UserError:
-    names = (f"{IMAGES}.zip", f"directory {IMAGES}") if file.stem == IMAGES else (file.name,)
-    return missing(manual_dir, names, ORIGIN)

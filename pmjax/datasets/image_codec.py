@@ -1,4 +1,4 @@
-"""Decodes image files (PNG, JPEG, …) to square uint8 arrays, and encodes arrays as PNG."""
+"""Decodes image files (PNG, JPEG, …) to square uint8 arrays."""
 
 import io
 
@@ -64,10 +64,3 @@ def to_eight_bit(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
-
-
-def png(array: np.ndarray) -> bytes:
-    """Encodes uint8 [H, W] or [H, W, 3] without loss."""
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, "PNG", compress_level=1)
-    return file.getvalue()

@@ -1,12 +1,11 @@
 """Lines from the center at a random angle, 32 x 32: ACAI's task (Berthelot et al. 2019)."""
 
 import functools
-from collections.abc import Iterator
 
 import numpy as np
 
 from pmjax.datasets.base import Source
-from pmjax.datasets.image_codec import png
+from pmjax.datasets.records import DecodedImages
 
 NUM_TRAIN, NUM_TEST = 5000, 1000
 SIZE, LENGTH, WIDTH = 32, 16, 2  # pixels: the lines end at the border
@@ -40,11 +39,10 @@ def render(angles: np.ndarray) -> np.ndarray:
     return np.rint(share * 255).astype(np.uint8)
 
 
-def _records(seed: int) -> dict[str, Iterator[dict]]:
+def _records(seed: int) -> dict[str, DecodedImages]:
     return {"train": _draw(NUM_TRAIN, seed, TRAIN), "test": _draw(NUM_TEST, seed, TEST)}
 
 
-def _draw(num: int, seed: int, stream: int) -> Iterator[dict]:
+def _draw(num: int, seed: int, stream: int) -> DecodedImages:
     angles = np.random.default_rng([seed, stream]).uniform(0, 2 * np.pi, num)
-    for image, angle in zip(render(angles), angles, strict=True):
-        yield {"image": png(image), "label": float(angle)}
+    return DecodedImages(render(angles), angles)

@@ -15,14 +15,14 @@ class DecodedImages(Sequence):
     """Images that are arrays already."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray):
-        """Stores uint8 [N, H, W] or [N, H, W, 3] and integers [N]."""
+        """Stores uint8 [N, H, W] or [N, H, W, 3] and numbers [N]."""
         self._images, self._labels = images, labels
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, i: int) -> dict:  # type: ignore[override]
-        return {"image": self._images[i], "label": int(self._labels[i])}
+        return {"image": self._images[i], "label": self._labels[i].item()}
 
 
 class ImageFiles(Sequence):

@@ -1,7 +1,6 @@
 """The swiss roll of scikit-learn: a rolled-up sheet in three dimensions, with a little noise."""
 
 import functools
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -58,11 +57,11 @@ def _draw(num: int, seed: int, stream: int) -> tuple[np.ndarray, np.ndarray]:
     return ((x - CENTER) / SCALE).astype(np.float32), t.astype(np.float32)
 
 
-def _records(seed: int) -> dict[str, Iterator[dict]]:
+def _records(seed: int) -> dict[str, list[dict]]:
     return {
-        split: ({"point": x, "label": float(t)} for x, t in zip(*drawn, strict=True))
-        for split, drawn in {
-            "train": _draw(NUM_POINTS, seed, TRAIN),
-            "test": _draw(NUM_POINTS, seed, TEST),
-        }.items()
+        split: [
+            {"point": x, "label": float(t)}
+            for x, t in zip(*_draw(NUM_POINTS, seed, stream), strict=True)
+        ]
+        for split, stream in {"train": TRAIN, "test": TEST}.items()
     }

@@ -1,104 +1,26 @@
-"""Stores and reads data sets with TensorFlow Datasets, without TensorFlow."""
+"""Reads the data sets of TensorFlow Datasets, without TensorFlow."""
 
 import contextlib
 import functools
 import importlib.util
-import itertools
 import os
 import struct
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import tensorflow_datasets as tfds
 
 from pmjax.datasets.base import Source
 from pmjax.errors import UserError
-from pmjax.reporting.progress import progress
 
 
-class Generated(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """A TFDS builder over the records of a `Source`, which does not need TensorFlow.
-
-    Its metadata are passed to `DatasetInfo` instead of files beside the builder, so that a data set
-    is one file. TFDS's `SequentialWriter` writes the records in order: the default writer needs
-    TensorFlow beyond 1 GB.
-    """
-
-    def __init__(self, *, name: str, version: str, splits: Mapping[str, Iterable], data_dir: Path):
-        """Infers the features from the first training record."""
-        self.name = name
-        self.VERSION = tfds.core.Version(version)
-        train = iter(splits["train"])
-        self._first = next(train)
-        self._splits = {**splits, "train": itertools.chain([self._first], train)}
-        super().__init__(data_dir=data_dir)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        features = {key: _feature(key, value) for key, value in self._first.items()}
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=f"The data set '{self.name}' of pmjax.",
-            features=tfds.features.FeaturesDict(features),
-            disable_shuffling=True,
-        )
-
-    def _split_generators(self, dl_manager: object) -> dict[str, Iterator[dict]]:
-        del dl_manager  # nothing is downloaded
-        return {split: self._generate_examples(rows) for split, rows in self._splits.items()}
-
-    def _generate_examples(self, records: Iterable[dict]) -> Iterator[dict]:
-        with progress(f"{self.name}: reading", unit="") as bar:
-            for record in records:
-                yield record
-                bar.update()
-
-    def _download_and_prepare(self, dl_manager: object, download_config: object) -> None:
-        del download_config
-        info = self._info()  # of the temporary directory, which the caller renames
-        writer = tfds.core.SequentialWriter(
-            info, max_examples_per_shard=1 << 14, file_format="array_record"
-        )
-        writer.initialize_splits(list(self._splits))
-        for split, records in self._split_generators(dl_manager).items():
-            writer.add_examples({split: records})
-        writer.close_all()
-        self.info.set_splits(info.splits)
-
-
-def _feature(key: str, value: Any) -> tfds.features.FeatureConnector:
-    """Returns the TFDS feature of a field of a record."""
-    if key == "image":
-        return tfds.features.Image(shape=(None, None, None))
-    if key == "point":
-        return tfds.features.Tensor(shape=value.shape, dtype=np.float32)
-    if key == "file":
-        return tfds.features.Text()
-    return tfds.features.Scalar(np.float32 if isinstance(value, float) else np.int64)
-
-
-def prepare(
-    name: str, source: Source, splits: Mapping[str, Iterable[dict]] | None, data_dir: Path
-) -> dict[str, Sequence[dict]]:
-    """Prepares a data set with TFDS and returns its splits, with encoded images.
-
-    Args:
-        name: of the data set.
-        source: its definition.
-        splits: the records of each split, or None for a stock data set.
-        data_dir: for the files of TFDS; stock data sets are in TFDS's own directory instead.
-    """
-    if splits is None:
-        builder = _stock(name, source)
-    else:
-        tfds.disable_progress_bar()
-        builder = Generated(name=name, version=source.version, splits=splits, data_dir=data_dir)
-        with open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
-            builder.download_and_prepare(file_format="array_record")
-    missing = [split for split in source.splits if split not in builder.info.splits]
-    if missing:
+def prepared(name: str, source: Source) -> dict[str, Sequence[dict]]:
+    """Returns the splits of a stock data set, with encoded images; TFDS prepares it if needed."""
+    builder = tfds.builder(f"{source.stock}:{source.version}", data_dir=stock_dir())
+    if not (Path(builder.data_dir) / "dataset_info.json").exists():
+        _prepare(builder, name)
+    if missing := [split for split in source.splits if split not in builder.info.splits]:
         raise UserError(
             f"{builder.data_dir} lacks the split '{missing[0]}' of data set '{name}': it is "
             "incomplete. Delete it and prepare it again."
@@ -117,11 +39,7 @@ def stock_dir() -> Path:
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
-def _stock(name: str, source: Source) -> tfds.core.DatasetBuilder:
-    """Returns the prepared builder of a stock data set."""
-    builder = tfds.builder(f"{source.stock}:{source.version}", data_dir=stock_dir())
-    if (Path(builder.data_dir) / "dataset_info.json").exists():
-        return builder
+def _prepare(builder: tfds.core.DatasetBuilder, name: str) -> None:
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
             f"Data set '{name}' is not in {stock_dir()}, and preparing it needs TensorFlow once: "
@@ -139,7 +57,6 @@ def _stock(name: str, source: Source) -> tfds.core.DatasetBuilder:
             f"TFDS could not prepare data set '{name}' in {stock_dir()}: {e}. If you have its "
             "files, set manual_dir (--config.data.manual_dir) to their directory."
         ) from e
-    return builder
 
 
 class _Prepared(Sequence):

@@ -16,6 +16,7 @@ from PIL import Image
 
 from pmjax.datasets import celeba, cifar10, loader, tfds_builder
 from pmjax.errors import UserError
+from tests.datasets.stock_set import Generated
 
 NUMBERS = (6, 3, 4)  # of images in each split of the small CelebA
 PARTITION, ZIP, FOLDER = "list_eval_partition.txt", "img_align_celeba.zip", "img_align_celeba"
@@ -259,7 +260,7 @@ def test_the_metadata_that_macos_adds_to_an_archive_is_ignored(faces):
     assert len(load(faces).data) == 6
 
 
-class Stock(tfds_builder.Generated, skip_registration=True):
+class Stock(Generated, skip_registration=True):
     """Writes records with all the features that TFDS gives to CelebA."""
 
     def _info(self):

@@ -17,8 +17,8 @@ import pytest
 
 from pmjax.datasets import cache, decode_pool, idx_files, loader, swiss_roll, tfds_builder
 from pmjax.datasets.batches import batch_indices, fits, stream, to_float, to_uint8
-from pmjax.datasets.image_codec import png
 from pmjax.errors import UserError
+from tests.datasets.stock_set import Generated, png
 from tests.readme_example import import_example
 
 GREY = np.random.default_rng(0).integers(0, 256, (9, 12, 12), np.uint8)
@@ -58,7 +58,7 @@ def prepare_stock(name, version, folder, splits=loader.SPLITS):
         split: [{"image": png(image), "label": i} for i, image in enumerate(GREY)]
         for split in splits
     }
-    builder = tfds_builder.Generated(name=name, version=version, splits=splits, data_dir=folder)
+    builder = Generated(name=name, version=version, splits=splits, data_dir=folder)
     builder.download_and_prepare(file_format="array_record")
     return builder
 

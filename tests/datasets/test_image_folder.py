@@ -8,9 +8,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from pmjax.datasets import image_codec, image_folder, loader
-from pmjax.datasets.image_codec import png
 from pmjax.errors import UserError
 from pmjax.reporting import progress
+from tests.datasets.stock_set import png
 
 COLOUR = (200, 100, 50)
 CHOSEN = ["15.png", "6.png"]  # for testing out of 0.png to 19.png under seed 0
