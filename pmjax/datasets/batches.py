@@ -59,11 +59,6 @@ def permutation(num_examples: int, *key: int) -> np.ndarray:
     return order
 
 
-def fits(data: np.ndarray, budget_bytes: float) -> bool:
-    """Returns whether the whole data set may stay on the device."""
-    return data.nbytes <= budget_bytes
-
-
 def stream(
     data: np.ndarray,
     *,
@@ -72,8 +67,6 @@ def stream(
     start: int,
     stop: int,
     rows: slice = slice(None),
-    prefetch: int = 8,
-    threads: int = 2,
 ) -> Iterator[np.ndarray]:
     """Yields data[batch_indices(step)[rows]] for step in range(start, stop), prefetched by threads.
 
@@ -84,8 +77,6 @@ def stream(
         start: the first step; earlier steps are not replayed.
         stop: one past the last step.
         rows: the rows of each batch to read, where several hosts share it.
-        prefetch: number of batches to keep ready.
-        threads: number of reading threads.
     """
     import grain  # not at the top: takes a second, and data on the device do not need it
 
@@ -95,5 +86,5 @@ def stream(
         indices = batch_indices(len(array), batch_size, step, seed=seed)
         return np.take(array, indices[rows], axis=0)
 
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)  # batches
     return iter(grain.MapDataset.range(start, stop).map(batch).to_iter_dataset(options))

@@ -58,13 +58,7 @@ def cores() -> int:
 def decode_all(
     splits: Mapping[str, Sequence[dict]], work: Path, *, name: str, size: int
 ) -> dict[str, Decoded]:
-    """Decodes all splits into files SPLIT.npy of a directory, skipping finished chunks.
-
-    Args:
-        splits: the records of the images, pickled for the processes.
-        work: the directory, which also contains the journal.
-        name: of the data set, for messages.
-        size: side of the images.
+    """Decodes all splits into files SPLIT.npy of the directory `work`, skipping finished chunks.
 
     Raises:
         UserError: before decoding, if the disk has too little space.
@@ -81,13 +75,11 @@ def decode_all(
         for split, shape in shapes.items()
         for start in range(0, shape[0], CHUNK)
     ]
-    done = _read_journal(work / "journal.jsonl", data, set(todo))
+    log = work / "journal.jsonl"
+    done = _read_journal(log, data, set(todo))
     todo = [task for task in todo if task not in done]
-    total, left = sum(map(len, splits.values())), sum(stop - start for _, start, stop in todo)
-    with (
-        (work / "journal.jsonl").open("a") as journal,
-        progress(name, total, initial=total - left) as bar,
-    ):
+    bar = progress(name, sum(map(len, splits.values())), initial=sum(b - a for _, a, b in done))
+    with bar, log.open("a") as journal:
         for task, chunk in _decode(todo, (dict(splits), files, size)):
             done[task] = chunk
             print(json.dumps([task, chunk]), file=journal, flush=True)
@@ -124,9 +116,9 @@ def _read_journal(file: Path, data: dict[str, np.ndarray], tasks: set[Task]) -> 
             rows = data[task[0]][task[1] : task[2]]
             if task in tasks and "color" in chunk and zlib.crc32(rows) == chunk["crc"]:
                 done[task] = chunk
-    whole = "".join(f"{json.dumps([task, chunk])}\n" for task, chunk in done.items())
-    file.with_suffix(".new").write_text(whole)
-    file.with_suffix(".new").replace(file)
+    new = file.with_suffix(".new")
+    new.write_text("".join(f"{json.dumps([task, chunk])}\n" for task, chunk in done.items()))
+    new.replace(file)
     return done
 
 
@@ -177,8 +169,6 @@ def _in_processes(tasks: list[Task], job: tuple, number: int) -> Iterator[tuple[
 
 
 class _Process:
-    """A process of `decode_worker`."""
-
     def __init__(self, job: tuple):
         path = os.pathsep.join(os.path.abspath(p) for p in sys.path)
         environment = {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"}

@@ -13,21 +13,20 @@ from pmjax.datasets.records import DecodedImages
 from pmjax.distributed.host_memory import free_memory
 from pmjax.errors import UserError
 
-STEMS = {"train": "train", "test": "t10k"}
-IMAGES, LABELS = "-images-idx3-ubyte", "-labels-idx1-ubyte"
-
 
 def from_directory(manual_dir: Path) -> Source:
     """Returns the data set in a directory."""
     files = {
-        split: (_find(manual_dir, stem + IMAGES), _find(manual_dir, stem + LABELS))
-        for split, stem in STEMS.items()
+        split: [
+            _find(manual_dir, f"{stem}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")
+        ]
+        for split, stem in {"train": "train", "test": "t10k"}.items()
     }
     return Source(
         version="1.0.0",
         size=28,
         records=functools.partial(_records, files),
-        files=tuple(file for pair in files.values() for file in pair),
+        files=tuple(sum(files.values(), [])),
     )
 
 
@@ -40,27 +39,24 @@ def read(file: Path, *, ndim: int) -> np.ndarray:
             if len(head) <= ndim or head[0] != 0x800 + ndim:  # 8: unsigned bytes
                 raise UserError(f"{file} is not an IDX file of bytes in {ndim} dimensions.")
             shape = tuple(head[1:])
-            _require_memory(file, shape)
+            count, free = math.prod(shape), free_memory()
+            if free is not None and count > free:
+                raise UserError(
+                    f"{file} has shape {shape} by its header, which needs {count / 1e9:.3g} GB of "
+                    f"memory; {free / 1e9:.1f} GB are free. The file is damaged, or this machine "
+                    "is too small."
+                )
             # At most one byte more: a small file can decompress to any length.
-            values = np.frombuffer(content.read(math.prod(shape) + 1), np.uint8)
+            values = np.frombuffer(content.read(count + 1), np.uint8)
     except (OSError, EOFError, zlib.error) as e:
         raise UserError(f"{file} cannot be read: {e}. Get it again.") from e
-    if len(values) != math.prod(shape) or not len(values):
-        found = f"{len(values)} values" if len(values) <= math.prod(shape) else "more values"
+    if len(values) != count or not count:
+        found = f"{len(values)} values" if len(values) <= count else "more values"
         raise UserError(
             f"{file} contains {found} where its header says {shape}: it is truncated or damaged. "
             "Get it again."
         )
     return values.reshape(shape)
-
-
-def _require_memory(file: Path, shape: tuple[int, ...]) -> None:
-    needs, free = math.prod(shape), free_memory()
-    if free is not None and needs > free:
-        raise UserError(
-            f"{file} has shape {shape} by its header, which needs {needs / 1e9:.3g} GB of memory; "
-            f"{free / 1e9:.1f} GB are free. The file is damaged, or this machine is too small."
-        )
 
 
 def _find(manual_dir: Path, name: str) -> Path:
@@ -70,7 +66,7 @@ def _find(manual_dir: Path, name: str) -> Path:
     raise UserError(f"{manual_dir} (--config.data.manual_dir) has neither {name}.gz nor {name}.")
 
 
-def _records(files: dict[str, tuple[Path, Path]]) -> dict[str, DecodedImages]:
+def _records(files: dict[str, list[Path]]) -> dict[str, DecodedImages]:
     splits = {}
     for split, (image_file, label_file) in files.items():
         images, labels = read(image_file, ndim=3), read(label_file, ndim=1)

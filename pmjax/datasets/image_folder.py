@@ -48,7 +48,7 @@ def source(*, path: Path | None, seed: int) -> Source:
 
 
 def images(path: Path) -> list[Path]:
-    """Returns the images below a directory in order, following links without cycles."""
+    """Returns the images below a directory in order."""
     files, _ = listed(path)
     if not files:
         raise UserError(f"No images in {path}. Supported file name extensions: "
@@ -57,20 +57,21 @@ def images(path: Path) -> list[Path]:
 
 
 def listed(path: Path) -> tuple[list[Path], list[Path]]:
-    """Returns the images and the other files below a directory, without hidden files."""
+    """Returns the images and the other files below a directory, without hidden files.
+
+    Links are followed, without cycles.
+    """
     files: list[Path] = []
-    others: list[Path] = []
     seen: set[str] = set()
     for folder, subfolders, names in os.walk(path, followlinks=True, onerror=_unreadable):
-        real = os.path.realpath(folder)
-        subfolders[:] = [] if real in seen else [s for s in subfolders if not s.startswith(".")]
-        names = [] if real in seen else names
+        if (real := os.path.realpath(folder)) in seen:
+            subfolders.clear()
+            continue
         seen.add(real)
-        for name in names:
-            if not name.startswith("."):
-                image = name.lower().endswith(EXTENSIONS)
-                (files if image else others).append(Path(folder, name))
-    return sorted(files), sorted(others)
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        files += [Path(folder, name) for name in names if not name.startswith(".")]
+    found = sorted(file for file in files if file.name.lower().endswith(EXTENSIONS))
+    return found, sorted({*files} - {*found})
 
 
 def _unreadable(error: OSError) -> None:

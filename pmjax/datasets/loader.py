@@ -2,7 +2,6 @@
 
 import inspect
 from pathlib import Path
-from typing import Any
 
 from pmjax import plugins
 from pmjax.datasets import cache
@@ -10,11 +9,6 @@ from pmjax.datasets.base import SPLITS, Dataset, Source
 from pmjax.errors import UserError, unknown
 
 ALL_SPLITS = (*SPLITS, "validation")
-
-
-def names() -> list[str]:
-    """Returns the names of all data sets."""
-    return plugins.names("datasets")
 
 
 def load(
@@ -48,7 +42,7 @@ def load(
     """
     if split not in ALL_SPLITS:
         raise unknown("split", split, ALL_SPLITS)
-    source = _source(name, path=path, manual_dir=manual_dir, verify=bool(verify), seed=int(seed))
+    source = _source(name, path=path, manual_dir=manual_dir, verify=verify, seed=int(seed))
     if split not in source.splits:
         raise UserError(
             f"Data set '{name}' has no split '{split}', only: {', '.join(source.splits)}."
@@ -79,13 +73,15 @@ def _source(
     """Returns the `Source` of a data set, called with the arguments that it declares."""
     source = plugins.load("datasets", name).source
     declared = inspect.signature(source).parameters
-    paths = {"path": path, "manual_dir": manual_dir}
-    for argument, value in {**paths, "verify": None if verify else verify}.items():
+    paths = {
+        argument: value if value is None else Path(value).expanduser().absolute()
+        for argument, value in {"path": path, "manual_dir": manual_dir}.items()
+    }
+    for argument, value in {**paths, "verify": None if verify else False}.items():
         if value is not None and argument not in declared:
             raise UserError(
                 f"Data set '{name}' has no argument {argument}: leave --config.data.{argument} "
                 "unset."
             )
-    given: dict[str, Any] = {"verify": verify, "seed": seed}
-    given |= {k: v if v is None else Path(v).expanduser().absolute() for k, v in paths.items()}
+    given = {**paths, "verify": verify, "seed": seed}
     return source(**{k: v for k, v in given.items() if k in declared})

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pmjax import plugins
 from pmjax.datasets import cache, decode_pool, idx_files, loader, swiss_roll, tfds_builder
-from pmjax.datasets.batches import batch_indices, fits, stream, to_float, to_uint8
+from pmjax.datasets.batches import batch_indices, stream, to_float, to_uint8
 from pmjax.errors import UserError
 from tests.datasets.stock_set import Generated, png
 from tests.readme_example import import_example
@@ -66,7 +67,7 @@ def prepare_stock(name, version, folder, splits=loader.SPLITS):
 # Every data set.
 
 
-@pytest.mark.parametrize("name", loader.names())
+@pytest.mark.parametrize("name", plugins.names("datasets"))
 def test_every_data_set_gives_read_only_arrays_and_the_same_ones_again(name, tmp_path):
     module = importlib.import_module(f"pmjax.datasets.{name}")
     taken = inspect.signature(module.source).parameters
@@ -102,7 +103,7 @@ def test_every_data_set_gives_read_only_arrays_and_the_same_ones_again(name, tmp
 
 def test_readme_example(tmp_path, monkeypatch):
     import_example("pmjax.datasets", tmp_path, monkeypatch)
-    assert "squares" in loader.names()
+    assert "squares" in plugins.names("datasets")
     train = loader.load("squares", "train", seed=1, cache_dir=tmp_path)
     assert train.data.shape == (1000, 32, 32, 1)
     areas = (train.data == 255).sum((1, 2, 3))
@@ -438,11 +439,6 @@ def test_gathering_on_the_device_gives_the_streamed_batches(digits):
 def test_an_empty_range_of_steps_streams_nothing(digits):
     data = digits("test").data
     assert not list(stream(data, batch_size=8, seed=0, start=4, stop=4))
-
-
-def test_fits_compares_bytes():
-    assert fits(np.zeros((10, 10), np.uint8), 100)
-    assert not fits(np.zeros((10, 10), np.float32), 399)
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["plain", "traced"])

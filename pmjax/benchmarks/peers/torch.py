@@ -25,7 +25,7 @@ from pmjax.benchmarks.peers.torch_nets import (
 )
 from pmjax.benchmarks.peers.torch_steps import Autoencoder, Average, LatentGAN, Updates
 from pmjax.benchmarks.process import About, Block, repeat
-from pmjax.datasets.batches import batch_indices, fits
+from pmjax.datasets.batches import batch_indices
 from pmjax.errors import UserError
 
 __all__ = ["Features", "TrainingStep", "Twin", "channels_first"]
@@ -141,7 +141,7 @@ class TrainingStep:
         of_stage = settings.data if stage == 1 else settings.stage2
         data = builders.dataset(settings, "train").data if stage == 1 else start["table"]
         self._table = channels_first(data)
-        if fits(data, settings.data.device_budget_gb * 1e9):
+        if data.nbytes <= settings.data.device_budget_gb * 1e9:
             self._table = self._table.to(self._where)
         self._batch_size, self._seed, self._next = of_stage.batch_size, settings.seed, 0
         self._twin = Twin(
