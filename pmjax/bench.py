@@ -63,10 +63,9 @@ def _measure_steps(flags: argparse.Namespace, settings: ConfigDict) -> dict[str,
         report["aot"] = aot.measure(settings, shapes, per_chip=flags.aot_batch, data=data)
         print(aot.table(report["aot"]), flush=True)
         return report
+    given = {"peer": flags.peer, "seconds": flags.seconds}
     for stage in _stages(flags.stage or "both", settings):
-        result = training_step.measure(
-            settings, stage=stage, peer=flags.peer, seconds=flags.seconds
-        )
+        result = training_step.measure(settings, stage=stage, **given)
         report["stages"][str(stage)] = result
         print(training_step.table(stage, result, flags.peer), flush=True)
     return report

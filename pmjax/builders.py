@@ -1,5 +1,7 @@
 """Builds what a config names: data sets, methods and priors."""
 
+from typing import Any
+
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -15,16 +17,10 @@ from pmjax.priors.base import BasePrior, TrainedPrior
 def dataset(settings: ConfigDict, split: str) -> Dataset:
     """Loads a split of the config's data set."""
     data = settings.data
-    return loader.load(
-        data.name,
-        split,
-        path=data.path or None,
-        manual_dir=data.manual_dir or None,
-        size=data.size or None,
-        cache_dir=data.cache_dir or None,
-        skip_broken=data.skip_broken,
-        verify=data.verify,
-    )
+    given: dict[str, Any] = {
+        n: data[n] or None for n in ("path", "manual_dir", "size", "cache_dir")
+    }
+    return loader.load(data.name, split, **given, skip_broken=data.skip_broken, verify=data.verify)
 
 
 def stage1_spec(settings: ConfigDict, shape: tuple[int, ...]) -> MethodSpec:

@@ -164,11 +164,10 @@ def cache_compilations() -> None:
 
     if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
-    base = os.environ.get("PMJAX_CACHE") or os.path.expanduser("~/.cache/pmjax")
-    path = os.path.join(base, "jax")
+    path = Path(os.environ.get("PMJAX_CACHE") or Path("~/.cache/pmjax").expanduser(), "jax")
     os.makedirs(path, mode=0o700, exist_ok=True)
-    _delete_truncated(Path(path))
-    jax.config.update("jax_compilation_cache_dir", path)
+    _delete_truncated(path)
+    jax.config.update("jax_compilation_cache_dir", str(path))
 
 
 def _delete_truncated(folder: Path) -> None:

@@ -217,15 +217,9 @@ def _of_this_version(values: dict[str, Any]) -> tuple[dict[str, Any], str]:
     problems = [f"has unknown keys ({', '.join(sorted(unknown))})"] if unknown else []
     if missing := sorted({*schema.KEYS} - {*schema.ADDED} - found):
         problems.append(f"lacks keys ({', '.join(missing)})")
-    for name, value in schema.ADDED.items():
-        group, _, _ = name.partition(".")
-        if name in found or group in groups or problems:  # `complete` adds plugins' arguments
-            continue
-        *parents, last = name.split(".")
-        part = values
-        for parent in parents:
-            part = part[parent]
-        part[last] = value
+    for name in {*schema.ADDED} & {*schema.KEYS} - found:  # `complete` adds plugins' arguments
+        if not problems:
+            schema.put(values, name, schema.ADDED[name])
     return values, " and it ".join(problems)
 
 

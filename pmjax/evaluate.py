@@ -17,6 +17,11 @@ from pmjax.storage.metrics_file import METRICS
 from pmjax.storage.workdir import lock
 from pmjax.training import snapshots
 
+_EXTRACTOR_FLAGS = {
+    "inception_2015": ("weights", "variant", "verify", "precision"),
+    "efficientnet_lite0": ("resolution", "precision"),
+}
+
 
 def main() -> None:
     """Reads the flags and evaluates."""
@@ -53,18 +58,10 @@ def main() -> None:
     flags, overrides = cli.parse(parser)
     if flags.resolution is not None and not 1 <= flags.resolution <= 2**14:
         raise UserError(f"--resolution={flags.resolution} must be from 1 to {2**14}.")
+    flags.verify = False if flags.unverified else None
     extractors = {
-        "inception_2015": {
-            "weights": flags.weights,
-            "variant": flags.variant,
-            "verify": False if flags.unverified else None,
-            "precision": flags.precision,
-        },
-        "efficientnet_lite0": {"resolution": flags.resolution, "precision": flags.precision},
-    }
-    extractors = {
-        name: {argument: value for argument, value in given.items() if value is not None}
-        for name, given in extractors.items()
+        name: {key: value for key in keys if (value := getattr(flags, key)) is not None}
+        for name, keys in _EXTRACTOR_FLAGS.items()
     }
     names, protocols = _words(flags.evals or ""), _words(flags.protocols)
     if (flags.workdir is None) == (flags.samples is None):
@@ -86,12 +83,9 @@ def main() -> None:
         with lock(workdir) if workdir.is_dir() else contextlib.nullcontext():
             if flags.checkpoint:
                 workdir = snapshots.from_checkpoint(workdir, flags.checkpoint)
+            model = api.load(workdir)
             values = evaluate(
-                workdir,
-                api.load(workdir),
-                overrides=overrides,
-                extractors=extractors,
-                protocols=protocols,
+                workdir, model, overrides=overrides, extractors=extractors, protocols=protocols
             )
     else:
         values = compare(

@@ -16,7 +16,6 @@ from pmjax import builders, config
 from pmjax.datasets.batches import to_float
 from pmjax.errors import UserError
 from pmjax.nets import base as nets
-from pmjax.priors import base as priors
 from pmjax.storage import checkpoint
 from pmjax.storage.workdir import AUTOENCODER, CONFIG, prior_path, read_embeddings
 
@@ -39,49 +38,37 @@ class Model:
 
     def __init__(
         self,
-        *,
-        encoder: Any,
-        decoder: Any,
+        settings: ConfigDict,
         arrays: Arrays,
-        shape: tuple[int, ...],
-        latent_dim: int,
-        prior: str,
-        prior_args: dict[str, Any] | None = None,
+        *,
         workdir: Path | None = None,
         fit_prior: Callable[[str], Arrays] | None = None,
     ):
-        """Binds the nets E and G to arrays {'params': {'E', 'G', …}, 'stats': {'E', 'G'}, …}.
+        """Binds the nets of a config to arrays.
 
         Args:
-          encoder: E.
-          decoder: G.
-          arrays: their parameters and statistics.
-          shape: shape of one example.
-          latent_dim: size of its embedding.
-          prior: name of the run's own prior.
-          prior_args: its hyper-parameters.
+          settings: the config.
+          arrays: {'params': {'E', 'G', …}, 'stats': {'E', 'G'}, 'shape', …}.
           workdir: where fitted priors are read and written (None: nowhere).
           fit_prior: returns the arrays of a prior that the workdir does not have.
         """
-        self.shape, self.latent_dim, self.prior = tuple(shape), latent_dim, prior
+        self.shape = tuple(int(size) for size in arrays["shape"])
+        self.latent_dim, self.prior = settings.latent_dim, settings.prior
         self._workdir, self._fit_prior, self._arrays = workdir, fit_prior, _of_nets(arrays)
-        self._prior_args = {prior: prior_args or {}}
+        self._settings = settings
         self._priors: dict[str, tuple[Any, Any]] = {}
         self._samplers: dict[str, Callable[..., jax.Array]] = {}  # compiled once for each size
-        self._encode = jax.jit(lambda a, x: self._call(encoder, "E", a, to_float(x)))
-        self._decode = jax.jit(lambda a, z: self._call(decoder, "G", a, z))
+        spec = builders.stage1_spec(settings, self.shape)
 
-    @staticmethod
-    def _call(net: Any, name: str, arrays: Arrays, x: jax.Array) -> jax.Array:
-        return nets.apply(net, arrays["params"][name], arrays["stats"].get(name, {}), x)
+        def call(name: str, arrays: Arrays, x: jax.Array) -> jax.Array:
+            params, stats = arrays["params"][name], arrays["stats"].get(name, {})
+            return nets.apply(spec.nets[name].module, params, stats, x)
+
+        self._encode = jax.jit(lambda arrays, x: call("E", arrays, to_float(x)))
+        self._decode = jax.jit(partial(call, "G"))
 
     def updated(self, fit_prior: Callable[[str], Arrays], arrays: Arrays) -> "Model":
-        """Returns a model of the same compiled nets with other arrays, and no workdir.
-
-        Args:
-          fit_prior: returns the arrays of each prior.
-          arrays: those of E and G.
-        """
+        """Returns a model of the same compiled nets with other arrays and priors, no workdir."""
         other = copy.copy(self)
         other._workdir, other._fit_prior, other._priors = None, fit_prior, {}
         other._arrays = _of_nets(arrays)
@@ -154,7 +141,7 @@ class Model:
     def fitted_prior(self, name: str) -> tuple[Any, Any]:
         """Returns a prior and its arrays: the run's own, or one fitted to the run's embeddings."""
         if name not in self._priors:
-            prior = priors.make(name, self._prior_args.get(name))
+            prior = builders.prior(self._settings, name)
             path = self._workdir and prior_path(self._workdir, name)
             if path and path.is_file():
                 arrays = checkpoint.read_arrays(path)
@@ -200,30 +187,7 @@ def load(
             f"Or evaluate a checkpoint: python -m pmjax.evaluate --checkpoint=latest."
         )
     fit = partial(fit_prior, settings, workdir) if fit_prior else None
-    return build(settings, checkpoint.read_arrays(path), workdir=workdir, fit_prior=fit)
-
-
-def build(
-    settings: ConfigDict,
-    arrays: Arrays,
-    *,
-    workdir: Path | None = None,
-    fit_prior: Callable[[str], Arrays] | None = None,
-) -> Model:
-    """Returns the model of a config, with arrays {'params', 'stats', 'shape'} of its nets."""
-    shape = tuple(int(size) for size in arrays["shape"])
-    spec = builders.stage1_spec(settings, shape)
-    return Model(
-        encoder=spec.nets["E"].module,
-        decoder=spec.nets["G"].module,
-        arrays=arrays,
-        shape=shape,
-        latent_dim=settings.latent_dim,
-        prior=settings.prior,
-        prior_args=settings.prior_args.to_dict(),
-        workdir=workdir,
-        fit_prior=fit_prior,
-    )
+    return Model(settings, checkpoint.read_arrays(path), workdir=workdir, fit_prior=fit)
 
 
 def _of_nets(arrays: Arrays) -> Arrays:

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -37,11 +37,7 @@ class Key:
     since: tuple[str, Any] | None = None
 
     def check(self, name: str, value: Any) -> Any:
-        """Returns the value in the key's type.
-
-        Raises:
-          UserError: if it has another type or is out of range.
-        """
+        """Returns the value in the key's type; `UserError` if it is of another or out of range."""
         name = f"config.{name}"
         value = as_type(name, value, self.default)
         if self.plugin:
@@ -198,17 +194,16 @@ GONE: dict[str, Callable[[Mapping[str, Any], Any], bool]] = {
 
 def defaults() -> ConfigDict:
     """Returns the configuration of all defaults, unlocked."""
-    groups = [key.args for key in PLUGINS.values()]
-    config = ConfigDict({group: {} for group in groups} | {"eval": {"args": {}}})
+    values: dict[str, Any] = {key.args: {} for key in PLUGINS.values()} | {"eval": {"args": {}}}
     for name, key in KEYS.items():
-        *parents, last = name.split(".")
-        part = config
-        for parent in parents:
-            if parent not in part:
-                part[parent] = ConfigDict()
-            part = part[parent]
-        part[last] = key.default
-    return config
+        put(values, name, key.default)
+    return ConfigDict(values)
+
+
+def put(values: dict[str, Any], name: str, value: Any) -> None:
+    """Sets the value of a dotted name in nested dictionaries."""
+    *parents, last = name.split(".")
+    reduce(lambda part, parent: part.setdefault(parent, {}), parents, values)[last] = value
 
 
 def is_free(name: str) -> bool:
@@ -217,15 +212,10 @@ def is_free(name: str) -> bool:
 
 
 def as_type(name: str, value: Any, like: Any) -> Any:
-    """Returns a value in the type of `like`.
-
-    Args:
-      name: of the value in messages.
-      value: an int is also a float, a text with commas also a tuple.
-      like: a value of the type.
+    """Returns a value in the type of `like`: an int as a float, a text with commas as a tuple.
 
     Raises:
-      UserError: for a value of any other type.
+      UserError: for a value of any other type; `name` is the value's in the message.
     """
     if isinstance(like, float) and type(value) is int and abs(value) < 2**53:
         return float(value)

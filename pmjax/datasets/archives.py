@@ -14,9 +14,15 @@ BLOCK = 1 << 22  # bytes per read
 
 
 def source(
-    records: Callable, files: tuple[Path, ...], *, verify: bool, unpacked: bool, origin: str,
-    folder: str, **fields: Any,
-) -> Source:  # fmt: skip
+    records: Callable,
+    files: tuple[Path, ...],
+    *,
+    verify: bool,
+    unpacked: bool,
+    origin: str,
+    folder: str,
+    **fields: Any,
+) -> Source:
     """Returns the data set whose splits `records(files, verify=verify)` returns.
 
     A verified archive has known content: its arrays are found in the cache without the archive,

@@ -35,9 +35,15 @@ def source(*, manual_dir: Path | None, verify: bool) -> Source:
     unpacked = folder.is_dir() and not archive.exists()
     files = (manual_dir / PARTITION, folder if unpacked else archive)
     return archives.source(
-        _records, files, verify=verify, unpacked=unpacked, origin=ORIGIN, folder=IMAGES, size=64,
+        _records,
+        files,
+        verify=verify,
+        unpacked=unpacked,
+        origin=ORIGIN,
+        folder=IMAGES,
+        size=64,
         splits=SPLITS,
-    )  # fmt: skip
+    )
 
 
 def read_partition(file: Path) -> dict[str, list[str]]:

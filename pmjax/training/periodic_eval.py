@@ -181,7 +181,7 @@ class PeriodicEvaluator:
             self._model = self._model.updated(fit, arrays)
             fixed = not self._stage.trains_autoencoder
             return self._ctx.of_model(self._model, same_autoencoder=fixed)
-        self._model = model.build(self._settings, arrays, fit_prior=fit)
+        self._model = model.Model(self._settings, arrays, fit_prior=fit)
         priors = self._stage.priors(self._settings)
         return runner.context(
             self._settings,

@@ -44,7 +44,7 @@ class Snapshot:
     """The arrays of a run's model at one step, on the host.
 
     Attributes:
-      autoencoder: those of E and G, as `model.build` takes them.
+      autoencoder: those of E and G, as `model.Model` takes them.
       own_prior: those of the run's own prior (None: not trained yet).
     """
 
@@ -150,7 +150,7 @@ def from_checkpoint(workdir: Path, which: str) -> Path:
         config.save(settings, folder / CONFIG)
     elif stage == "stage1":
         snapshot = of_stage1(settings, state, shape)
-        z = model.build(settings, snapshot.autoencoder).encode(data.data)
+        z = model.Model(settings, snapshot.autoencoder).encode(data.data)
         require_finite(z, "The embedding of training example", "Choose an earlier checkpoint.")
         write(folder, settings, snapshot, z, about)
     else:

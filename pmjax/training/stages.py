@@ -186,7 +186,7 @@ def _write_autoencoder(
     """Writes the trained autoencoder and the embeddings of the training set."""
     arrays = snapshots.autoencoder_arrays(state, data.data.shape[1:])
     checkpoint.write_arrays(workdir / AUTOENCODER, arrays)
-    z = model.build(settings, arrays).encode(data.data)
+    z = model.Model(settings, arrays).encode(data.data)
     require_finite(z, _EMBEDDING, _DIVERGED)
     write_embeddings(workdir, z)
 
