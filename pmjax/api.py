@@ -1,11 +1,15 @@
 """The Python interface: what `import pmjax` offers."""
 
 import os
+from functools import partial
+from pathlib import Path
 
-from pmjax import model
+from pmjax import config
 from pmjax.datasets.batches import to_float, to_uint8
 from pmjax.errors import UserError
 from pmjax.model import Model
+from pmjax.storage import checkpoint
+from pmjax.storage.workdir import AUTOENCODER, CONFIG
 from pmjax.training import stages
 
 __all__ = ["Model", "UserError", "load", "to_float", "to_uint8"]
@@ -19,4 +23,16 @@ def load(workdir: str | os.PathLike) -> Model:
     Raises:
       UserError: if there is no model, or if one of its files is damaged.
     """
-    return model.load(workdir, fit_prior=stages.fit_prior)
+    workdir = Path(workdir)
+    if not (workdir / CONFIG).is_file():
+        raise UserError(f"{workdir} is not a workdir of pmjax: it has no {CONFIG}.")
+    settings = config.read(workdir / CONFIG)
+    path = workdir / AUTOENCODER
+    if not path.is_file():
+        raise UserError(
+            f"{workdir} has no trained autoencoder yet. Continue with the training command: "
+            f"python -m pmjax.main --workdir={workdir} --config=…\n"
+            f"Or evaluate a checkpoint: python -m pmjax.evaluate --checkpoint=latest."
+        )
+    fit_prior = partial(stages.fit_prior, settings, workdir)
+    return Model(settings, checkpoint.read_arrays(path), workdir=workdir, fit_prior=fit_prior)

@@ -1,7 +1,6 @@
 """A trained model: encodes, decodes, reconstructs, samples and interpolates."""
 
 import copy
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from pmjax import builders, config
+from pmjax import builders
 from pmjax.datasets.batches import to_float
 from pmjax.errors import UserError
 from pmjax.nets import base as nets
 from pmjax.storage import checkpoint
-from pmjax.storage.workdir import AUTOENCODER, CONFIG, prior_path, read_embeddings
+from pmjax.storage.workdir import prior_path, read_embeddings
 
 Arrays = dict[str, Any]
 
@@ -159,35 +158,6 @@ class Model:
         if self._workdir is None:
             raise UserError("This model has no workdir with embeddings.")
         return read_embeddings(self._workdir)
-
-
-def load(
-    workdir: str | os.PathLike,
-    *,
-    fit_prior: Callable[[ConfigDict, Path, str], Arrays] | None = None,
-) -> Model:
-    """Loads the model that `pmjax.main` has trained in a workdir.
-
-    Args:
-      workdir: of a run.
-      fit_prior: (config, workdir, name) -> the arrays of a prior that the workdir does not have.
-
-    Raises:
-      UserError: if there is no model, or if one of its files is damaged.
-    """
-    workdir = Path(workdir)
-    if not (workdir / CONFIG).is_file():
-        raise UserError(f"{workdir} is not a workdir of pmjax: it has no {CONFIG}.")
-    settings = config.read(workdir / CONFIG)
-    path = workdir / AUTOENCODER
-    if not path.is_file():
-        raise UserError(
-            f"{workdir} has no trained autoencoder yet. Continue with the training command: "
-            f"python -m pmjax.main --workdir={workdir} --config=…\n"
-            f"Or evaluate a checkpoint: python -m pmjax.evaluate --checkpoint=latest."
-        )
-    fit = partial(fit_prior, settings, workdir) if fit_prior else None
-    return Model(settings, checkpoint.read_arrays(path), workdir=workdir, fit_prior=fit)
 
 
 def _of_nets(arrays: Arrays) -> Arrays:

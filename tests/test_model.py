@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 import pmjax
-from pmjax import api
-from pmjax import model as models
+from pmjax import api, config
 from pmjax.errors import UserError
+from pmjax.model import Model
 from pmjax.priors import gaussian
+from pmjax.storage import checkpoint
+from pmjax.storage.workdir import AUTOENCODER, CONFIG
 
 
 def test_model_encodes_decodes_reconstructs_and_interpolates(small_run):
@@ -63,7 +65,8 @@ def test_wrong_arguments_are_named(small_run, call, message):
 
 
 def test_without_training_a_prior_that_is_not_there_is_named(small_run):
-    loaded = models.load(small_run)
+    arrays = checkpoint.read_arrays(small_run / AUTOENCODER)
+    loaded = Model(config.read(small_run / CONFIG), arrays, workdir=small_run)
     assert loaded.sample(2).shape == (2, 28, 28, 1)
     with pytest.raises(UserError, match="has no prior 'realnvp'"):
         loaded.sample(2, prior="realnvp")

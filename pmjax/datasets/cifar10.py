@@ -8,6 +8,7 @@ import io
 import pickle
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -87,7 +88,10 @@ def read_batch(
     """
     try:
         batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
-        data = batch[b"data"].array()
+        _, shape, dtype, fortran, values = batch[b"data"].state
+        if dtype.args[0] not in (b"u1", "u1") or fortran:
+            raise ValueError(f"an array of type {dtype.args[0]!r}")
+        data = np.frombuffer(values, np.uint8).reshape(shape)
         labels = np.array(batch[b"labels"], np.int64)
         if data.shape != (each or len(labels), 3072) or labels.shape != data.shape[:1]:
             raise ValueError(f"values of shape {data.shape} with {len(labels)} labels")
@@ -101,44 +105,27 @@ def read_batch(
     return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
 
 
-class _Array:
-    """Stand-in for a NumPy array in a pickle, built from its state without NumPy's own code."""
+class _Stub:
+    """Stand-in for a NumPy array or dtype in a pickle: its arguments and state, no NumPy code."""
 
-    def __init__(self, *args: object):
-        self._state: tuple = ()
+    state: tuple = ()
 
-    def __setstate__(self, state: tuple) -> None:
-        self._state = state
-
-    def array(self) -> np.ndarray:
-        """Returns the array if its elements are bytes."""
-        _, shape, dtype, fortran, content = self._state
-        if dtype.name not in (b"u1", "u1") or fortran:
-            raise ValueError(f"an array of type {dtype.name!r}")
-        return np.frombuffer(content, np.uint8).reshape(shape)
-
-
-class _Type:
-    """Stand-in for a NumPy dtype in a pickle."""
-
-    def __init__(self, name: str | bytes, *args: object):
-        self.name = name
+    def __init__(self, *args: Any):
+        self.args = args
 
     def __setstate__(self, state: tuple) -> None:
-        """Ignores the state: single bytes have no byte order."""
+        self.state = state
 
 
 class _Unpickler(pickle.Unpickler):
-    """Unpickles plain values and arrays; the only callables are the two classes above."""
-
-    allowed = {
-        ("numpy.core.multiarray", "_reconstruct"): _Array,
-        ("numpy", "ndarray"): _Array,
-        ("numpy", "dtype"): _Type,
-    }
+    """Unpickles plain values, arrays and dtypes; the only callable is the class above."""
 
     def find_class(self, module: str, name: str) -> type:
         """Returns the stand-in for a global name."""
-        if (module, name) not in self.allowed:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return self.allowed[module, name]
+        if f"{module}.{name}" in (
+            "numpy.core.multiarray._reconstruct",
+            "numpy.ndarray",
+            "numpy.dtype",
+        ):
+            return _Stub
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")

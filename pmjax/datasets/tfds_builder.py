@@ -69,25 +69,21 @@ class _Prepared(Sequence):
         return _Prepared, (self._data_dir, self._split)
 
     @functools.cached_property
-    def _builder(self) -> tfds.core.DatasetBuilder:
-        return tfds.builder_from_directory(self._data_dir)
-
-    @functools.cached_property
     def _features(self) -> tfds.features.FeaturesDict:
         """The fields in use: CelebA's records have fifty more."""
-        features = self._builder.info.features
-        used = [key for key in ("image", "point", "label", "file") if key in features]
+        features = tfds.builder_from_directory(self._data_dir).info.features
+        used = [key for key in ("image", "label") if key in features]
         return tfds.features.FeaturesDict({key: features[key] for key in used})
 
     @functools.cached_property
     def _raw(self) -> Sequence[bytes]:
-        info = self._builder.info
-        formats = {f.value for f in info.available_file_formats()}
+        builder = tfds.builder_from_directory(self._data_dir)
+        formats = {f.value for f in builder.info.available_file_formats()}
         if "array_record" in formats:
             raw = tfds.decode.DeserializeMethod.RAW_BYTES
-            return self._builder.as_data_source(self._split, deserialize_method=raw)
+            return builder.as_data_source(self._split, deserialize_method=raw)
         if "tfrecord" in formats:
-            return _TFRecords([Path(p) for p in info.splits[self._split].filepaths])
+            return _TFRecords([Path(p) for p in builder.info.splits[self._split].filepaths])
         raise UserError(
             f"{self._data_dir} was prepared as {', '.join(sorted(formats))}; only array_record and "
             "tfrecord are supported. Delete it and prepare it again."
@@ -97,8 +93,8 @@ class _Prepared(Sequence):
         return len(self._raw)
 
     def __getitem__(self, i: int) -> dict:  # type: ignore[override]
-        images = {"image": tfds.decode.SkipDecoding()} if "image" in self._features else None
-        return self._features.deserialize_example_np(self._raw[i], decoders=images)
+        encoded = {"image": tfds.decode.SkipDecoding()}
+        return self._features.deserialize_example_np(self._raw[i], decoders=encoded)
 
 
 class _TFRecords(Sequence):
