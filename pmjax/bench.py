@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from pmjax import builders, cli, config, errors, plugins
 from pmjax.benchmarks import aot, evaluation, training_step
-from pmjax.benchmarks.process import cores
+from pmjax.datasets.decode_pool import cores
 from pmjax.errors import UserError
 from pmjax.priors.base import TrainedPrior
 

@@ -183,7 +183,7 @@ def read(path: Path) -> ConfigDict:
       UserError: for a damaged file, and for missing and unknown keys, all of which it names.
     """
     try:
-        values = _with_tuples(json.loads(path.read_text()))
+        values = json.loads(path.read_text())
         if not isinstance(values, dict):
             raise ValueError("it has no keys")
         values, problem = _of_this_version(values)
@@ -221,13 +221,6 @@ def _of_this_version(values: dict[str, Any]) -> tuple[dict[str, Any], str]:
         if not problems:
             schema.put(values, name, schema.ADDED[name])
     return values, " and it ".join(problems)
-
-
-def _with_tuples(value: Any) -> Any:
-    """Turns JSON's lists into tuples, which cannot be changed in place."""
-    if isinstance(value, dict):
-        return {name: _with_tuples(v) for name, v in value.items()}
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _import(path: Path) -> ModuleType:

@@ -5,7 +5,8 @@ from importlib import metadata
 import numpy as np
 from scipy import linalg
 
-from pmjax.benchmarks.process import About, Block, cores, repeat
+from pmjax.benchmarks.process import About, Block, repeat
+from pmjax.datasets.decode_pool import cores
 from pmjax.evals.frechet import frechet_distance, gaussian
 
 FACTORS = 64  # shared by the features

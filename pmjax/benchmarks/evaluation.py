@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from pmjax.benchmarks import process
-from pmjax.benchmarks.process import Process, columns, cores, ratio, spread
+from pmjax.benchmarks.process import Process, columns, ratio, spread
+from pmjax.datasets.decode_pool import cores
 from pmjax.evals.features import inception_graph
 
 VARIANT = "torch_fidelity"

@@ -183,10 +183,3 @@ def columns(side: dict[str, Any], key: str, form: str) -> str:
     """Returns the `spread` of a side as two columns of a table: median, lowest-highest."""
     between = f"{side[f'{key}_low']:.3g}-{side[f'{key}_high']:.3g}"
     return f"{side[key]:10{form}}  {between:>16}"
-
-
-def cores() -> int:
-    """Returns how many processor cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

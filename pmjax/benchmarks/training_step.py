@@ -5,7 +5,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from pmjax.benchmarks import process
-from pmjax.benchmarks.process import Process, columns, cores, ratio, spread
+from pmjax.benchmarks.process import Process, columns, ratio, spread
+from pmjax.datasets.decode_pool import cores
 
 
 def measure(
