@@ -13,6 +13,7 @@ from pmjax.distributed import host_memory
 from pmjax.errors import UserError
 from pmjax.evals.runner import compare, evaluate
 from pmjax.evals.tables import listing
+from pmjax.schema import words
 from pmjax.storage.metrics_file import METRICS
 from pmjax.storage.workdir import lock
 from pmjax.training import snapshots
@@ -63,7 +64,7 @@ def main() -> None:
         name: {key: value for key in keys if (value := getattr(flags, key)) is not None}
         for name, keys in _EXTRACTOR_FLAGS.items()
     }
-    names, protocols = _words(flags.evals or ""), _words(flags.protocols)
+    names, protocols = words(flags.evals or ""), words(flags.protocols)
     if (flags.workdir is None) == (flags.samples is None):
         raise UserError("Give --workdir=DIR, or --samples=FOLDER with --reference=FOLDER.")
     if flags.samples and (not flags.reference or protocols or flags.checkpoint):
@@ -99,10 +100,6 @@ def main() -> None:
             out=flags.out or Path(METRICS),
         )
     print(listing(values), flush=True)
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 if __name__ == "__main__":

@@ -211,6 +211,11 @@ def is_free(name: str) -> bool:
     return KEYS[name].free if name in KEYS else name.startswith(METRIC_ARGS)
 
 
+def words(text: str) -> tuple[str, ...]:
+    """Returns the words of a text that commas separate."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
 def as_type(name: str, value: Any, like: Any) -> Any:
     """Returns a value in the type of `like`: an int as a float, a text with commas as a tuple.
 
@@ -223,7 +228,7 @@ def as_type(name: str, value: Any, like: Any) -> Any:
         return str(value)
     if isinstance(like, tuple):
         if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
+            return words(value)
         if isinstance(value, list | tuple):
             return tuple(value)
     if type(value) is type(like):

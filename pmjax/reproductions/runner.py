@@ -10,6 +10,7 @@ from pmjax.errors import UserError
 from pmjax.reporting.images import Figure
 from pmjax.reproductions import jobs, tables
 from pmjax.reproductions.base import Run, Study, Table
+from pmjax.schema import words
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def select(runs: tuple[Run, ...], names: str | None) -> tuple[Run, ...]:
     if names is None:
         return runs
     known = {run.name: run for run in runs}
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    wanted = words(names)
     for name in wanted:
         if name not in known:
             raise errors.unknown("run of --methods", name, known)
