@@ -1,8 +1,7 @@
 """Data sets in official archives that the user provides, packed or unpacked."""
 
-import functools
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from pmjax.reporting.progress import progress
 BLOCK = 1 << 22  # bytes per read
 
 
-def source(
+def declare(
     records: Callable,
     files: tuple[Path, ...],
     *,
@@ -26,22 +25,29 @@ def source(
     """Returns the data set whose splits `records(files, verify=verify)` returns.
 
     A verified archive has known content: its arrays are found in the cache without the archive,
-    wherever it was. Otherwise the files must exist; see `require`.
+    wherever it was.
+
+    Raises:
+        UserError: for a missing file; `folder` is the name of an unpacked archive.
     """
+
+    def read() -> Mapping[str, Sequence[dict]]:
+        _require(files, folder, origin)
+        return records(files, verify=verify)
+
     known = verify and not unpacked
     if not known:
-        require(files, folder=folder, origin=origin)
+        _require(files, folder, origin)
     return Source(
         version="1.0.0",
-        records=functools.partial(records, files, verify=verify),
+        records=read,
         files=() if known else files,
         identity=(verify, known),
         **fields,
     )
 
 
-def require(files: Iterable[Path], *, folder: str, origin: str) -> None:
-    """Raises a `UserError` for a missing file; `folder` is the name of an unpacked archive."""
+def _require(files: tuple[Path, ...], folder: str, origin: str) -> None:
     for file in files:
         if not file.exists():
             other = f" and no directory {folder}" if file.suffix in (".gz", ".zip") else ""

@@ -34,7 +34,7 @@ def source(*, manual_dir: Path | None, verify: bool) -> Source:
     archive = folder.with_suffix(".zip")
     unpacked = folder.is_dir() and not archive.exists()
     files = (manual_dir / PARTITION, folder if unpacked else archive)
-    return archives.source(
+    return archives.declare(
         _records,
         files,
         verify=verify,
@@ -69,7 +69,6 @@ def read_partition(file: Path) -> dict[str, list[str]]:
 
 
 def _records(files: tuple[Path, ...], *, verify: bool) -> dict[str, Sequence[dict]]:
-    archives.require(files, folder=IMAGES, origin=ORIGIN)
     partition, images = files
     unpacked = images.is_dir()
     if verify:

@@ -32,13 +32,12 @@ def source(*, manual_dir: Path | None, verify: bool) -> Source:
     archive, folder = manual_dir / ARCHIVE, manual_dir / FOLDER
     unpacked = folder.is_dir() and not archive.exists()
     files = tuple(folder / name for name in sum(BATCHES.values(), [])) if unpacked else (archive,)
-    return archives.source(
+    return archives.declare(
         _records, files, verify=verify, unpacked=unpacked, origin=ORIGIN, folder=FOLDER, size=32
     )
 
 
 def _records(files: tuple[Path, ...], *, verify: bool) -> dict[str, DecodedImages]:
-    archives.require(files, folder=FOLDER, origin=ORIGIN)
     if files[0].name == ARCHIVE:
         if verify:
             archives.check(files[0], size=SIZE, sha256=SHA256, origin=ORIGIN)
