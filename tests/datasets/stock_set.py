@@ -2,6 +2,7 @@
 
 import io
 
+import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
@@ -17,7 +18,7 @@ class Generated(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _info(self):
         features = {
             "image": tfds.features.Image(shape=(None, None, None)),
-            "label": tfds.features.Scalar("int64"),
+            "label": tfds.features.Scalar(np.int64),
         }
         return tfds.core.DatasetInfo(
             builder=self,
