@@ -103,12 +103,13 @@ def undivided(batches):
     return cache(lambda name: run(SPECS[name](), batches[name]))
 
 
+LONG = [("joint", 1), ("joint", 4), ("joint", 8), ("pm_resnet", 1), ("pm_resnet", 8)]
 DIVISIONS = [
     pytest.param(
         name,
         mode,
         devices,
-        marks=[pytest.mark.slow] if name in ("joint", "pm_resnet") and devices != 4 else [],
+        marks=[pytest.mark.slow] if (name, devices) in LONG else [],
     )
     for name in SPECS
     for mode, devices in [("jit", 4), ("jit", 8), ("pmap", 1), ("pmap", 4)]
