@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from importlib import metadata
 from typing import Any
@@ -24,12 +25,13 @@ from jax.sharding import AxisType, Mesh
 from ml_collections import ConfigDict
 
 from pmjax import builders
+from pmjax.benchmarks.ours import device_memory
 from pmjax.benchmarks.tpus import EXAMPLES, all_reduce_s, all_to_all_s, parse_shape
 from pmjax.distributed.compile import compile_step
 from pmjax.distributed.mesh import BATCH
 from pmjax.errors import UserError
 from pmjax.training.optimizers import stage1_optimizer
-from pmjax.training.step import init_state, train_step
+from pmjax.training.step import TrainState, init_state, train_step
 
 log = logging.getLogger(__name__)
 
@@ -87,27 +89,25 @@ def read(text: str) -> Schedule:
             current.append((*operation.groups(), line))
     if entry is None:
         raise ValueError("no ENTRY computation in the HLO text")
-    schedule = Schedule()
-    _walk(computations, entry, 1, schedule)
-    return schedule
+    return _walk(computations, entry, 1, Schedule())
 
 
-def _walk(computations: dict, name: str, times: int, schedule: Schedule) -> None:
+def _walk(computations: dict, name: str, times: int, schedule: Schedule) -> Schedule:
+    """Adds the costs of a computation, run so many times, to the schedule; returns it."""
     for operation, result, kind, line in computations[name]:
         inner = times
         if kind == "while":
             trips = _trips(computations, line)
             schedule.unknown_loops += trips is None
-            inner = times * (1 if trips is None else trips)
+            inner = times if trips is None else times * trips
         if kind in ("while", "call", "async-start"):
             for called in _CALLED.findall(line):
                 _walk(computations, called, inner, schedule)
         elif kind == "conditional":
             names = re.findall(r"%([\w.-]+)", line.partition("), ")[2])
-            branches = []
-            for called in filter(computations.get, names):
-                branches.append(Schedule())
-                _walk(computations, called, times, branches[-1])
+            branches = [
+                _walk(computations, n, times, Schedule()) for n in names if n in computations
+            ]
             longest = max(branches, key=lambda branch: branch.cycles)
             schedule.cycles += longest.cycles
             schedule.operations += longest.operations
@@ -122,6 +122,7 @@ def _walk(computations: dict, name: str, times: int, schedule: Schedule) -> None
                 # The start of an all-gather or a permutation has operands, then results.
                 both = kind in ("all-gather-start", "collective-permute-start")
                 schedule.collectives[collective] += times * _bytes(result) // (1 + both)
+    return schedule
 
 
 def _trips(computations: dict, line: str) -> int | None:
@@ -187,12 +188,10 @@ def measure(
 
 def lowered(settings: ConfigDict, mesh: Mesh, data: tuple[int, ...]) -> jax.stages.Lowered:
     """Lowers a dispatch of stage 1 for a mesh, with the data where training places it."""
-    spec, optimizer = builders.stage1_spec(settings, data[1:]), stage1_optimizer(settings)
-    state = jax.eval_shape(partial(init_state, spec, optimizer), jax.random.key(settings.seed))
+    step, state = _step(settings, data[1:])
     # As in `place_dataset`.
     divided = mesh.size > 1 and math.prod(data) > settings.data.device_budget_gb * 1e8
     table_shape = (mesh.size, -(-data[0] // mesh.size), math.prod(data[1:])) if divided else data
-    step = partial(train_step, spec=spec, optimizer=optimizer, ema_decay=settings.ema_decay)
     run = compile_step(
         step, mode="jit", mesh=mesh, gather=True, divided=data[1:] if divided else None
     )
@@ -200,6 +199,14 @@ def lowered(settings: ConfigDict, mesh: Mesh, data: tuple[int, ...]) -> jax.stag
     return run.lower(
         state, jax.ShapeDtypeStruct(table_shape, jnp.uint8), jax.ShapeDtypeStruct(rows, jnp.int32)
     )
+
+
+def _step(settings: ConfigDict, shape: tuple[int, ...]) -> tuple[Callable, TrainState]:
+    """Returns the step of stage 1 for images of a shape, and the shapes of its state."""
+    spec, optimizer = builders.stage1_spec(settings, shape), stage1_optimizer(settings)
+    state = jax.eval_shape(partial(init_state, spec, optimizer), jax.random.key(settings.seed))
+    step = partial(train_step, spec=spec, optimizer=optimizer, ema_decay=settings.ema_decay)
+    return step, state
 
 
 def _with_batch(settings: ConfigDict, size: int) -> ConfigDict:
@@ -215,13 +222,9 @@ def written_flops(settings: ConfigDict, batch_size: int, shape: tuple[int, ...])
     It counts the plain nets, which GPUs run. The forms for TPUs multiply by zeros and resample by
     matrix products, which must not count as useful work.
     """
-    changed = _with_batch(settings, batch_size)
-    spec, optimizer = builders.stage1_spec(changed, shape), stage1_optimizer(changed)
-    state = jax.eval_shape(partial(init_state, spec, optimizer), jax.random.key(changed.seed))
-    one = partial(train_step, spec=spec, optimizer=optimizer, ema_decay=changed.ema_decay)
-    step = jax.jit(one)
-    images = jax.ShapeDtypeStruct((batch_size, *shape), jnp.uint8)
-    return step.trace(state, images).lower(lowering_platforms=("cuda",)).cost_analysis()["flops"]
+    step, state = _step(_with_batch(settings, batch_size), shape)
+    traced = jax.jit(step).trace(state, jax.ShapeDtypeStruct((batch_size, *shape), jnp.uint8))
+    return traced.lower(lowering_platforms=("cuda",)).cost_analysis()["flops"]
 
 
 def _compile(
@@ -242,17 +245,14 @@ def _compile(
     compiled: Any = lowered(changed, mesh, data).compile()
     found = read(compiled.as_text())
     memory, steps = compiled.memory_analysis(), settings.steps_per_dispatch
-    arguments, output = memory.argument_size_in_bytes, memory.output_size_in_bytes
-    program = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     return {
         "chips": mesh.size,
         "batch_size": per_chip * mesh.size,
         "compile_s": time.perf_counter() - began,
-        "arguments_gb": arguments / 1e9,
+        "arguments_gb": memory.argument_size_in_bytes / 1e9,
         "temporaries_gb": memory.temp_size_in_bytes / 1e9,
-        "output_gb": output / 1e9,
-        # Output in the place of an argument counts once.
-        "peak_gb": (arguments + output - memory.alias_size_in_bytes + program) / 1e9,
+        "output_gb": memory.output_size_in_bytes / 1e9,
+        "peak_gb": device_memory(compiled) / 1e9,
         "hbm_gb": chip.hbm / 1e9,
         # XLA counts the body of a loop once; the body is one step.
         "compiled_gflop": compiled.cost_analysis()["flops"] / 1e9,

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
-from pmjax.benchmarks import process
-from pmjax.benchmarks.process import Process, columns, ratio, spread
-from pmjax.datasets.decode_pool import cores
+from pmjax.benchmarks import distances, process
+from pmjax.benchmarks.process import Process, columns, compile_column, ratio, spread
 from pmjax.evals.features import inception_graph
 
 VARIANT = "torch_fidelity"
@@ -61,19 +61,14 @@ def kernel_shapes() -> dict[str, tuple[int, ...]]:
 
 def write_weights(path: Path) -> None:
     """Writes random weights of the published shapes, scaled so that activations stay bounded."""
-    rng = np.random.default_rng(0)
-    tree: dict[str, Any] = {}
+    rng, flat = np.random.default_rng(0), {}
+    ranges = {"scale": (0.5, 1.5), "bias": (-0.2, 0.5), "mean": (-0.3, 0.3), "var": (0.5, 1.5)}
     for name, shape in kernel_shapes().items():
-        node, out = tree, shape[-1]
-        for part in name.split("."):
-            node = node.setdefault(part, {})
         kernel = rng.standard_normal(shape, np.float32) * np.sqrt(2 / np.prod(shape[:-1]))
-        node["conv"] = {"kernel": kernel.astype(np.float32)}
-        ranges = {"scale": (0.5, 1.5), "bias": (-0.2, 0.5), "mean": (-0.3, 0.3), "var": (0.5, 1.5)}
-        node["bn"] = {
-            key: rng.uniform(*ends, out).astype(np.float32) for key, ends in ranges.items()
-        }
-    path.write_bytes(pickle.dumps(tree, protocol=4))
+        flat[f"{name}.conv.kernel"] = kernel.astype(np.float32)
+        for key, ends in ranges.items():
+            flat[f"{name}.bn.{key}"] = rng.uniform(*ends, shape[-1]).astype(np.float32)
+    path.write_bytes(pickle.dumps(unflatten_dict(flat, sep="."), protocol=4))
 
 
 def measure(*, peer: str | None, seconds: float) -> dict[str, Any]:
@@ -99,19 +94,9 @@ def measure_features(*, peer: str | None, seconds: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "random.pickle"
         write_weights(weights)
-        args: dict[str, Any] = {"weights": weights, "images": images}
-        ours = Process(
-            "pmjax.benchmarks.ours",
-            "Features",
-            **args,
-            variant=VARIANT,
-            title="features: pmjax",
+        sides = process.start(
+            "Features", peer=peer, title="features", weights=weights, images=images
         )
-        sides = {"pmjax": ours}
-        if peer:
-            args |= {"cores": cores(), "gpu": ours.about.gpu}
-            module = f"pmjax.benchmarks.peers.{peer}"
-            sides[peer] = Process(module, "Features", **args, title=f"features: {peer}")
         blocks = process.alternate(sides, blocks=process.BLOCKS, seconds=seconds, title="features")
     result: dict[str, Any] = {
         "variant": VARIANT,
@@ -124,10 +109,10 @@ def measure_features(*, peer: str | None, seconds: float) -> dict[str, Any]:
             **spread("images_per_s", [1e3 / value for value in ms[name]]),
             "images": sum(block.units for block in blocks[name]),
             "blocks_ms": ms[name],  # per image
-            **_versions(side),
+            **side.about.environment(),
         }
     if peer:
-        found, expected = sides[peer].about.first, ours.about.first
+        found, expected = sides[peer].about.first, sides["pmjax"].about.first
         result["ratio"] = ratio(ms[peer], ms["pmjax"])
         result["differs"] = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
     return result
@@ -135,18 +120,12 @@ def measure_features(*, peer: str | None, seconds: float) -> dict[str, Any]:
 
 def measure_distance(*, peer: bool) -> dict[str, Any]:
     """Measures the Fréchet distance from features on; the peer is SciPy's."""
-    kinds = {"pmjax": "Ours", "scipy": "SciPy"} if peer else {"pmjax": "Ours"}
+    title = "Fréchet distance"
     sides = {
-        name: Process(
-            "pmjax.benchmarks.distances",
-            kind,
-            size=SIZE,
-            dim=DIM,
-            title=f"Fréchet distance: {name}",
-        )
-        for name, kind in kinds.items()
+        name: Process(distances.__name__, kind, size=SIZE, dim=DIM, title=f"{title}: {name}")
+        for name, kind in (("pmjax", "Ours"), ("scipy", "SciPy"))[: 1 + peer]
     }
-    blocks = process.alternate(sides, blocks=DISTANCES, seconds=0, title="Fréchet distance")
+    blocks = process.alternate(sides, blocks=DISTANCES, seconds=0, title=title)
     result: dict[str, Any] = {"features": SIZE, "dimensions": DIM}
     for name, side in sides.items():
         taken = [block.seconds for block in blocks[name]]
@@ -154,18 +133,13 @@ def measure_distance(*, peer: bool) -> dict[str, Any]:
             **spread("seconds", taken),
             "blocks_s": taken,
             "distance": side.about.first,
-            **_versions(side),
+            **side.about.environment(),
         }
     if peer:
         ours, theirs = result["pmjax"], result["scipy"]
         result["ratio"] = ratio(theirs["blocks_s"], ours["blocks_s"])
         result["differs"] = abs(ours["distance"] / theirs["distance"] - 1)
     return result
-
-
-def _versions(side: Process) -> dict[str, Any]:
-    keys = ("compile_s", "device", "threads", "versions")
-    return {key: getattr(side.about, key) for key in keys}
 
 
 def features_table(result: dict[str, Any], peer: str | None) -> str:
@@ -177,14 +151,11 @@ def features_table(result: dict[str, Any], peer: str | None) -> str:
         f"  {'':16}{'images/s':>10}  {'lowest-highest':>16}{'compile s':>11}",
     ]
     for name in ("pmjax", peer) if peer else ("pmjax",):
-        compiled = result[name]["compile_s"]
-        took = "" if compiled is None else f"{compiled:.1f}"
-        lines.append(f"  {name:16}{columns(result[name], 'images_per_s', '.2f')}{took:>11}")
+        side = result[name]
+        lines.append(f"  {name:16}{columns(side, 'images_per_s', '.2f')}{compile_column(side)}")
     if peer:
-        lines.append(
-            f"  {process.describe_ratio(result['ratio'], peer)}; the features differ by "
-            f"{result['differs']:.1g}"
-        )
+        compared = process.describe_ratio(result["ratio"], peer)
+        lines.append(f"  {compared}; the features differ by {result['differs']:.1g}")
     return "\n".join(lines)
 
 
@@ -195,14 +166,9 @@ def distance_table(result: dict[str, Any]) -> str:
         f"{result['dimensions']} dimensions, statistics included, in float64",
         f"  {'':16}{'seconds':>10}  {'lowest-highest':>16}",
     ]
-    lines += [
-        f"  {name:16}{columns(result[name], 'seconds', '.2f')}"
-        for name in ("pmjax", "scipy")
-        if name in result
-    ]
+    for name in (side for side in ("pmjax", "scipy") if side in result):
+        lines.append(f"  {name:16}{columns(result[name], 'seconds', '.2f')}")
     if "ratio" in result:
-        lines.append(
-            f"  {process.describe_ratio(result['ratio'], 'numpy.cov and scipy.linalg.sqrtm')}; "
-            f"the distances differ by {result['differs']:.1g}"
-        )
+        compared = process.describe_ratio(result["ratio"], "numpy.cov and scipy.linalg.sqrtm")
+        lines.append(f"  {compared}; the distances differ by {result['differs']:.1g}")
     return "\n".join(lines)

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from pmjax import builders
+from pmjax.benchmarks.evaluation import VARIANT
 from pmjax.benchmarks.process import About, Block
 from pmjax.datasets.batches import batch_indices, stream, to_float
 from pmjax.distributed import host_memory
@@ -50,7 +51,7 @@ class TrainingStep:
         of_stage = settings if stage == 1 else settings.stage2
         self._waited = 0.0  # seconds spent waiting for batches
         self._batch_size = settings.data.batch_size if stage == 1 else of_stage.batch_size
-        self._per_dispatch, self._next = of_stage.steps_per_dispatch, 0
+        self._per_dispatch = of_stage.steps_per_dispatch
         mesh = make_mesh(of_stage.devices)
         where = "config.data.batch_size" if stage == 1 else "config.stage2.batch_size"
         check_batch(self._batch_size, mesh, where)
@@ -69,19 +70,15 @@ class TrainingStep:
 
         budget = settings.data.device_budget_gb * 1e9
         self._table, divided = place_dataset(np.asarray(data), mesh, budget=budget)
-        self._rows = partial(batch_indices, len(data), self._batch_size, seed=settings.seed)
-        self._stream = (
-            None
-            if self._table is not None
-            else stream(data, batch_size=self._batch_size, seed=settings.seed, start=0, stop=2**40)
-        )
+        if self._table is None:
+            self._stream = stream(
+                data, batch_size=self._batch_size, seed=settings.seed, start=0, stop=2**40
+            )
+        else:  # of the rows in the table
+            rows = partial(batch_indices, len(data), self._batch_size, seed=settings.seed)
+            self._stream = (rows(step=step) for step in itertools.count())
         self._run = compile_step(
-            partial(
-                train_step,
-                spec=spec,
-                optimizer=optimizer,
-                ema_decay=settings.ema_decay,
-            ),
+            partial(train_step, spec=spec, optimizer=optimizer, ema_decay=settings.ema_decay),
             mode=settings.parallel,
             mesh=mesh,
             gather=self._table is not None,
@@ -107,21 +104,14 @@ class TrainingStep:
             start=start,
             flops=compiled.cost_analysis()["flops"] * mesh.size,
             peak=matrix_peak(mesh, settings.precision if stage == 1 else "float32"),
-            memory=_memory(compiled),
+            memory=device_memory(compiled),
         )
 
     def _batches(self) -> np.ndarray:
         began = time.perf_counter()
-        batches = self._make_batches()
+        batches = np.stack(list(itertools.islice(self._stream, self._per_dispatch)))
         self._waited += time.perf_counter() - began
         return batches
-
-    def _make_batches(self) -> np.ndarray:
-        steps = range(self._next, self._next + self._per_dispatch)
-        self._next = steps.stop
-        if self._stream is not None:
-            return np.stack([next(self._stream) for _ in steps])
-        return np.stack([self._rows(step=step) for step in steps])
 
     def block(self, seconds: float) -> Block:
         """Makes steps for about this long; like training, it reads metrics one dispatch late."""
@@ -140,11 +130,11 @@ class TrainingStep:
 class Features:
     """The features of Inception 2015, as `pmjax.evaluate` computes them."""
 
-    def __init__(self, *, weights: Path, images: np.ndarray, variant: str = "torch_fidelity"):
+    def __init__(self, *, weights: Path, images: np.ndarray):
         """Compiles the net for a batch of uint8 images [B, H, W, 3]."""
         host_memory.keep_freed_memory(one_arena=True)  # as `pmjax.evaluate` does
         self._images = images
-        self._args: dict[str, Any] = {"variant": variant, "weights": weights, "verify": False}
+        self._args: dict[str, Any] = {"variant": VARIANT, "weights": weights, "verify": False}
         began = time.perf_counter()
         first = self._features(1)
         first_s = time.perf_counter() - began
@@ -176,12 +166,6 @@ class Features:
 
 def draws(settings: ConfigDict, stage: int, state: TrainState, step: int) -> dict[str, jax.Array]:
     """Returns the random numbers of a step of `train_step`, for the peer.
-
-    Args:
-      settings: the config.
-      stage: 1 or 2.
-      state: with the key, and the fitted base of a latent GAN.
-      step: its number.
 
     Returns:
       'mu' [B] (method pm, stage 1), and 'bases' [turns, B, p], the draws z' of the latent GAN's
@@ -241,14 +225,9 @@ def matrix_peak(mesh: jax.sharding.Mesh, precision: str) -> float:
     return 2 * size**3 * mesh.size / best
 
 
-def _memory(compiled: Any) -> int:
+def device_memory(compiled: Any) -> int:
     """Returns the bytes per device of a step's arguments, results and temporaries."""
     need = compiled.memory_analysis()
     both = need.alias_size_in_bytes  # arguments that results overwrite
-    return (
-        need.argument_size_in_bytes
-        + need.output_size_in_bytes
-        + need.temp_size_in_bytes
-        + need.generated_code_size_in_bytes
-        - both
-    )
+    data = need.argument_size_in_bytes + need.output_size_in_bytes - both
+    return data + need.temp_size_in_bytes + need.generated_code_size_in_bytes

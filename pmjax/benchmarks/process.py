@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, Protocol
 
+from pmjax.datasets.decode_pool import cores
 from pmjax.errors import UserError
 from pmjax.reporting import console
 from pmjax.reporting.progress import progress
@@ -34,6 +35,11 @@ class About:
     flops: float = 0.0  # per step, by XLA's count
     peak: float = 0.0  # FLOP/s of large matrix products on the same devices
     memory: int = 0  # bytes per device that the compiled step needs
+
+    def environment(self) -> dict[str, Any]:
+        """Returns what bench's JSON says about the side besides its times."""
+        keys = ("compile_s", "device", "threads", "versions")
+        return {key: getattr(self, key) for key in keys}
 
 
 class Block(NamedTuple):
@@ -96,6 +102,18 @@ class Process:
         self._process.join()
 
 
+def start(kind: str, *, peer: str | None, title: str, **args: Any) -> dict[str, Process]:
+    """Starts our implementation of `kind`, then the peer's, if any, on the same device."""
+    ours = Process("pmjax.benchmarks.ours", kind, **args, title=f"{title}: pmjax")
+    if not peer:
+        return {"pmjax": ours}
+    args |= {"gpu": ours.about.gpu, "cores": cores()}
+    if ours.about.start:
+        args["start"] = ours.about.start
+    module = f"pmjax.benchmarks.peers.{peer}"
+    return {"pmjax": ours, peer: Process(module, kind, **args, title=f"{title}: {peer}")}
+
+
 def _serve(pipe: Connection, module: str, kind: str, args: dict[str, Any]) -> None:
     """Is the main function of the process."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves memory for the peer
@@ -134,13 +152,7 @@ def repeat(
 def alternate(
     sides: dict[str, Process], *, blocks: int, seconds: float, title: str
 ) -> dict[str, list[Block]]:
-    """Lets the sides work in alternating blocks, then ends them.
-
-    Args:
-      sides: by name, in order.
-      blocks: per side.
-      seconds: of work per side.
-      title: of the progress bar.
+    """Lets the sides work in alternating blocks, `seconds` each in all; ends them.
 
     Returns:
       The blocks of each side.
@@ -183,3 +195,9 @@ def columns(side: dict[str, Any], key: str, form: str) -> str:
     """Returns the `spread` of a side as two columns of a table: median, lowest-highest."""
     between = f"{side[f'{key}_low']:.3g}-{side[f'{key}_high']:.3g}"
     return f"{side[key]:10{form}}  {between:>16}"
+
+
+def compile_column(side: dict[str, Any]) -> str:
+    """Returns the seconds that a side compiled, if it did, as a column of a table."""
+    seconds = side["compile_s"]
+    return f"{'' if seconds is None else f'{seconds:.1f}':>11}"

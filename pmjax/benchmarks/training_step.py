@@ -5,8 +5,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from pmjax.benchmarks import process
-from pmjax.benchmarks.process import Process, columns, ratio, spread
-from pmjax.datasets.decode_pool import cores
+from pmjax.benchmarks.process import columns, compile_column, ratio, spread
 
 
 def measure(
@@ -17,20 +16,14 @@ def measure(
     Args:
       settings: the config.
       stage: 1 or 2.
-      peer: a file of `pmjax/benchmarks/peers`, or None.
+      peer: a file of `pmjax/benchmarks/peers`, or None for ours alone.
       seconds: of work per side.
 
     Returns:
       The entry of the stage in bench's JSON.
     """
-    args: dict[str, Any] = {"settings": settings, "stage": stage}
     title = f"stage {stage}"
-    ours = Process("pmjax.benchmarks.ours", "TrainingStep", **args, title=f"{title}: pmjax")
-    sides = {"pmjax": ours}
-    if peer:
-        args |= {"start": ours.about.start, "gpu": ours.about.gpu, "cores": cores()}
-        module = f"pmjax.benchmarks.peers.{peer}"
-        sides[peer] = Process(module, "TrainingStep", **args, title=f"{title}: {peer}")
+    sides = process.start("TrainingStep", peer=peer, title=title, settings=settings, stage=stage)
     for side in sides.values():
         side.block(0.1)
     blocks = process.alternate(sides, blocks=process.BLOCKS, seconds=seconds, title=title)
@@ -45,13 +38,10 @@ def measure(
             "images_per_s": 1e3 * batch_size / time["step_ms"],
             "steps": sum(block.units for block in blocks[name]),
             "blocks_ms": step_ms,
-            "compile_s": side.about.compile_s,
             "first": side.about.first,
-            "device": side.about.device,
-            "threads": side.about.threads,
-            "versions": side.about.versions,
+            **side.about.environment(),
         }
-    about = ours.about
+    about = sides["pmjax"].about
     rate = about.flops / (1e-3 * result["pmjax"]["step_ms"])
     waited = sum(block.waited for block in blocks["pmjax"])
     result["pmjax"] |= {
@@ -78,10 +68,8 @@ def table(stage: int, result: dict[str, Any], peer: str | None) -> str:
     ]
     for name in ("pmjax", peer) if peer else ("pmjax",):
         side = result[name]
-        compiled = "" if side["compile_s"] is None else f"{side['compile_s']:.1f}"
-        lines.append(
-            f"  {name:8}{columns(side, 'step_ms', '.3f')}{side['images_per_s']:12.0f}{compiled:>11}"
-        )
+        line = f"  {name:8}{columns(side, 'step_ms', '.3f')}{side['images_per_s']:12.0f}"
+        lines.append(line + compile_column(side))
     ours = result["pmjax"]
     lines.append(
         f"  {ours['flops_per_example'] / 1e9:.3g} GFLOP/example; "
@@ -90,8 +78,7 @@ def table(stage: int, result: dict[str, Any], peer: str | None) -> str:
         f"{ours['waiting_for_data']:.1%} of the time waiting for data"
     )
     if peer:
-        lines.append(
-            f"  {process.describe_ratio(result['ratio'], peer)}; the losses of the first step "
-            f"differ by {result['first_differs']:.1g}"
-        )
+        compared = process.describe_ratio(result["ratio"], peer)
+        differ = f"the losses of the first step differ by {result['first_differs']:.1g}"
+        lines.append(f"  {compared}; {differ}")
     return "\n".join(lines)

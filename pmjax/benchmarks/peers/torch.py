@@ -16,10 +16,8 @@ from pmjax import builders
 from pmjax.benchmarks.peers import torch_arrays, torch_mimicry
 from pmjax.benchmarks.peers.torch_inception import Features
 from pmjax.benchmarks.peers.torch_nets import (
-    Embedding,
-    LatentBatchNorm,
-    LatentCritic,
-    LatentGenerator,
+    embedding,
+    make_latent_gan,
     make_mlp,
     make_resnet,
 )
@@ -47,14 +45,14 @@ class Twin:
         device: str = "cpu",
         optimizer: Callable | None = None,
     ):
-        """Builds the nets from the given arrays.
+        """Builds the nets from `params` and `stats`, arrays by net as in the training state.
 
         Args:
           settings: the config.
           stage: 1 or 2.
           shape: of one example in JAX, [H, W, C] or [D].
-          params: of the nets, by name, as in the training state.
-          stats: their statistics, likewise.
+          params: of the nets.
+          stats: of the nets.
           device: of the nets.
           optimizer: (parameters, updates per step) -> `Updates`; the config's Adam by default.
 
@@ -82,19 +80,16 @@ class Twin:
             self.nets |= FAMILIES[settings.nets](
                 net_args=settings.nets_args.to_dict(), shape=shape, latent_dim=settings.latent_dim
             )
-            norm = None
-            if args["batch_norm"]:
-                norm = LatentBatchNorm(settings.latent_dim, **settings.batch_norm.to_dict())
-            self.nets["E"] = Embedding(self.nets["E"], norm)
+            norm = settings.batch_norm.to_dict() if args["batch_norm"] else None
+            self.nets["E"] = embedding(self.nets["E"], norm, settings.latent_dim)
         if stage == 2 or joint:
             prior = settings.prior_args.to_dict()
             _only("prior", settings.prior, "latent_gan")
-            size = {name: prior.pop(name) for name in ("width", "blocks")}
-            spectral = prior.pop("spectral_norm")
             prior["base_dim"] = prior["base_dim"] or settings.latent_dim
-            g = LatentGenerator(prior["base_dim"], settings.latent_dim, **size)
-            D = LatentCritic(settings.latent_dim, **size, spectral_norm=spectral)
-            self.nets |= {"g": g, "D": D}
+            size = {name: prior.pop(name) for name in ("width", "blocks", "spectral_norm")}
+            self.nets |= make_latent_gan(
+                base_dim=prior["base_dim"], latent_dim=settings.latent_dim, **size
+            )
         for name in self.nets.keys() & params.keys():
             torch_arrays.load(self.nets[name], params[name], stats[name])
             self.nets[name].to(device)
@@ -114,9 +109,8 @@ class Twin:
           batch: uint8 images [B, C, H, W] or float examples [B, …].
           draws: 'mu' [B] and 'bases' [turns, B, p]; random by default.
         """
-        draws = draws or {}
+        draws, x = draws or {}, batch
         metrics: dict[str, Tensor] = {}
-        x = batch
         if x.dtype == torch.uint8:
             x = x.float().sub_(127.5).mul_(1 / 127.5)
         if self.autoencoder:
@@ -161,9 +155,8 @@ class TrainingStep:
             torch.autocast, self._where, torch.bfloat16, enabled=settings.precision == "bfloat16"
         )
         draws = {n: torch.tensor(value).to(self._where) for n, value in start["draws"].items()}
-        first = {name: float(value) for name, value in self._step(draws).items()}
         self.about = About(
-            first=first,
+            first={name: float(value) for name, value in self._step(draws).items()},
             device=device,
             threads=cores if gpu else self._choose_threads(cores),
             versions={"torch": torch.__version__},

@@ -1,10 +1,12 @@
 """Copies arrays between Flax nets and their PyTorch twins."""
 
 from collections.abc import Callable, Iterator
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import torch
+from flax.traverse_util import unflatten_dict
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -12,7 +14,6 @@ from pmjax.benchmarks.peers.torch_nets import Order, SpectralConv, SpectralLinea
 from pmjax.errors import UserError
 
 Tree = dict[str, Any]
-_EVERY = slice(None)
 
 
 def device(gpu: bool) -> tuple[str, str]:
@@ -34,19 +35,18 @@ def load(net: nn.Module, params: Tree, stats: Tree) -> None:
     for path, layer in _layers(net):
         for name, array in _at(params, path).items():
             if name == "kernel":
-                ours = array[..., _inputs(layer), :][..., _outputs(layer)]
+                ours = array[..., _order(layer, "inputs"), :][..., _order(layer, "outputs")]
                 _assign(layer.weight, ours.transpose(3, 2, 0, 1) if ours.ndim == 4 else ours.T)
             elif name == "scale":
                 _assign(layer.weight, array)
             else:
-                _assign(layer.bias, array[_outputs(layer)])
+                _assign(layer.bias, array[_order(layer, "outputs")])
         if isinstance(layer, _BatchNorm):
             running = _at(stats["batch_stats"], path)
             _assign(layer.running_mean, running["mean"])
             _assign(layer.running_var, running["var"])
         if isinstance(layer, SpectralLinear | SpectralConv):
-            name, spectral = _spectral(path)
-            _assign(layer.u, _at(stats["spectral"], spectral)[name][0])
+            _assign(layer.u, _at(stats["spectral"], _spectral(path))[0])
 
 
 def parameters(net: nn.Module) -> Tree:
@@ -61,31 +61,30 @@ def gradients(net: nn.Module) -> Tree:
 
 def statistics(net: nn.Module) -> Tree:
     """Returns a net's statistics in the layout of its Flax twin, without `sigma`."""
-    tree: Tree = {}
+    flat: dict[tuple[str, ...], np.ndarray] = {}
     for path, layer in _layers(net):
         if isinstance(layer, _BatchNorm):
-            mean, var = layer.running_mean, layer.running_var
-            _put(tree, ("batch_stats", *path), {"mean": _numpy(mean), "var": _numpy(var)})
+            flat["batch_stats", *path, "mean"] = _numpy(layer.running_mean)
+            flat["batch_stats", *path, "var"] = _numpy(layer.running_var)
         if isinstance(layer, SpectralLinear | SpectralConv):
-            name, spectral = _spectral(path)
-            _put(tree, ("spectral", *spectral), {name: _numpy(layer.u)[None]})
-    return tree
+            flat["spectral", *_spectral(path)] = _numpy(layer.u)[None]
+    return unflatten_dict(flat)
 
 
 def _export(net: nn.Module, value: Callable[[torch.Tensor], torch.Tensor | None]) -> Tree:
-    tree: Tree = {}
+    flat: dict[tuple[str, ...], np.ndarray] = {}
     for path, layer in _layers(net):
         if layer.weight is None:
             continue
         weight, bias = _numpy(value(layer.weight)), _numpy(value(layer.bias))
-        bias = bias[_inverse(_outputs(layer))]
+        outputs = _inverse(layer, "outputs")
+        flat[*path, "bias"] = bias[outputs]
         if isinstance(layer, _BatchNorm):
-            _put(tree, path, {"scale": weight, "bias": bias})
-            continue
-        kernel = weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T
-        kernel = kernel[..., _inverse(_inputs(layer)), :][..., _inverse(_outputs(layer))]
-        _put(tree, path, {"kernel": kernel, "bias": bias})
-    return tree
+            flat[*path, "scale"] = weight
+        else:
+            kernel = weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T
+            flat[*path, "kernel"] = kernel[..., _inverse(layer, "inputs"), :][..., outputs]
+    return unflatten_dict(flat)
 
 
 def _layers(net: nn.Module) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -94,34 +93,23 @@ def _layers(net: nn.Module) -> Iterator[tuple[tuple[str, ...], Any]]:
             yield tuple(path.split(".")), layer
 
 
-def _spectral(path: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-    """Returns the name of u in Flax's collection, and the path of its module."""
+def _spectral(path: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the path of u in Flax's collection."""
     *parents, layer = path
-    return f"{layer}/kernel/u", (*parents, "SpectralNorm_" + layer.rpartition("_")[2])
+    return *parents, "SpectralNorm_" + layer.rpartition("_")[2], f"{layer}/kernel/u"
 
 
-def _inputs(layer: nn.Module) -> Order:
-    return getattr(layer, "inputs", _EVERY)
+def _order(layer: nn.Module, side: str) -> Order:
+    return getattr(layer, side, slice(None))
 
 
-def _outputs(layer: nn.Module) -> Order:
-    return getattr(layer, "outputs", _EVERY)
-
-
-def _inverse(order: Order) -> Order:
+def _inverse(layer: nn.Module, side: str) -> Order:
+    order = _order(layer, side)
     return order if isinstance(order, slice) else np.argsort(order)
 
 
-def _at(tree: Tree, path: tuple[str, ...]) -> Tree:
-    for name in path:
-        tree = tree.get(name, {})
-    return tree
-
-
-def _put(tree: Tree, path: tuple[str, ...], leaves: Tree) -> None:
-    for name in path:
-        tree = tree.setdefault(name, {})
-    tree.update(leaves)
+def _at(tree: Tree, path: tuple[str, ...]) -> Any:
+    return reduce(lambda node, name: node.get(name, {}), path, tree)
 
 
 def _assign(tensor: Any, array: np.ndarray) -> None:

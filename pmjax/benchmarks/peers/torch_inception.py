@@ -4,9 +4,7 @@ It follows pytorch-fid and torch-fidelity and shares no code with ours, which is
 """
 
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +18,21 @@ from pmjax.evals.features import inception_weights
 SIDE = 299  # pixels
 
 
-class Conv(nn.Module):
-    """A convolution, its BatchNorm and ReLU."""
+MEAN = nn.AvgPool2d(3, 1, 1, count_include_pad=False)  # of 3×3 neighbors, without padding
+HALVE, LARGEST = nn.MaxPool2d(3, 2), nn.MaxPool2d(3, 1, 1)
+WIDE, HIGH = (1, 7), (7, 1)
 
-    def __init__(self, width: int, out: int, kernel: int | tuple[int, int], **args: Any):
+
+class Conv(nn.Module):
+    """A convolution, its BatchNorm and ReLU; with stride 1, it preserves height and width."""
+
+    def __init__(
+        self, width: int, out: int, kernel: int | tuple[int, int], stride: int = 1,
+        padding: str | None = None,
+    ):  # fmt: skip
         super().__init__()
-        self.conv = nn.Conv2d(width, out, kernel, bias=False, **args)
+        padding = padding or ("same" if stride == 1 else "valid")
+        self.conv = nn.Conv2d(width, out, kernel, stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(out, eps=0.001)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -33,115 +40,87 @@ class Conv(nn.Module):
         return F.relu(self.bn(self.conv(x)), inplace=True)
 
 
-def mean_pool(x: Tensor) -> Tensor:
-    """Averages 3×3 neighbors, without padding."""
-    return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+class Mixed(nn.Module):
+    """Concatenates the outputs of branches: chains of layers, where a pair of layers forks the end.
 
+    The convolutions of a branch are submodules BRANCH_1, BRANCH_2 and so on, or BRANCH if there is
+    one; those of a pair are BRANCH_2a and BRANCH_2b.
+    """
 
-class A(nn.Module):
-    """Mixed_5b to Mixed_5d."""
-
-    def __init__(self, width: int, pool: int):
+    def __init__(self, **branches: tuple):
         super().__init__()
-        self.branch1x1 = Conv(width, 64, 1)
-        self.branch5x5_1 = Conv(width, 48, 1)
-        self.branch5x5_2 = Conv(48, 64, 5, padding=2)
-        self.branch3x3dbl_1 = Conv(width, 64, 1)
-        self.branch3x3dbl_2 = Conv(64, 96, 3, padding=1)
-        self.branch3x3dbl_3 = Conv(96, 96, 3, padding=1)
-        self.branch_pool = Conv(width, pool, 1)
+        self.branches = tuple(branches.values())
+        for branch, layers in branches.items():
+            convs = [layer for layer in layers if isinstance(layer, Conv | tuple)]
+            for index, layer in enumerate(convs, 1):
+                name = f"{branch}_{index}" if len(convs) > 1 else branch
+                ends = zip("ab", layer, strict=True) if isinstance(layer, tuple) else [("", layer)]
+                for end, conv in ends:
+                    self.add_module(name + end, conv)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [N, C, H, W] to [N, C', H', W']."""
-        double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        five = self.branch5x5_2(self.branch5x5_1(x))
-        return torch.cat([self.branch1x1(x), five, double, self.branch_pool(mean_pool(x))], 1)
+        outputs = []
+        for *layers, last in self.branches:
+            y = x
+            for layer in layers:
+                y = layer(y)
+            outputs += [end(y) for end in (last if isinstance(last, tuple) else (last,))]
+        return torch.cat(outputs, 1)
 
 
-class B(nn.Module):
-    """Mixed_6a."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.branch3x3 = Conv(width, 384, 3, stride=2)
-        self.branch3x3dbl_1 = Conv(width, 64, 1)
-        self.branch3x3dbl_2 = Conv(64, 96, 3, padding=1)
-        self.branch3x3dbl_3 = Conv(96, 96, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps [N, C, H, W] to [N, C', H', W']."""
-        double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return torch.cat([self.branch3x3(x), double, F.max_pool2d(x, 3, 2)], 1)
+def block_a(width: int, pool: int) -> Mixed:
+    """Returns one of Mixed_5b to Mixed_5d."""
+    return Mixed(
+        branch1x1=(Conv(width, 64, 1),),
+        branch5x5=(Conv(width, 48, 1), Conv(48, 64, 5)),
+        branch3x3dbl=(Conv(width, 64, 1), Conv(64, 96, 3), Conv(96, 96, 3)),
+        branch_pool=(MEAN, Conv(width, pool, 1)),
+    )
 
 
-class C(nn.Module):
-    """Mixed_6b to Mixed_6e."""
-
-    def __init__(self, inside: int):
-        super().__init__()
-        wide: dict[str, Any] = {"kernel": (1, 7), "padding": (0, 3)}
-        high: dict[str, Any] = {"kernel": (7, 1), "padding": (3, 0)}
-        self.branch1x1 = Conv(768, 192, 1)
-        self.branch7x7_1 = Conv(768, inside, 1)
-        self.branch7x7_2 = Conv(inside, inside, **wide)
-        self.branch7x7_3 = Conv(inside, 192, **high)
-        self.branch7x7dbl_1 = Conv(768, inside, 1)
-        self.branch7x7dbl_2 = Conv(inside, inside, **high)
-        self.branch7x7dbl_3 = Conv(inside, inside, **wide)
-        self.branch7x7dbl_4 = Conv(inside, inside, **high)
-        self.branch7x7dbl_5 = Conv(inside, 192, **wide)
-        self.branch_pool = Conv(768, 192, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps [N, C, H, W] to [N, C', H', W']."""
-        seven = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
-        double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
-        double = self.branch7x7dbl_5(self.branch7x7dbl_4(double))
-        return torch.cat([self.branch1x1(x), seven, double, self.branch_pool(mean_pool(x))], 1)
+def block_b() -> Mixed:
+    """Returns Mixed_6a."""
+    return Mixed(
+        branch3x3=(Conv(288, 384, 3, stride=2),),
+        branch3x3dbl=(Conv(288, 64, 1), Conv(64, 96, 3), Conv(96, 96, 3, stride=2)),
+        branch_pool=(HALVE,),
+    )
 
 
-class D(nn.Module):
-    """Mixed_7a."""
-
-    def __init__(self):
-        super().__init__()
-        self.branch3x3_1 = Conv(768, 192, 1)
-        self.branch3x3_2 = Conv(192, 320, 3, stride=2)
-        self.branch7x7x3_1 = Conv(768, 192, 1)
-        self.branch7x7x3_2 = Conv(192, 192, (1, 7), padding=(0, 3))
-        self.branch7x7x3_3 = Conv(192, 192, (7, 1), padding=(3, 0))
-        self.branch7x7x3_4 = Conv(192, 192, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps [N, C, H, W] to [N, C', H', W']."""
-        seven = self.branch7x7x3_3(self.branch7x7x3_2(self.branch7x7x3_1(x)))
-        three = self.branch3x3_2(self.branch3x3_1(x))
-        return torch.cat([three, self.branch7x7x3_4(seven), F.max_pool2d(x, 3, 2)], 1)
+def block_c(n: int) -> Mixed:
+    """Returns one of Mixed_6b to Mixed_6e, with `n` channels inside."""
+    start = (Conv(768, n, 1), Conv(n, n, HIGH), Conv(n, n, WIDE), Conv(n, n, HIGH))
+    return Mixed(
+        branch1x1=(Conv(768, 192, 1),),
+        branch7x7=(Conv(768, n, 1), Conv(n, n, WIDE), Conv(n, 192, HIGH)),
+        branch7x7dbl=(*start, Conv(n, 192, WIDE)),
+        branch_pool=(MEAN, Conv(768, 192, 1)),
+    )
 
 
-class E(nn.Module):
-    """Mixed_7b, and Mixed_7c with another pool."""
+def block_d() -> Mixed:
+    """Returns Mixed_7a."""
+    seven = (Conv(768, 192, 1), Conv(192, 192, WIDE), Conv(192, 192, HIGH))
+    return Mixed(
+        branch3x3=(Conv(768, 192, 1), Conv(192, 320, 3, stride=2)),
+        branch7x7x3=(*seven, Conv(192, 192, 3, stride=2)),
+        branch_pool=(HALVE,),
+    )
 
-    def __init__(self, width: int, pool: Callable[[Tensor], Tensor]):
-        super().__init__()
-        wide: dict[str, Any] = {"kernel": (1, 3), "padding": (0, 1)}
-        high: dict[str, Any] = {"kernel": (3, 1), "padding": (1, 0)}
-        self.pool = pool
-        self.branch1x1 = Conv(width, 320, 1)
-        self.branch3x3_1 = Conv(width, 384, 1)
-        self.branch3x3_2a, self.branch3x3_2b = Conv(384, 384, **wide), Conv(384, 384, **high)
-        self.branch3x3dbl_1 = Conv(width, 448, 1)
-        self.branch3x3dbl_2 = Conv(448, 384, 3, padding=1)
-        self.branch3x3dbl_3a, self.branch3x3dbl_3b = Conv(384, 384, **wide), Conv(384, 384, **high)
-        self.branch_pool = Conv(width, 192, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps [N, C, H, W] to [N, C', H', W']."""
-        three = self.branch3x3_1(x)
-        double = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
-        parts = [self.branch1x1(x), self.branch3x3_2a(three), self.branch3x3_2b(three)]
-        parts += [self.branch3x3dbl_3a(double), self.branch3x3dbl_3b(double)]
-        return torch.cat([*parts, self.branch_pool(self.pool(x))], 1)
+def block_e(width: int, pool: nn.Module) -> Mixed:
+    """Returns Mixed_7b or, with another pool, Mixed_7c."""
+
+    def fork() -> tuple[Conv, Conv]:
+        return Conv(384, 384, (1, 3)), Conv(384, 384, (3, 1))
+
+    return Mixed(
+        branch1x1=(Conv(width, 320, 1),),
+        branch3x3=(Conv(width, 384, 1), fork()),
+        branch3x3dbl=(Conv(width, 448, 1), Conv(448, 384, 3), fork()),
+        branch_pool=(pool, Conv(width, 192, 1)),
+    )
 
 
 class Twin(nn.Module):
@@ -150,22 +129,23 @@ class Twin(nn.Module):
     def __init__(self):
         super().__init__()
         self.Conv2d_1a_3x3 = Conv(3, 32, 3, stride=2)
-        self.Conv2d_2a_3x3 = Conv(32, 32, 3)
-        self.Conv2d_2b_3x3 = Conv(32, 64, 3, padding=1)
+        self.Conv2d_2a_3x3 = Conv(32, 32, 3, padding="valid")
+        self.Conv2d_2b_3x3 = Conv(32, 64, 3)
         self.Conv2d_3b_1x1 = Conv(64, 80, 1)
-        self.Conv2d_4a_3x3 = Conv(80, 192, 3)
-        self.Mixed_5b, self.Mixed_5c, self.Mixed_5d = A(192, 32), A(256, 64), A(288, 64)
-        self.Mixed_6a = B(288)
-        self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e = map(C, (128, 160, 160, 192))
-        self.Mixed_7a = D()
-        self.Mixed_7b = E(1280, mean_pool)
-        self.Mixed_7c = E(2048, lambda x: F.max_pool2d(x, 3, 1, 1))
+        self.Conv2d_4a_3x3 = Conv(80, 192, 3, padding="valid")
+        self.Mixed_5b, self.Mixed_5c, self.Mixed_5d = map(block_a, (192, 256, 288), (32, 64, 64))
+        self.Mixed_6a = block_b()
+        self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e = map(
+            block_c, (128, 160, 160, 192)
+        )
+        self.Mixed_7a = block_d()
+        self.Mixed_7b, self.Mixed_7c = block_e(1280, MEAN), block_e(2048, LARGEST)
         self.fc = nn.Linear(2048, 1008)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [N, 3, H, W] to [N, 2048]."""
-        x = F.max_pool2d(self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x))), 3, 2)
-        x = F.max_pool2d(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)), 3, 2)
+        x = HALVE(self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x))))
+        x = HALVE(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)))
         for name, block in self.named_children():
             x = block(x) if name.startswith("Mixed") else x
         return x.mean((2, 3))
@@ -177,14 +157,7 @@ class Features:
     compiled = False  # by torch.compile
 
     def __init__(self, *, weights: Path, images: np.ndarray, cores: int, gpu: bool):
-        """Builds the net and computes the features once.
-
-        Args:
-          weights: a file that `pmjax.evals.features.inception_weights` reads.
-          images: a batch, uint8 [B, H, W, 3].
-          cores: number of CPU threads.
-          gpu: whether to run on the GPU.
-        """
+        """Builds the net from a file of weights; computes the features of uint8 [B, H, W, 3]."""
         torch.set_num_threads(cores)
         torch.set_flush_denormal(True)  # as XLA does
         torch.backends.cudnn.allow_tf32 = False  # as JAX

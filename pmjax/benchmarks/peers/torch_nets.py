@@ -5,6 +5,9 @@ Where a layer reads or writes flattened pixels, its `inputs` or `outputs` map it
 Flax's: the weights are reordered once, instead of the activations at each call.
 """
 
+from collections import OrderedDict
+from collections.abc import Iterable
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -16,16 +19,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 Shape = tuple[int, ...]
 Order = np.ndarray | slice
+Nets = dict[str, nn.Module]
 
 
 def channels_first(height: int, width: int, channels: int) -> np.ndarray:
     """Returns the positions in flattened [H, W, C] of the entries of flattened [C, H, W]."""
-    return (
-        np.arange(height * width * channels)
-        .reshape(height, width, channels)
-        .transpose(2, 0, 1)
-        .ravel()
-    )
+    positions = np.arange(height * width * channels).reshape(height, width, channels)
+    return positions.transpose(2, 0, 1).ravel()
 
 
 def reordered(
@@ -159,184 +159,116 @@ class VectorNorm(_Norm, nn.BatchNorm1d):
     """BatchNorm of vectors."""
 
 
-class Trunk(nn.Module):
-    """Maps an image to features at 1 / (2·patch) of its height and width."""
+def chain(**layers: nn.Module) -> nn.Sequential:
+    """Returns layers, applied one after another, under their names."""
+    return nn.Sequential(OrderedDict(layers))
 
-    def __init__(self, channels: int, width: int, blocks: int, patch: int):
-        super().__init__()
-        self.patch, self.depth = patch, 1 + blocks
-        self.Conv_0 = reordered(
-            conv(channels * patch**2, width), inputs=channels_first(patch, patch, channels)
+
+def numbered(name: str, layers: Iterable[nn.Module]) -> Nets:
+    """Returns layers under the names NAME_0, NAME_1 and so on."""
+    return {f"{name}_{index}": layer for index, layer in enumerate(layers)}
+
+
+def make_resnet(*, net_args: dict, shape: Shape, latent_dim: int) -> Nets:
+    """Returns E before its BatchNorm, G and d of `pmjax.nets.resnet` for images of a shape."""
+    height, wide, channels = shape
+    width, blocks, patch = (net_args[name] for name in ("width", "blocks", "patch"))
+    low, pixels = (height // (2 * patch), wide // (2 * patch)), (patch, patch, channels)
+
+    def reducer(features: int, width: int) -> nn.Sequential:
+        size = (*low, 2 * width)
+        rest = [DBlock(2 * width, 2 * width) for _ in range(blocks)]
+        trunk = chain(
+            unshuffle=nn.PixelUnshuffle(patch),
+            Conv_0=reordered(conv(prod(pixels), width), inputs=channels_first(*pixels)),
+            **numbered("DBlock", [DBlock(width, 2 * width, down=True), *rest]),
+            relu=nn.ReLU(),
         )
-        self.DBlock_0 = DBlock(width, 2 * width, down=True)
-        for index in range(1, self.depth):
-            self.add_module(f"DBlock_{index}", DBlock(2 * width, 2 * width))
+        last = reordered(nn.Linear(prod(size), features), inputs=channels_first(*size))
+        return chain(_Trunk_0=trunk, flatten=nn.Flatten(), Dense_0=last)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps [N, C, H, W] to [N, 2·width, H / 2·patch, W / 2·patch]."""
-        x = self.Conv_0(F.pixel_unshuffle(x, self.patch))
-        for index in range(self.depth):
-            x = getattr(self, f"DBlock_{index}")(x)
-        return F.relu(x)
-
-
-class ConvNet(nn.Module):
-    """E before its BatchNorm, and d: a trunk and a linear layer."""
-
-    def __init__(self, shape: Shape, features: int, *, width: int, blocks: int, patch: int):
-        super().__init__()
-        height, wide, channels = shape
-        size = (height // (2 * patch), wide // (2 * patch), 2 * width)
-        self._Trunk_0 = Trunk(channels, width, blocks, patch)
-        self.Dense_0 = reordered(nn.Linear(prod(size), features), inputs=channels_first(*size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps [N, C, H, W] to [N, features]."""
-        return self.Dense_0(self._Trunk_0(x).flatten(1))
+    size = (*low, 2 * width)
+    rest = [GBlock(2 * width, 2 * width) for _ in range(blocks)]
+    decoder = chain(
+        Dense_0=reordered(nn.Linear(latent_dim, prod(size)), outputs=channels_first(*size)),
+        unflatten=nn.Unflatten(1, (2 * width, *low)),
+        **numbered("GBlock", [*rest, GBlock(2 * width, width, up=True)]),
+        relu=nn.ReLU(),
+        Conv_0=reordered(conv(width, prod(pixels)), outputs=channels_first(*pixels)),
+        shuffle=nn.PixelShuffle(patch),
+        tanh=nn.Tanh(),
+    )
+    return {
+        "E": reducer(latent_dim, width),
+        "G": decoder,
+        "d": reducer(1, net_args["critic_width"]),
+    }
 
 
-class ConvDecoder(nn.Module):
-    """G of `pmjax.nets.resnet`."""
-
-    per_example = True
-
-    def __init__(self, shape: Shape, latent_dim: int, *, width: int, blocks: int, patch: int):
-        super().__init__()
-        height, wide, channels = shape
-        self.size = (2 * width, height // (2 * patch), wide // (2 * patch))
-        self.patch, self.depth = patch, blocks + 1
-        order = channels_first(*self.size[1:], self.size[0])
-        self.Dense_0 = reordered(nn.Linear(latent_dim, prod(self.size)), outputs=order)
-        for index in range(blocks):
-            self.add_module(f"GBlock_{index}", GBlock(2 * width, 2 * width))
-        self.add_module(f"GBlock_{blocks}", GBlock(2 * width, width, up=True))
-        self.Conv_0 = reordered(
-            conv(width, patch**2 * channels), outputs=channels_first(patch, patch, channels)
-        )
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Maps [N, latent_dim] to [N, C, H, W]."""
-        x = self.Dense_0(z).unflatten(1, self.size)
-        for index in range(self.depth):
-            x = getattr(self, f"GBlock_{index}")(x)
-        return torch.tanh(F.pixel_shuffle(self.Conv_0(F.relu(x)), self.patch))
+def make_mlp(*, net_args: dict, shape: Shape, latent_dim: int) -> Nets:
+    """Returns E before its BatchNorm, G and d of `pmjax.nets.mlp` for images or points."""
+    return {
+        "E": _mlp(shape, (latent_dim,), **net_args),
+        "G": _mlp((latent_dim,), shape, **net_args),
+        "d": _mlp(shape, (1,), **net_args),
+    }
 
 
-class MLP(nn.Module):
-    """E before its BatchNorm, G and d of `pmjax.nets.mlp`: a perceptron between two shapes."""
-
-    per_example = True
-
-    def __init__(self, shape: Shape, features: Shape, *, width: int, layers: int):
-        super().__init__()
-        self.features, self.depth = features, layers
-        sizes = [prod(shape), *[width] * layers, prod(features)]
-        orders = [_flat_order(shape), *[slice(None)] * layers, _flat_order(features)]
-        self.MLP_0 = nn.ModuleDict(
-            {
-                f"Dense_{index}": reordered(
-                    nn.Linear(sizes[index], sizes[index + 1]),
-                    inputs=orders[index] if index == 0 else slice(None),
-                    outputs=orders[index + 1] if index == layers else slice(None),
-                )
-                for index in range(layers + 1)
-            }
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps [N, …] to [N, features]; images are NCHW, and output images are in [-1, 1]."""
-        x = x.flatten(1)
-        for index in range(self.depth):
-            x = F.relu(self.MLP_0[f"Dense_{index}"](x))
-        x = self.MLP_0[f"Dense_{self.depth}"](x)
-        if len(self.features) == 3:
-            height, width, channels = self.features
-            return torch.tanh(x.unflatten(1, (channels, height, width)))
-        return x
+def _mlp(shape: Shape, features: Shape, *, width: int, layers: int) -> nn.Sequential:
+    sizes = [prod(shape), *[width] * layers, prod(features)]
+    orders = [_flat_order(shape), *[slice(None)] * layers, _flat_order(features)]
+    dense: Nets = {}
+    for index in range(layers + 1):
+        layer = nn.Linear(sizes[index], sizes[index + 1])
+        reordered(layer, inputs=orders[index], outputs=orders[index + 1])
+        dense |= {f"Dense_{index}": layer, f"relu_{index}": nn.ReLU()}
+    dense.popitem()  # the last layer is linear
+    perceptron = chain(flatten=nn.Flatten(), MLP_0=chain(**dense))
+    if len(features) == 3:
+        height, wide, channels = features
+        perceptron.append(nn.Unflatten(1, (channels, height, wide))).append(nn.Tanh())
+    return perceptron
 
 
 def _flat_order(shape: Shape) -> Order:
     return channels_first(*shape) if len(shape) == 3 else slice(None)
 
 
-class LatentBatchNorm(nn.Module):
-    """Equation (11)."""
+def embedding(net: nn.Module, norm: dict | None, latent_dim: int) -> nn.Sequential:
+    """Returns E with its BatchNorm, equation (11), or without one."""
+    if norm is None:
+        return chain(trunk=net)
+    layer = VectorNorm(latent_dim, momentum=1 - norm["momentum"], affine=norm["affine"])
+    return chain(trunk=net, norm=chain(BatchNorm_0=layer))
 
-    def __init__(self, features: int, *, affine: bool, momentum: float):
+
+class LatentNet(nn.Module):
+    """Dense, residual blocks, relu, dense."""
+
+    def __init__(self, layers: Nets):
         super().__init__()
-        self.BatchNorm_0 = VectorNorm(features, momentum=1 - momentum, affine=affine)
+        for name, layer in layers.items():
+            self.add_module(name, layer)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Maps [N, d] to [N, d]."""
-        return self.BatchNorm_0(z)
+        """Applies the layers in their order."""
+        enter, *inner, leave = self.children()
+        x = enter(z)
+        for one, two in zip(inner[::2], inner[1::2], strict=True):
+            x = x + two(F.relu(one(F.relu(x))))
+        return leave(F.relu(x))
 
 
-class Embedding(nn.Module):
-    """E and its BatchNorm."""
-
-    def __init__(self, trunk: nn.Module, norm: nn.Module | None):
-        super().__init__()
-        self.trunk, self.norm = trunk, norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps examples to z [N, d]."""
-        z = self.trunk(x)
-        return z if self.norm is None else self.norm(z)
-
-
-class LatentGenerator(nn.Module):
-    """Maps z' [N, p] to embeddings [N, latent_dim]: g."""
-
-    def __init__(self, base_dim: int, latent_dim: int, width: int, blocks: int):
-        super().__init__()
-        self.blocks = blocks
-        self.enter, self.leave = nn.Linear(base_dim, width), nn.Linear(width, latent_dim)
-        for index in range(2 * blocks):
-            self.add_module(f"Dense_{index}", nn.Linear(width, width))
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Applies dense, residual blocks, relu, dense."""
-        x = self.enter(z)
-        for index in range(0, 2 * self.blocks, 2):
-            h = getattr(self, f"Dense_{index}")(F.relu(x))
-            x = x + getattr(self, f"Dense_{index + 1}")(F.relu(h))
-        return self.leave(F.relu(x))
-
-
-class LatentCritic(nn.Module):
-    """Maps embeddings [N, d] to one number each: D."""
-
-    def __init__(self, latent_dim: int, width: int, blocks: int, spectral_norm: bool):
-        super().__init__()
-        self.blocks = blocks
-        layer: type[nn.Linear] = SpectralLinear if spectral_norm else nn.Linear
-        sizes = [latent_dim, *[width] * (2 * blocks + 1), 1]
-        for index in range(2 * blocks + 2):
-            self.add_module(f"Dense_{index}", layer(sizes[index], sizes[index + 1]))
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Applies dense, residual blocks, relu, dense."""
-        x = getattr(self, "Dense_0")(z)  # noqa: B009  (mypy knows no modules added by name)
-        for index in range(1, 2 * self.blocks + 1, 2):
-            h = getattr(self, f"Dense_{index}")(F.relu(x))
-            x = x + getattr(self, f"Dense_{index + 1}")(F.relu(h))
-        return getattr(self, f"Dense_{2 * self.blocks + 1}")(F.relu(x))[:, 0]
-
-
-def make_resnet(*, net_args: dict, shape: Shape, latent_dim: int) -> dict[str, nn.Module]:
-    """Returns E before its BatchNorm, G and d for examples of a shape (NHWC)."""
-    args = {name: net_args[name] for name in ("width", "blocks", "patch")}
-    return {
-        "E": ConvNet(shape, latent_dim, **args),
-        "G": ConvDecoder(shape, latent_dim, **args),
-        "d": ConvNet(shape, 1, **args | {"width": net_args["critic_width"]}),
+def make_latent_gan(
+    *, base_dim: int, latent_dim: int, width: int, blocks: int, spectral_norm: bool
+) -> Nets:
+    """Returns g, from z' [N, p] to embeddings [N, d], and D, from these to [N, 1]."""
+    layer: type[nn.Linear] = SpectralLinear if spectral_norm else nn.Linear
+    sizes = pairwise([latent_dim, *[width] * (2 * blocks + 1), 1])
+    g = {
+        "enter": nn.Linear(base_dim, width),
+        **numbered("Dense", [nn.Linear(width, width) for _ in range(2 * blocks)]),
+        "leave": nn.Linear(width, latent_dim),
     }
-
-
-def make_mlp(*, net_args: dict, shape: Shape, latent_dim: int) -> dict[str, nn.Module]:
-    """Returns E before its BatchNorm, G and d for examples of a shape (NHWC)."""
-    return {
-        "E": MLP(shape, (latent_dim,), **net_args),
-        "G": MLP((latent_dim,), shape, **net_args),
-        "d": MLP(shape, (1,), **net_args),
-    }
+    D = numbered("Dense", [layer(inputs, outputs) for inputs, outputs in sizes])
+    return {"g": LatentNet(g), "D": LatentNet(D)}

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from pmjax.benchmarks.peers.torch_nets import ImageNorm
 from pmjax.errors import UserError
 
 Metrics = dict[str, Tensor]
@@ -74,6 +75,8 @@ class Autoencoder:
         self.dispersion, self.regularizer = dispersion, regularizer
         self.critic_repeats = critic_repeats if regularizer else 0
         self.autoencoder_repeats = autoencoder_repeats
+        # With BatchNorm, an image depends on the rest of the batch.
+        self.per_example = not any(isinstance(layer, ImageNorm) for layer in self.G.modules())
         moved = [*self.E.parameters(), *self.G.parameters()]
         self.update_autoencoder = optimizer(moved, autoencoder_repeats)
         self.update_critic = optimizer(list(self.d.parameters()), critic_repeats)
@@ -113,7 +116,7 @@ class Autoencoder:
         if not self.regularizer:
             return {"x": x, "z": z, "x_hat": self.G(h)}
         h_mu = torch.lerp(h.roll(-1, 0), h, mu[:, None])
-        if self.G.per_example:
+        if self.per_example:
             x_hat, x_mu = self.G(torch.cat([h, h_mu])).chunk(2)
         else:
             x_hat = self.G(h)
