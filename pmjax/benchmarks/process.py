@@ -135,18 +135,23 @@ def _serve(pipe: Connection, module: str, kind: str, args: dict[str, Any]) -> No
 
 
 def repeat(
-    work: Callable[[], int], seconds: float, finish: Callable[[], object] | None = None
+    work: Callable[[], object],
+    seconds: float,
+    *,
+    units: int = 1,
+    finish: Callable[[], object] | None = None,
 ) -> Block:
-    """Calls `work`, which returns its units, for about this long and at least once.
+    """Calls `work`, of so many units, for about this long and at least once.
 
     `finish` waits for asynchronous work.
     """
-    began, units = time.perf_counter(), 0
-    while not units or time.perf_counter() - began < seconds:
-        units += work()
+    began, calls = time.perf_counter(), 0
+    while not calls or time.perf_counter() - began < seconds:
+        work()
+        calls += 1
     if finish:
         finish()
-    return Block(units, time.perf_counter() - began)
+    return Block(units * calls, time.perf_counter() - began)
 
 
 def alternate(

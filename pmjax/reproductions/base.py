@@ -107,10 +107,10 @@ class Study:
 
     def changes(self, run: Run, seed: int) -> dict[str, str]:
         """Returns {dotted name: text} of everything that a run overrides in the config."""
-        values: dict[str, Any] = {"method": run.method}
-        if prior := run.prior or own_prior(run.method):
+        values: dict[str, Any] = {"method": run.method, "eval.baselines": run.also}
+        if prior := run.prior or getattr(plugins.load("methods", run.method).Method, "prior", ""):
             values["prior"] = prior
-        values |= {"eval.baselines": run.also, **self.reproduction.overrides, **run.overrides}
+        values |= {**self.reproduction.overrides, **run.overrides}
         if self.runlocal:
             values |= self.reproduction.runlocal
         values |= {"seed": seed, **self.overrides}
@@ -163,14 +163,12 @@ class Study:
         """Tabulates the runs, with one row per run and prior."""
         columns, rows = tuple(columns), []
         for run in self.runs:
-            for prior in self.priors(run):
-                first = prior == self.priors(run)[0]
-                shown = [first or "{prior}" in column.key for column in columns]
+            for index, prior in enumerate(self.priors(run)):
                 values = tuple(
-                    self._values(run, column, prior) if show else {}
-                    for column, show in zip(columns, shown, strict=True)
+                    self._values(run, c, prior) if index == 0 or "{prior}" in c.key else {}
+                    for c in columns
                 )
-                paper = tuple(column.paper.get(run.name) if first else None for column in columns)
+                paper = tuple(None if index else c.paper.get(run.name) for c in columns)
                 rows.append(Row((run.label, prior), values, paper))
         return Table(title, ("method", "prior"), columns, tuple(rows), note)
 
@@ -182,11 +180,6 @@ class Study:
             if key in metrics and (not over or metrics.get(over)):
                 values[seed] = metrics[key] / (metrics[over] if over else 1.0)
         return values
-
-
-def own_prior(method: str) -> str:
-    """Returns the name of a method's own prior, or ''."""
-    return getattr(plugins.load("methods", method).Method, "prior", "")
 
 
 def _text(value: Any) -> str:

@@ -34,8 +34,7 @@ def trained(study: Study) -> Iterator[Trained]:
 def image_strips(study: Study, *, num: int = 12) -> Iterator[Figure]:
     """Yields samples (Figure 7), reconstructions (Figure 8) and interpolations, a strip per run."""
     samples: dict[str, np.ndarray] = {}
-    reconstructions: dict[str, np.ndarray] = {}
-    interpolations: dict[str, np.ndarray] = {}
+    reconstructions, interpolations = samples.copy(), samples.copy()
     for run in trained(study):
         chosen = np.random.default_rng(0).permutation(len(run.test))
         x = run.test[chosen[:num]]

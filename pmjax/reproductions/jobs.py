@@ -50,9 +50,8 @@ class Job:
 
     def seconds(self) -> float | None:
         """Returns the seconds it took if it is finished, else None."""
-        mark = self.workdir / MARK
         try:
-            found = json.loads(mark.read_text())
+            found = json.loads((self.workdir / MARK).read_text())
         except (OSError, ValueError):
             return None
         done = found.get("config") == self.digest and (self.workdir / "metrics.json").is_file()
@@ -164,10 +163,10 @@ def work(
     stream: TextIO | None = None,
     poll_every: float = POLL_EVERY,
 ) -> None:
-    """Runs the unfinished jobs; adds failures to `study.failures`.
+    """Runs the unfinished jobs.
 
     Args:
-      study: of the jobs.
+      study: where failures are added.
       jobs: from `plan`.
       slots: number of processes at the same time.
       start: (job, slot) -> a process with poll(), send_signal(number) and wait(timeout).
@@ -195,8 +194,7 @@ def work(
                     continue
                 del running[slot]
                 seconds = time.time() - began
-                why = _ended(job, process.poll(), began)
-                if why:
+                if why := _ended(job, process.poll(), began):
                     study.failures[job.run.name, job.seed] = f"failed: {why} (log: {job.log})"
                     log.warning("%s %s", job.name, study.failures[job.run.name, job.seed])
                 else:
@@ -223,12 +221,11 @@ def work(
 
 def _ended(job: Job, status: int, began: float) -> str:
     """Returns why an ended job is not finished, or ''."""
-    text = job.log.read_text(errors="replace").replace("\r", "\n") if job.log.is_file() else ""
     if status:
-        _, found, error = text.rpartition("\nError: ")
-        lines = [line for line in (error if found else text).splitlines() if line.strip()]
-        message = " ".join(lines) if found else (lines[-1] if lines else "no output")
-        return f"status {status}: {message.strip()}"
+        lines = _last_lines(job.log) or ["no output"]
+        errors = [index for index, line in enumerate(lines) if line.startswith("Error: ")]
+        message = " ".join(lines[errors[-1] if errors else -1 :])
+        return f"status {status}: {message.removeprefix('Error: ')}"
     metrics = job.workdir / "metrics.json"
     if not metrics.is_file() or metrics.stat().st_mtime < began - 1:
         return "it ended without metrics.json"
@@ -253,15 +250,16 @@ def _lines(
         ages = (time.time() - began for _, _, began in running.values())
         left = sum(max(mean - age, 0.1 * mean) for age in ages)
         head += f", ETA {duration((len(waiting) * mean + left) / slots)}"
-    return [head, *(f"{job.name}: {_last_line(job.log)}"[:WIDTH] for job, _, _ in running.values())]
+    last = ((job, _last_lines(job.log) or ["starting"]) for job, _, _ in running.values())
+    return [head, *(f"{job.name}: {lines[-1]}"[:WIDTH] for job, lines in last)]
 
 
-def _last_line(log: Path) -> str:
+def _last_lines(log: Path) -> list[str]:
+    """Returns the last lines of a log that are not empty; [] without a log."""
     try:
         with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - 4000))
+            file.seek(max(0, log.stat().st_size - 16_000))
             text = file.read().decode(errors="replace")
     except OSError:
-        return "starting"
-    lines = [line for line in re.split(r"[\r\n]", text) if line.strip()]
-    return lines[-1].strip() if lines else "starting"
+        return []
+    return [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]

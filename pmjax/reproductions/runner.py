@@ -32,9 +32,9 @@ def reproduce(
     Args:
       name: a file in pmjax/reproductions.
       directory: of the runs and results.
-      seeds: separated by commas (None: the reproduction's).
+      seeds: separated by commas (None: the reproduction's; of a smoke run, the first).
       methods: names of runs, separated by commas (None: all).
-      runlocal: whether it is a smoke run, by default with one seed.
+      runlocal: whether it is a smoke run.
       slots: number of runs at the same time.
       report_only: whether to start no run.
       overrides: {dotted name: text} for the configs of all runs.
@@ -94,8 +94,7 @@ def _write_results(study: Study, command: str) -> None:
             tables.write(study, found, figures, command=command)
         else:
             figures.append(result)
-    page = tables.write(study, found, figures, command=command)
-    log.info("Report: %s", page)
+    log.info("Report: %s", tables.write(study, found, figures, command=command))
 
 
 def select(runs: tuple[Run, ...], names: str | None) -> tuple[Run, ...]:

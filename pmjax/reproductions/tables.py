@@ -4,6 +4,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,7 @@ from pmjax.storage import atomic
 def write(
     study: Study, tables: Sequence[Table], figures: Sequence[Figure], *, command: str
 ) -> Path:
-    """Writes table.md, table.json and report.html into the study's directory.
-
-    Returns:
-      The report's path.
-    """
+    """Writes table.md, table.json and report.html; returns the report's path."""
     directory, title = study.directory, study.reproduction.title
     missing = [{"run": run.name, "seed": seed, "why": why} for run, seed, why in study.missing()]
     lines = [f"# {title}", "", f"`{command}`", "", summary(study), ""]
@@ -83,17 +80,15 @@ def mean_and_spread(values: Mapping[int, float]) -> tuple[float, float | None]:
 
 def _grid(table: Table, seeds: Sequence[int]) -> Iterator[tuple[tuple[str, ...], list[str]]]:
     """Yields (labels, cells) of the headings, then of each row."""
-    with_paper = [bool(column.paper) for column in table.columns]
     headings = []
-    for column, has_paper in zip(table.columns, with_paper, strict=True):
-        headings += [column.title, *(["the paper's"] if has_paper else [])]
+    for column in table.columns:
+        headings += [column.title, "the paper's"] if column.paper else [column.title]
     yield table.labels, headings
     for row in table.rows:
-        papers = row.paper or (None,) * len(table.columns)
         cells: list[str] = []
-        for values, paper, has_paper in zip(row.values, papers, with_paper, strict=True):
+        for column, values, paper in zip_longest(table.columns, row.values, row.paper):
             cells.append(format_values(values, seeds))
-            cells += ["—" if paper is None else f"{paper:g}"] if has_paper else []
+            cells += ["—" if paper is None else f"{paper:g}"] if column.paper else []
         yield row.labels, cells
 
 
@@ -111,12 +106,10 @@ def _notes(table: Table) -> list[str]:
 
 
 def _markdown(table: Table, seeds: Sequence[int]) -> Iterator[str]:
-    rows = _grid(table, seeds)
-    labels, headings = next(rows)
-    yield "| " + " | ".join(map(_cell, (*labels, *headings))) + " |"
-    yield "|" + "---|" * len(labels) + "---:|" * len(headings)
-    for labels, cells in rows:
+    for index, (labels, cells) in enumerate(_grid(table, seeds)):
         yield "| " + " | ".join(map(_cell, (*labels, *cells))) + " |"
+        if index == 0:  # the headings
+            yield "|" + "---|" * len(labels) + "---:|" * len(cells)
 
 
 def _html(table: Table, seeds: Sequence[int]) -> html.TextTable:
@@ -135,18 +128,11 @@ def _json(table: Table) -> dict:
 
     rows = []
     for row in table.rows:
-        papers = row.paper or (None,) * len(table.columns)
-        cells = zip(table.columns, row.values, papers, strict=True)
+        cells = zip_longest(table.columns, row.values, row.paper)
         values = {column.title: cell(column, found, paper) for column, found, paper in cells}
         rows.append(dict(zip(table.labels, row.labels, strict=True)) | {"values": values})
-    columns = [
-        {
-            name: text
-            for name, text in (("title", c.title), ("metric", c.key), ("over", c.over))
-            if text
-        }
-        for c in table.columns
-    ]
+    described = ({"title": c.title, "metric": c.key, "over": c.over} for c in table.columns)
+    columns = [{name: text for name, text in each.items() if text} for each in described]
     return {"title": table.title, "columns": columns, "rows": rows, "note": table.note}
 
 

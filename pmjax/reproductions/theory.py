@@ -92,11 +92,10 @@ def init(key: Array) -> dict[str, list[tuple[Array, Array]]]:
 
 def apply(layers: list[tuple[Array, Array]], x: Array) -> Array:
     """Maps x [N, m] through a perceptron with tanh."""
-    h = x
-    for weight, bias in layers[:-1]:
-        h = jnp.tanh(h @ weight + bias)
-    weight, bias = layers[-1]
-    return h @ weight + bias
+    *hidden, (last, shift) = layers
+    for weight, bias in hidden:
+        x = jnp.tanh(x @ weight + bias)
+    return x @ last + shift
 
 
 def posterior(params: dict, x: Array) -> tuple[Array, Array]:
@@ -193,9 +192,7 @@ def _figure(study: Study, params: dict, found: dict[str, np.ndarray]) -> Figure:
     canvas = plots.canvas(12, 6.6)
     axes = canvas.subplots(2, 3).ravel()
     for axis, level in zip(axes[:3], (1.0, 0.1, 0.001), strict=True):
-        _posteriors(
-            axis, params, LEVELS.index(level), level, float(found["mse"][LEVELS.index(level)])
-        )
+        _posteriors(axis, params, level, found["mse"][LEVELS.index(level)])
     _intervals(axes[3])
     mse, levels = np.geomspace(1e-4, VARIANCE, 200), np.geomspace(1e-4, 1, 200)
     axis = axes[4]
@@ -229,17 +226,14 @@ def _figure(study: Study, params: dict, found: dict[str, np.ndarray]) -> Figure:
     )
 
 
-def _posteriors(axis: Any, params: dict, index: int, level: float, mse: float) -> None:
+def _posteriors(axis: Any, params: dict, level: float, mse: float) -> None:
     x = jnp.linspace(-1, 1, 9)
-    mean, log_variance = posterior(jax.tree.map(lambda a: a[index], params), x)
+    mean, log_variance = posterior(jax.tree.map(lambda a: a[LEVELS.index(level)], params), x)
     z = np.linspace(-3.5, 3.5, 2001)
     deviations = np.exp(np.asarray(log_variance) / 2)
     for at, center, deviation in zip(np.asarray(x), np.asarray(mean), deviations, strict=True):
-        density = np.exp(-(((z - center) / deviation) ** 2) / 2) / (deviation * (2 * np.pi) ** 0.5)
-        axis.plot(z, density, color=_color(at), lw=1.2)
-    axis.plot(z, np.exp(-(z**2) / 2) / (2 * np.pi) ** 0.5, color="black", lw=1)
-    axis.set(xlabel="z", ylabel="q(z|x)", ylim=(0, None))
-    axis.set_title(f"v = {level:g}: MSE {mse:.2g}", fontsize=10)
+        axis.plot(z, stats.norm.pdf(z, center, deviation), color=_color(at), lw=1.2)
+    _finish(axis, f"v = {level:g}: MSE {mse:.2g}")
 
 
 def _intervals(axis: Any) -> None:
@@ -248,10 +242,15 @@ def _intervals(axis: Any) -> None:
     for k, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
         z = np.linspace(low, high, 100)
         axis.fill_between(z, 0, 4 * stats.norm.pdf(z), color=_color(k / 1.5 - 1), alpha=0.6, lw=0)
+    _finish(axis, "Four disjoint supports: KL = ln 4 for every x")
+
+
+def _finish(axis: Any, title: str) -> None:
+    """Adds the prior and titles to a panel of posteriors."""
     z = np.linspace(-3.5, 3.5, 300)
     axis.plot(z, stats.norm.pdf(z), color="black", lw=1)
     axis.set(xlabel="z", ylabel="q(z|x)", ylim=(0, None))
-    axis.set_title("Four disjoint supports: KL = ln 4 for every x", fontsize=10)
+    axis.set_title(title, fontsize=10)
 
 
 def _color(x: float) -> tuple[float, float, float]:

@@ -72,11 +72,7 @@ class Twin:
         if stage == 1:
             args = settings.method_args.to_dict()
             _only("method", settings.method, "pm")
-            if settings.nets not in FAMILIES:
-                raise UserError(
-                    f"The PyTorch peer has the nets {', '.join(FAMILIES)}, not '{settings.nets}': "
-                    "omit --peer."
-                )
+            _only("nets", settings.nets, *FAMILIES)
             self.nets |= FAMILIES[settings.nets](
                 net_args=settings.nets_args.to_dict(), shape=shape, latent_dim=settings.latent_dim
             )
@@ -129,9 +125,7 @@ class TrainingStep:
     def __init__(self, settings: ConfigDict, *, stage: int, cores: int, gpu: bool, start: Tree):
         """Builds the twin from the arrays in `start` and makes the first step."""
         torch.manual_seed(settings.seed)
-        torch.set_num_threads(cores)
-        torch.set_flush_denormal(True)  # as XLA does
-        self._gpu, (self._where, device) = gpu, torch_arrays.device(gpu)
+        self._gpu, (self._where, device) = gpu, torch_arrays.set_up(cores=cores, gpu=gpu)
         of_stage = settings.data if stage == 1 else settings.stage2
         data = builders.dataset(settings, "train").data if stage == 1 else start["table"]
         self._table = channels_first(data)
@@ -184,13 +178,9 @@ class TrainingStep:
         with self._autocast():
             return self._twin.step(batch, draws)
 
-    def _work(self) -> int:
-        self._step()
-        return 1
-
     def block(self, seconds: float) -> Block:
         """Makes steps for about this long."""
-        return repeat(self._work, seconds, finish=torch.cuda.synchronize if self._gpu else None)
+        return repeat(self._step, seconds, finish=torch.cuda.synchronize if self._gpu else None)
 
 
 def channels_first(data: np.ndarray) -> Tensor:
@@ -199,6 +189,7 @@ def channels_first(data: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(data, order="C"))
 
 
-def _only(key: str, name: str, known: str) -> None:
-    if name != known:
-        raise UserError(f"The PyTorch peer has the {key} '{known}', not '{name}': omit --peer.")
+def _only(key: str, name: str, *known: str) -> None:
+    if name not in known:
+        valid = ", ".join(known)
+        raise UserError(f"The PyTorch peer has the {key} {valid}, not '{name}': omit --peer.")

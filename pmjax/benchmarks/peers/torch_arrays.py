@@ -16,8 +16,8 @@ from pmjax.errors import UserError
 Tree = dict[str, Any]
 
 
-def device(gpu: bool) -> tuple[str, str]:
-    """Returns PyTorch's device type and the name of the device.
+def set_up(*, cores: int, gpu: bool) -> tuple[str, str]:
+    """Sets PyTorch up for a measurement; returns the type and the name of its device.
 
     Raises:
       UserError: if JAX has a GPU that PyTorch does not find.
@@ -27,6 +27,8 @@ def device(gpu: bool) -> tuple[str, str]:
             "JAX runs on a GPU that PyTorch does not find: install PyTorch for CUDA, or compare on "
             "the CPU with JAX_PLATFORMS=cpu."
         )
+    torch.set_num_threads(cores)
+    torch.set_flush_denormal(True)  # as XLA does
     return ("cuda", torch.cuda.get_device_name()) if gpu else ("cpu", "cpu")
 
 

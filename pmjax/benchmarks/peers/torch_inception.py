@@ -158,10 +158,8 @@ class Features:
 
     def __init__(self, *, weights: Path, images: np.ndarray, cores: int, gpu: bool):
         """Builds the net from a file of weights; computes the features of uint8 [B, H, W, 3]."""
-        torch.set_num_threads(cores)
-        torch.set_flush_denormal(True)  # as XLA does
         torch.backends.cudnn.allow_tf32 = False  # as JAX
-        self._gpu, (self._where, device) = gpu, torch_arrays.device(gpu)
+        self._gpu, (self._where, device) = gpu, torch_arrays.set_up(cores=cores, gpu=gpu)
         state, _ = inception_weights.read(weights, verify=False)
         tensors = {name: torch.tensor(value) for name, value in state.items()}
         self._net = Twin()
@@ -190,13 +188,9 @@ class Features:
             x = x.contiguous(memory_format=torch.channels_last)
         return self._net((x - 128) / 128).cpu().numpy()
 
-    def _work(self) -> int:
-        self._features()
-        return len(self._images)
-
     def block(self, seconds: float) -> Block:
         """Computes features for about this long."""
-        return repeat(self._work, seconds)
+        return repeat(self._features, seconds, units=len(self._images))
 
 
 def like_tensorflow_1(x: Tensor) -> Tensor:
