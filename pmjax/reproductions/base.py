@@ -127,13 +127,10 @@ class Study:
         """Returns the workdir of a run."""
         return self.directory / "runs" / run.name / f"seed{seed}"
 
-    def finished(self, run: Run) -> list[int]:
-        """Returns the seeds that have been trained and evaluated."""
-        return [seed for seed in self.seeds if self.metrics(run, seed)]
-
     def shown(self) -> list[tuple[Run, int]]:
         """Returns the finished runs, each with its first finished seed, for figures."""
-        return [(run, seeds[0]) for run in self.runs if (seeds := self.finished(run))]
+        finished = [[(run, s) for s in self.seeds if self.metrics(run, s)] for run in self.runs]
+        return [each[0] for each in finished if each]
 
     def metrics(self, run: Run, seed: int) -> dict[str, float]:
         """Returns the metrics of a finished run, else {}."""

@@ -90,16 +90,12 @@ def results(study: Study) -> Iterator[Table | Figure]:
         color, z = unroll(x)[0], run.model.encode(x)
         drawn = run.model.sample_latent(len(x), seed=run.seed)
         made = run.model.decode(drawn)
-        # A generated point takes the color of the nearest test point.
-        place = color[cKDTree(x).query(made)[1]]
         base = run.model.sample_base(len(x), seed=run.seed)
         box = cube(x) if box is None else box
-        panels: list[Scatter | None] = [
-            Scatter("input", x, color),
-            Scatter("reconstruction", run.model.reconstruct(x), color),
-            Scatter("generation", made, place),
-        ]
-        manifolds.append((run.label, panels))
+        # A generated point takes the color of the nearest test point.
+        generation = Scatter("generation", made, color[cKDTree(x).query(made)[1]])
+        reconstruction = Scatter("reconstruction", run.model.reconstruct(x), color)
+        manifolds.append((run.label, [Scatter("input", x, color), reconstruction, generation]))
         at = color[cKDTree(z).query(drawn)[1]]
         between, name = None, f"prior {run.model.prior}"
         if base is not None and base.shape[1] == 2:
@@ -108,10 +104,8 @@ def results(study: Study) -> Iterator[Table | Figure]:
             directions = np.linalg.svd(z, full_matrices=False)[2][:3].T
             z, drawn = z @ directions, drawn @ directions
         same = cube(np.concatenate([z, drawn]))
-        generated = Scatter(name, drawn, at, limits=same)
-        latents.append(
-            (run.label, [Scatter("embedding", z, color, limits=same), between, generated])
-        )
+        embedding = Scatter("embedding", z, color, limits=same)
+        latents.append((run.label, [embedding, between, Scatter(name, drawn, at, limits=same)]))
     if manifolds:
         yield scatter_rows(
             study.figures / "manifolds.png",

@@ -104,17 +104,23 @@ def posterior(params: dict, x: Array) -> tuple[Array, Array]:
     return mean, log_variance
 
 
+def terms(params: dict, x: Array, noise: Array) -> tuple[Array, Array]:
+    """Returns (x - G(z))² for every draw of noise [K, N] or [K, 1], and KL [N], for x [N]."""
+    mean, log_variance = posterior(params, x)
+    z = mean + jnp.exp(log_variance / 2) * noise
+    x_hat = apply(params["G"], z.reshape(-1, 1)).reshape(z.shape)
+    kl = (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance) / 2
+    return jnp.square(x - x_hat), kl
+
+
 def loss(params: dict, key: Array, v: Array) -> Array:
     """Returns E(x - G(z))² + 2v E KL, with one x per stratum and antithetic noise."""
     key_x, key_z = jax.random.split(key)
     edges = jnp.linspace(-1, 1, STRATA, endpoint=False)
     x = edges + jax.random.uniform(key_x, (STRATA,)) * 2 / STRATA
-    mean, log_variance = posterior(params, x)
     noise = jax.random.normal(key_z, (NOISES, STRATA))
-    z = mean + jnp.exp(log_variance / 2) * jnp.concatenate([noise, -noise])
-    error = jnp.square(x - apply(params["G"], z.reshape(-1, 1)).reshape(z.shape)).mean()
-    kl = (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance) / 2
-    return error + 2 * v * kl.mean()
+    errors, kl = terms(params, x, jnp.concatenate([noise, -noise]))
+    return errors.mean() + 2 * v * kl.mean()
 
 
 @partial(jax.jit, static_argnames="steps")
@@ -141,14 +147,11 @@ def measure(params: dict) -> dict[str, Array]:
     x = jnp.linspace(-1, 1, 1001)
     nodes, weights = (jnp.asarray(a, jnp.float32) for a in np.polynomial.hermite_e.hermegauss(24))
     weights = weights / weights.sum()
-    mean, log_variance = posterior(params, x)
-    z = mean[:, None] + jnp.exp(log_variance / 2)[:, None] * nodes
-    x_hat = apply(params["G"], z.reshape(-1, 1)).reshape(z.shape)
-    kl = (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance) / 2
+    errors, kl = terms(params, x, nodes[:, None])
     trapezoid = jnp.ones_like(x).at[jnp.asarray([0, -1])].set(0.5) / (len(x) - 1)
     g = apply(params["G"], nodes[:, None])[:, 0]
     return {
-        "mse": trapezoid @ (jnp.square(x[:, None] - x_hat) @ weights),
+        "mse": weights @ errors @ trapezoid,
         "kl": trapezoid @ kl,
         "sup_kl": kl.max(),
         "spread": jnp.sqrt(weights @ jnp.square(g - weights @ g)),
