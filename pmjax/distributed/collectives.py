@@ -9,12 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
 from pmjax.distributed.mesh import BATCH
 
-Array = jax.Array
 Sampler = Callable[[Array, tuple[int, ...]], Array]
 
 

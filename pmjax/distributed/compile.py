@@ -7,14 +7,13 @@ from functools import partial
 from typing import Any
 
 import jax
-from jax import lax
+from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pmjax.distributed import host_memory, sharded_gather
 from pmjax.distributed.mesh import BATCH, on_cpu, put_global, spans_processes
 
-Array = jax.Array
 MODES = ("jit", "pmap")
 
 

@@ -2,12 +2,9 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-
-Array = jax.Array
+from jax import Array, lax
 
 
 def gather(table: Array, rows: Array, *, capacity: int, axis: str) -> Array:

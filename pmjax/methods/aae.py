@@ -6,14 +6,13 @@ Makhzani, Shlens, Jaitly, Goodfellow, Frey: Adversarial Autoencoders (2015).
 import dataclasses
 
 import jax
+from jax import Array
 
 from pmjax import errors
 from pmjax.distributed.collectives import sample_batch
 from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared, autoencode
 from pmjax.methods.losses import ADVERSARIAL, squared_error
 from pmjax.nets.base import Nets
-
-Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,12 @@ an Adversarial Regularizer (2019), section 2.
 import dataclasses
 
 import jax
+from jax import Array
 
 from pmjax.distributed.collectives import roll_batch, sample_batch
 from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared
 from pmjax.methods.losses import squared_error
 from pmjax.nets.base import Nets
-
-Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,14 +2,12 @@
 
 import dataclasses
 
-import jax
+from jax import Array
 
 from pmjax import errors
 from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared, autoencode
 from pmjax.methods.losses import RECONSTRUCTION
 from pmjax.nets.base import Nets
-
-Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

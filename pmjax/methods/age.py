@@ -10,14 +10,13 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from pmjax.distributed import collectives
 from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared, autoencode
 from pmjax.methods.losses import absolute_error, squared_error
 from pmjax.nets.base import Nets
 from pmjax.nets.heads import Sphere
-
-Array = jax.Array
 
 
 def divergence(z: Array) -> Array:

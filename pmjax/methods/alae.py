@@ -8,13 +8,12 @@ methods, and its z is z'.
 import dataclasses
 
 import jax
+from jax import Array
 
 from pmjax.distributed.collectives import sample_batch
 from pmjax.methods import losses
 from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared
 from pmjax.nets.base import Nets
-
-Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

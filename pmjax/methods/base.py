@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import Array
 
 from pmjax.distributed import collectives
 from pmjax.nets.base import Net, Nets, family
@@ -21,7 +22,6 @@ from pmjax.nets.heads import Embedding, Posterior
 from pmjax.nets.layers import LatentBatchNorm
 from pmjax.nets.mlp import LatentCritic, LatentGenerator
 
-Array = jax.Array
 Metrics = dict[str, Array]
 
 Shared = SimpleNamespace  # what the forward pass returned: s.x, s.z, s.x_hat, …

@@ -10,14 +10,13 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from pmjax import errors
 from pmjax.distributed.collectives import sample_batch
 from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared, autoencode_vae
 from pmjax.methods.losses import KERNELS, gaussian_kl, mmd, num_values, squared_error
 from pmjax.nets.base import Nets
-
-Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

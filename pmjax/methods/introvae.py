@@ -8,13 +8,12 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from pmjax.distributed.collectives import sample_batch
 from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared, autoencode_vae
 from pmjax.methods.losses import gaussian_kl, num_values, squared_error
 from pmjax.nets.base import Nets
-
-Array = jax.Array
 
 
 def generate(nets: Nets, s: Shared, key: Array) -> Array:

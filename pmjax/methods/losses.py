@@ -4,10 +4,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from pmjax.distributed import collectives
-
-Array = jax.Array
 
 
 def num_values(x: Array) -> int:

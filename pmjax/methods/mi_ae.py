@@ -10,13 +10,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from pmjax.distributed.collectives import roll_batch, sample_batch
 from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared
 from pmjax.methods.losses import imq, mmd, squared_error
 from pmjax.nets.base import Net, Nets
-
-Array = jax.Array
 
 
 def mix(z: Array, other: Array, alpha: Array) -> Array:

@@ -7,6 +7,7 @@ import dataclasses
 from functools import partial
 
 import jax
+from jax import Array
 
 from pmjax import errors
 from pmjax.distributed.collectives import roll_batch, sample_batch
@@ -15,8 +16,6 @@ from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Sha
 from pmjax.methods.losses import RECONSTRUCTION, squared_error
 from pmjax.nets.base import Nets
 from pmjax.nets.heads import Rescale
-
-Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,14 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from jax import Array
 
 from pmjax import errors
 from pmjax.distributed.collectives import sample_batch
 from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared, autoencode
 from pmjax.methods.losses import squared_error
 from pmjax.nets.base import Nets
-
-Array = jax.Array
 
 
 class SpectrallyNormalized(nn.Module):

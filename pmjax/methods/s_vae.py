@@ -9,6 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import Array
 
 from pmjax.errors import UserError
 from pmjax.methods import von_mises_fisher as vmf
@@ -16,8 +17,6 @@ from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Sha
 from pmjax.methods.losses import num_values, squared_error
 from pmjax.nets.base import Net, Nets
 from pmjax.nets.heads import Sphere
-
-Array = jax.Array
 
 # κ starts near 5·d, where the mean of a draw has length 0.9. A much smaller κ drowns the mean in
 # noise before G has learned to use it, and all reconstructions become the same blur.

@@ -6,16 +6,14 @@ and draws of the prior are centered over their coordinates, then projected onto 
 
 import dataclasses
 
-import jax
 from flax import linen as nn
+from jax import Array
 
 from pmjax.errors import UserError
 from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared, autoencode
 from pmjax.methods.losses import squared_error
 from pmjax.nets.base import Nets
 from pmjax.nets.heads import Sphere
-
-Array = jax.Array
 
 
 class CenteredSphere(nn.Module):

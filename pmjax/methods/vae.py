@@ -6,8 +6,8 @@ variance is one number, at its optimum in every batch, by Rybkin, Daniilidis, Le
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from pmjax import errors
 from pmjax.distributed import collectives
@@ -15,8 +15,6 @@ from pmjax.errors import UserError
 from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared, autoencode_vae
 from pmjax.methods.losses import gaussian_kl, num_values, squared_error
 from pmjax.nets.base import Nets
-
-Array = jax.Array
 
 
 def gaussian(x: Array, x_hat: Array, variance: float | Array) -> Array:

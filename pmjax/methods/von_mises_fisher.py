@@ -8,12 +8,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 from jax.scipy.special import gammaln
 
 from pmjax.distributed import collectives
-
-Array = jax.Array
 
 # Bessel functions follow by recurrence from their expansion at an order that is larger by this.
 _HIGHER = 16

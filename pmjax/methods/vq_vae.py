@@ -8,16 +8,13 @@ embeddings.
 import dataclasses
 import math
 
-import jax
-from jax import lax
+from jax import Array, lax
 
 from pmjax.errors import UserError
 from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared
 from pmjax.methods.losses import squared_error
 from pmjax.nets.base import Net, Nets
 from pmjax.nets.quantizer import Quantizer
-
-Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,14 +7,13 @@ import dataclasses
 from typing import Any
 
 import jax
+from jax import Array
 
 from pmjax import errors
 from pmjax.distributed.collectives import sample_batch
 from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared, autoencode
 from pmjax.methods.losses import KERNELS, mmd, squared_error
 from pmjax.nets.base import Nets
-
-Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,11 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 from flax import linen as nn
+from jax import Array
 
 from pmjax import plugins
 from pmjax.distributed import collectives
 
-Array = jax.Array
 Params = dict[str, Any]
 Stats = dict[str, Any]
 

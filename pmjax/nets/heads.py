@@ -1,10 +1,8 @@
 """Modules around a family's nets that make a method's E and G of them."""
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
-
-Array = jax.Array
+from jax import Array
 
 
 class Embedding(nn.Module):

@@ -8,12 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax import lax
+from jax import Array, lax
 
 from pmjax.distributed.collectives import batch_axis, sum_over_shards
 from pmjax.nets import tpu_layers
-
-Array = jax.Array
 
 # XLA:CPU's filter gradient unrolls the whole batch into one matrix, which is two to three times
 # slower once the matrix exceeds the cache. Sixteen images fit.

@@ -9,13 +9,12 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import Array
 
 from pmjax.errors import UserError
 from pmjax.nets.base import Critic as BaseCritic
 from pmjax.nets.layers import Batches, Conv, at_least_float32, each, spectral_norm
 from pmjax.nets.resnet import DBlock, GBlock, dense, image_norm
-
-Array = jax.Array
 
 # By image size: G's channels from 4×4 pixels up, and D's blocks (channels, down).
 _GENERATOR = {32: (256, 256, 256, 256), 64: (1024, 512, 256, 128, 64)}

@@ -2,14 +2,12 @@
 
 from math import prod
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import Array
 
 from pmjax.nets.base import Critic as BaseCritic
 from pmjax.nets.layers import at_least_float32, spectral_norm
-
-Array = jax.Array
 
 
 class MLP(nn.Module):

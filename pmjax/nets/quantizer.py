@@ -3,11 +3,9 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
+from jax import Array, lax
 
 from pmjax.distributed import collectives
-
-Array = jax.Array
 
 
 class Quantizer(nn.Module):

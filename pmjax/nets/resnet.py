@@ -7,9 +7,9 @@ convolutions run at half the resolution or less.
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import Array
 
 from pmjax.distributed.collectives import batch_axis
 from pmjax.nets.base import Critic as BaseCritic
@@ -25,7 +25,6 @@ from pmjax.nets.layers import (
     upsample,
 )
 
-Array = jax.Array
 _GAIN = 2**0.5
 
 

@@ -8,9 +8,8 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 
-Array = jax.Array
 _COLUMNS = 128  # of a matrix unit
 _PIXELS = 64  # largest image that is resampled by one matrix product, mostly with zeros
 
