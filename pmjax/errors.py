@@ -17,3 +17,9 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.4)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return UserError(f"Unknown {kind} '{name}'.{hint} Valid: {', '.join(valid)}.")
+
+
+def require_known(kind: str, name: str, valid: Iterable[str]) -> None:
+    """Raises `unknown` for a name that is not valid."""
+    if name not in valid:
+        raise unknown(kind, name, valid)

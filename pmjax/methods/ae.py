@@ -5,7 +5,7 @@ import dataclasses
 from jax import Array
 
 from pmjax import errors
-from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared, autoencode
+from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Shared, autoencode, joint_spec
 from pmjax.methods.losses import RECONSTRUCTION
 from pmjax.nets.base import Nets
 
@@ -18,14 +18,12 @@ class Method:
     batch_norm: bool = False  # a BatchNorm on the embedding
 
     def __post_init__(self) -> None:
-        if self.reconstruction not in RECONSTRUCTION:
-            raise errors.unknown("reconstruction", self.reconstruction, RECONSTRUCTION)
+        errors.require_known("reconstruction", self.reconstruction, RECONSTRUCTION)
 
     def spec(self, build: NetBuilder) -> MethodSpec:
-        """Returns the nets E and G, and the objective that updates both."""
+        """Returns E and G with one objective."""
         E = build.encoder(build.latent_norm() if self.batch_norm else None)
-        objective = Objective("autoencoder", ("E", "G"), self.autoencoder_loss)
-        return MethodSpec({"E": E, "G": build.decoder()}, autoencode, ("E", "G"), (objective,))
+        return joint_spec(E, build.decoder(), autoencode, self.autoencoder_loss)
 
     def autoencoder_loss(self, nets: Nets, s: Shared, key: Array) -> LossValue:
         """‖x - x̂‖²."""

@@ -73,6 +73,12 @@ class MethodSpec:
     averaged: tuple[str, ...] = ()
 
 
+def joint_spec(E: Net, G: Net, forward: Forward, loss: Loss) -> MethodSpec:
+    """Returns the spec of a method with the nets E and G and one objective, which updates both."""
+    objective = Objective("autoencoder", ("E", "G"), loss)
+    return MethodSpec({"E": E, "G": G}, forward, ("E", "G"), (objective,))
+
+
 def combine(first: MethodSpec, second: MethodSpec, averaged: tuple[str, ...]) -> MethodSpec:
     """Joins two specs whose objectives then alternate in every step.
 
@@ -132,13 +138,11 @@ class NetBuilder:
         """Returns d, a critic of examples."""
         return Net(self._module("Critic"), self.shape)
 
-    def latent_critic(
-        self, *, width: int = 128, blocks: int = 2, spectral_norm: bool = True
-    ) -> Net:
+    def latent_critic(self, *, width: int, blocks: int, spectral_norm: bool) -> Net:
         """Returns a critic of embeddings."""
         return Net(LatentCritic(width, blocks, spectral_norm), (self.latent_dim,))
 
-    def mapping(self, *, width: int = 128, blocks: int = 2) -> Net:
+    def mapping(self, *, width: int, blocks: int) -> Net:
         """Returns F, which maps draws of the embedding's size to embeddings."""
         return Net(LatentGenerator(self.latent_dim, width, blocks), (self.latent_dim,))
 

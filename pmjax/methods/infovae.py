@@ -14,7 +14,7 @@ from jax import Array
 
 from pmjax import errors
 from pmjax.distributed.collectives import sample_batch
-from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared, autoencode_vae
+from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Shared, autoencode_vae, joint_spec
 from pmjax.methods.losses import KERNELS, gaussian_kl, mmd, num_values, squared_error
 from pmjax.nets.base import Nets
 
@@ -35,14 +35,11 @@ class Method:
     prior = "standard_normal"
 
     def __post_init__(self) -> None:
-        if self.kernel not in KERNELS:
-            raise errors.unknown("kernel", self.kernel, KERNELS)
+        errors.require_known("kernel", self.kernel, KERNELS)
 
     def spec(self, build: NetBuilder) -> MethodSpec:
-        """Returns the nets E and G, and the objective that updates both."""
-        nets = {"E": build.posterior(), "G": build.decoder()}
-        objective = Objective("autoencoder", ("E", "G"), self.autoencoder_loss)
-        return MethodSpec(nets, autoencode_vae, ("E", "G"), (objective,))
+        """Returns E and G with one objective."""
+        return joint_spec(build.posterior(), build.decoder(), autoencode_vae, self.autoencoder_loss)
 
     def autoencoder_loss(self, nets: Nets, s: Shared, key: Array) -> LossValue:
         """E_q[-log p(x|z)] + (1 - α) KL(q(z|x) ‖ p(z)) + (α + λ - 1) MMD(q(z), p(z))."""

@@ -11,7 +11,6 @@ from jax import Array
 
 from pmjax import errors
 from pmjax.distributed.collectives import roll_batch, sample_batch
-from pmjax.errors import UserError
 from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared
 from pmjax.methods.losses import RECONSTRUCTION, squared_error
 from pmjax.nets.base import Nets
@@ -34,12 +33,11 @@ class Method:
     autoencoder_repeats: int = 1  # updates of E and G in each step
 
     def __post_init__(self) -> None:
-        if self.reconstruction not in RECONSTRUCTION:
-            raise errors.unknown("reconstruction", self.reconstruction, RECONSTRUCTION)
+        errors.require_known("reconstruction", self.reconstruction, RECONSTRUCTION)
         if not self.dispersion > 0:
-            raise UserError(f"method_args.dispersion={self.dispersion} must be above 0.")
+            raise errors.UserError(f"method_args.dispersion={self.dispersion} must be above 0.")
         if self.dispersion != 1 and self.batch_norm:
-            raise UserError(
+            raise errors.UserError(
                 f"method_args.dispersion={self.dispersion} is undone by the latent BatchNorm: add "
                 f"--config.method_args.batch_norm=false."
             )

@@ -14,7 +14,7 @@ from jax import Array
 
 from pmjax import errors
 from pmjax.distributed.collectives import sample_batch
-from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared, autoencode
+from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Shared, autoencode, joint_spec
 from pmjax.methods.losses import squared_error
 from pmjax.nets.base import Nets
 
@@ -46,15 +46,12 @@ class Method:
     prior = "gmm"
 
     def __post_init__(self) -> None:
-        if self.regularizer not in REGULARIZERS:
-            raise errors.unknown("regularizer", self.regularizer, REGULARIZERS)
+        errors.require_known("regularizer", self.regularizer, REGULARIZERS)
 
     def spec(self, build: NetBuilder) -> MethodSpec:
-        """Returns the nets E and G, and the objective that updates both."""
+        """Returns E and G with one objective."""
         wrap = SpectrallyNormalized if self.regularizer == "spectral_norm" else None
-        nets = {"E": build.encoder(), "G": build.decoder(wrap)}
-        objective = Objective("autoencoder", ("E", "G"), self.autoencoder_loss)
-        return MethodSpec(nets, autoencode, ("E", "G"), (objective,))
+        return joint_spec(build.encoder(), build.decoder(wrap), autoencode, self.autoencoder_loss)
 
     def autoencoder_loss(self, nets: Nets, s: Shared, key: Array) -> LossValue:
         """‖x - x̂‖² + β ‖z‖²/2 + λ L_REG, L_REG = ‖θ_G‖² ('l2') or ‖∂G/∂z‖²/2 (the penalty)."""

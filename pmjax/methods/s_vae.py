@@ -13,24 +13,18 @@ from jax import Array
 
 from pmjax.errors import UserError
 from pmjax.methods import von_mises_fisher as vmf
-from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared
+from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Shared, joint_spec
 from pmjax.methods.losses import num_values, squared_error
 from pmjax.nets.base import Net, Nets
-from pmjax.nets.heads import Sphere
+from pmjax.nets.heads import Posterior, Sphere, SphereDecoder
 
 # κ starts near 5·d, where the mean of a draw has length 0.9. A much smaller κ drowns the mean in
 # noise before G has learned to use it, and all reconstructions become the same blur.
 _INITIAL_KAPPA = 5.0
 
 
-class Direction(nn.Module):
+class Direction(Posterior):
     """E of the posterior q(z|x) = vMF(mean, κ) on the unit sphere; the mean is the embedding."""
-
-    trunk: nn.Module
-
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        """Maps examples [N, …] to the mean direction [N, d]."""
-        return self.posterior(x, train=train)[0]
 
     @nn.compact
     def posterior(self, x: Array, *, train: bool) -> tuple[Array, Array]:
@@ -39,16 +33,6 @@ class Direction(nn.Module):
         dim = out.shape[-1] - 1
         kappa = 1 + dim * jax.nn.softplus(_INITIAL_KAPPA + out[:, dim])
         return Sphere()(out[:, :dim], train=train), kappa
-
-
-class ScaledDecoder(nn.Module):
-    """G; the net inside sees a sphere of radius √d, whose coordinates have variance 1."""
-
-    decoder: nn.Module
-
-    def __call__(self, z: Array, *, train: bool) -> Array:
-        """Maps z [N, d] to examples [N, …]."""
-        return self.decoder(z.shape[-1] ** 0.5 * z, train=train)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,13 +49,11 @@ class Method:
     prior = "sphere_uniform"
 
     def spec(self, build: NetBuilder) -> MethodSpec:
-        """Returns the nets E and G, and the objective that updates both."""
+        """Returns E and G with one objective."""
         if build.latent_dim < 2:
             raise UserError(f"latent_dim={build.latent_dim} has no sphere: use 2 or more.")
         E = Net(Direction(build.trunk(build.latent_dim + 1)), build.shape)
-        nets = {"E": E, "G": build.decoder(ScaledDecoder)}
-        objective = Objective("autoencoder", ("E", "G"), self.autoencoder_loss)
-        return MethodSpec(nets, self.forward, ("E", "G"), (objective,))
+        return joint_spec(E, build.decoder(SphereDecoder), self.forward, self.autoencoder_loss)
 
     def forward(self, nets: Nets, x: Array, key: Array) -> dict[str, Array]:
         """Computes z ~ vMF(mean, κ), x̂ = G(z)."""

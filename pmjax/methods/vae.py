@@ -11,8 +11,7 @@ from jax import Array
 
 from pmjax import errors
 from pmjax.distributed import collectives
-from pmjax.errors import UserError
-from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared, autoencode_vae
+from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Shared, autoencode_vae, joint_spec
 from pmjax.methods.losses import gaussian_kl, num_values, squared_error
 from pmjax.nets.base import Nets
 
@@ -34,11 +33,7 @@ def bernoulli(x: Array, x_hat: Array, variance: float) -> Array:
     return -jnp.mean(gray * jnp.log(white) + (1 - gray) * jnp.log1p(-white))
 
 
-LIKELIHOODS = {
-    "gaussian": gaussian,
-    "gaussian_learned": gaussian_learned,
-    "bernoulli": bernoulli,
-}
+LIKELIHOODS = {"gaussian": gaussian, "gaussian_learned": gaussian_learned, "bernoulli": bernoulli}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,20 +51,17 @@ class Method:
     prior = "standard_normal"
 
     def __post_init__(self) -> None:
-        if self.likelihood not in LIKELIHOODS:
-            raise errors.unknown("likelihood", self.likelihood, LIKELIHOODS)
+        errors.require_known("likelihood", self.likelihood, LIKELIHOODS)
         if self.variance <= 0:
-            raise UserError(f"method_args.variance={self.variance} must be above 0.")
+            raise errors.UserError(f"method_args.variance={self.variance} must be above 0.")
 
     def spec(self, build: NetBuilder) -> MethodSpec:
-        """Returns the nets E and G, and the objective that updates both."""
+        """Returns E and G with one objective."""
         if self.likelihood == "bernoulli" and len(build.shape) != 3:
-            raise UserError(
+            raise errors.UserError(
                 "method_args.likelihood=bernoulli is for images; use gaussian for points."
             )
-        nets = {"E": build.posterior(), "G": build.decoder()}
-        objective = Objective("autoencoder", ("E", "G"), self.autoencoder_loss)
-        return MethodSpec(nets, autoencode_vae, ("E", "G"), (objective,))
+        return joint_spec(build.posterior(), build.decoder(), autoencode_vae, self.autoencoder_loss)
 
     def autoencoder_loss(self, nets: Nets, s: Shared, key: Array) -> LossValue:
         """-ELBO = E_q[-log p(x|z)] + β KL(q(z|x) ‖ N(0, I))."""

@@ -34,8 +34,7 @@ class Method:
     prior = "standard_normal"
 
     def __post_init__(self) -> None:
-        if self.adversarial not in ADVERSARIAL:
-            raise errors.unknown("adversarial loss", self.adversarial, ADVERSARIAL)
+        errors.require_known("adversarial loss", self.adversarial, ADVERSARIAL)
 
     def spec(self, build: NetBuilder) -> MethodSpec:
         """Returns the nets E, G and d, and the objectives that update them."""

@@ -11,7 +11,7 @@ import math
 from jax import Array, lax
 
 from pmjax.errors import UserError
-from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared
+from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Shared, joint_spec
 from pmjax.methods.losses import squared_error
 from pmjax.nets.base import Net, Nets
 from pmjax.nets.quantizer import Quantizer
@@ -30,15 +30,13 @@ class Method:
     prior = "code_prior"
 
     def spec(self, build: NetBuilder) -> MethodSpec:
-        """Returns the nets E and G, and the objective that updates both."""
+        """Returns E and G with one objective."""
         code_dim = self.code_dim or math.gcd(4, build.latent_dim)
         if build.latent_dim % code_dim:
             raise UserError(f"code_dim={code_dim} must divide latent_dim={build.latent_dim}.")
         trunk = build.trunk(build.latent_dim)
         E = Quantizer(trunk, self.codes, code_dim, self.decay, self.revive_below)
-        nets = {"E": Net(E, build.shape), "G": build.decoder()}
-        objective = Objective("autoencoder", ("E", "G"), self.autoencoder_loss)
-        return MethodSpec(nets, self.forward, ("E", "G"), (objective,))
+        return joint_spec(Net(E, build.shape), build.decoder(), self.forward, self.autoencoder_loss)
 
     def forward(self, nets: Nets, x: Array, key: Array) -> dict[str, Array]:
         """z_e = E(x), e the nearest codes, x̂ = G(e); the gradient at e passes straight to z_e."""

@@ -11,7 +11,7 @@ from jax import Array
 
 from pmjax import errors
 from pmjax.distributed.collectives import sample_batch
-from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Shared, autoencode
+from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Shared, autoencode, joint_spec
 from pmjax.methods.losses import KERNELS, mmd, squared_error
 from pmjax.nets.base import Nets
 
@@ -31,14 +31,11 @@ class Method:
     prior = "standard_normal"
 
     def __post_init__(self) -> None:
-        if self.kernel not in KERNELS:
-            raise errors.unknown("kernel", self.kernel, KERNELS)
+        errors.require_known("kernel", self.kernel, KERNELS)
 
     def spec(self, build: NetBuilder) -> MethodSpec:
-        """Returns the nets E and G, and the objective that updates both."""
-        nets = {"E": build.encoder(), "G": build.decoder()}
-        objective = Objective("autoencoder", ("E", "G"), self.autoencoder_loss)
-        return MethodSpec(nets, autoencode, ("E", "G"), (objective,))
+        """Returns E and G with one objective."""
+        return joint_spec(build.encoder(), build.decoder(), autoencode, self.autoencoder_loss)
 
     def autoencoder_loss(self, nets: Nets, s: Shared, key: Array) -> LossValue:
         """‖x - x̂‖² + λ MMD(q(z), N(0, I))."""

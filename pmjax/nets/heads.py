@@ -35,9 +35,25 @@ class Posterior(nn.Module):
 class Sphere(nn.Module):
     """Projects every embedding onto the unit sphere."""
 
+    centered: bool = False  # first subtracts from each z the mean of its coordinates
+
     def __call__(self, z: Array, *, train: bool) -> Array:
         """Maps z [N, d] to z/‖z‖."""
+        if self.centered:
+            z = z - z.mean(-1, keepdims=True)
         return z / jnp.sqrt(jnp.sum(jnp.square(z), -1, keepdims=True) + 1e-12)
+
+
+class SphereDecoder(nn.Module):
+    """G; the net inside sees a sphere of radius √d, whose coordinates have variance 1."""
+
+    decoder: nn.Module
+    project: nn.Module | None = None  # puts z onto the sphere first
+
+    def __call__(self, z: Array, *, train: bool) -> Array:
+        """Maps z [N, d] to examples [N, …]."""
+        z = z if self.project is None else self.project(z, train=train)
+        return self.decoder(z.shape[-1] ** 0.5 * z, train=train)
 
 
 class Rescale(nn.Module):
