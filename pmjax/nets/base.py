@@ -26,13 +26,14 @@ class Net(NamedTuple):
 
 
 class Critic(nn.Module):
-    """Base class of the families' critics.
+    """Base class of the families' critics, whose method `features` also returns the number."""
 
-    Attributes:
-      supports_multi_batch: whether a call also accepts a tuple of batches, and returns a tuple.
-    """
-
+    # Whether a call also accepts a tuple of batches, and returns a tuple.
     supports_multi_batch: ClassVar[bool] = False
+
+    def __call__(self, x: Any, *, train: bool) -> Any:
+        """Maps examples [N, …] to one number each [N]."""
+        return self.features(x, train=train)[1]
 
 
 def family(name: str) -> ModuleType:
@@ -66,8 +67,7 @@ def apply(
     method: str | None = None,
 ) -> Any:
     """Calls a net, by default in inference mode, and discards changes of its statistics."""
-    output, _ = update(module, params, stats, *inputs, train=train, method=method)
-    return output
+    return update(module, params, stats, *inputs, train=train, method=method)[0]
 
 
 def update(
@@ -80,11 +80,8 @@ def update(
 ) -> tuple[Any, Stats]:
     """Calls a net or one of its methods; returns the output and the new statistics."""
     variables = {"params": params, **stats}
-    after: Any
-    output, after = module.apply(
-        variables, *inputs, train=train, mutable=list(stats), method=method
-    )
-    return output, after
+    result: Any = module.apply(variables, *inputs, train=train, mutable=list(stats), method=method)
+    return result
 
 
 class BoundNet:

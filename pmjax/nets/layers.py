@@ -1,6 +1,5 @@
 """Layers that the families share: convolution, resampling, spectral norm, latent BatchNorm."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,15 +14,13 @@ from pmjax.nets import tpu_layers
 
 # XLA:CPU's filter gradient unrolls the whole batch into one matrix, which is two to three times
 # slower once the matrix exceeds the cache. Sixteen images fit.
-_FILTER_GRADIENT_CHUNK = 16
+_CHUNK = 16
 _FEW_CHANNELS = 4
 
 Batches = Any  # an Array, or a tuple of Arrays that share one preparation of the weights
 
 
-def each(fn: Callable[..., Array], *batches: Batches) -> Batches:
-    """Applies a function to a batch, or to each batch of a tuple."""
-    return jax.tree.map(fn, *batches)
+each = jax.tree.map  # applies a function to a batch, or to each batch of a tuple
 
 
 def channels(x: Batches) -> int:
@@ -31,11 +28,9 @@ def channels(x: Batches) -> int:
     return jax.tree.leaves(x)[0].shape[-1]
 
 
-def _conv(x: Array, w: Array, padding: int) -> Array:
+def _conv(x: Array, w: Array, padding: int, dimensions: tuple = ("NHWC", "HWIO", "NHWC")) -> Array:
     pad = (padding, padding)
-    return lax.conv_general_dilated(
-        x, w, (1, 1), (pad, pad), dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    return lax.conv_general_dilated(x, w, (1, 1), (pad, pad), dimension_numbers=dimensions)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -55,20 +50,11 @@ def _conv2d_forward(x: Array, w: Array, padding: int) -> tuple[Array, tuple[Arra
 def _conv2d_backward(padding: int, residuals: tuple[Array, Array], g: Array) -> tuple:
     x, w = residuals
     dx = _conv(g, jnp.flip(w, (0, 1)).swapaxes(2, 3), w.shape[0] - 1 - padding)
-
-    def filter_gradient(x, g):
-        pad = (padding, padding)
-        return lax.conv_general_dilated(
-            x, g, (1, 1), (pad, pad), dimension_numbers=("CHWN", "IHWO", "HWNC")
-        )
+    filter_gradient = partial(_conv, padding=padding, dimensions=("CHWN", "IHWO", "HWNC"))
 
     def chunked(x, g):
-        parts = range(0, x.shape[0], _FILTER_GRADIENT_CHUNK)
-        cut = partial(lax.slice_in_dim, axis=0)
-        ends = [min(i + _FILTER_GRADIENT_CHUNK, x.shape[0]) for i in parts]
-        return sum(
-            filter_gradient(cut(x, i, j), cut(g, i, j)) for i, j in zip(parts, ends, strict=True)
-        )
+        parts = [slice(i, i + _CHUNK) for i in range(0, len(x), _CHUNK)]
+        return sum(filter_gradient(x[part], g[part]) for part in parts)
 
     def local(x, g):
         return lax.platform_dependent(x, g, cpu=chunked, default=filter_gradient)
@@ -137,11 +123,12 @@ def conv_up(x: Array, w: Array) -> Array:
         rows = _upsample_taps([taps[:, :, :, k] for k in range(3)], 1)
         return _upsample_taps([rows[:, :, :, k] for k in range(3)], 2)
 
-    def resampling_first(x, w):
-        return conv2d(upsample(x), w, 1)
-
     return lax.platform_dependent(
-        x, w, cpu=taps_first, tpu=tpu_layers.conv_up, default=resampling_first
+        x,
+        w,
+        cpu=taps_first,
+        tpu=tpu_layers.conv_up,
+        default=lambda x, w: conv2d(upsample(x), w, 1),
     )
 
 
@@ -173,8 +160,8 @@ class Conv(nn.Module):
         init = nn.initializers.variance_scaling(self.gain**2, "fan_avg", "uniform")
         w = self.param("kernel", init, (self.kernel, self.kernel, channels(x), self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        if self.normed:
-            bias = lax.platform_dependent(bias, tpu=tpu_layers.unmoved, default=lambda bias: bias)
+        if self.normed:  # then the bias's gradient is 0, and needs no sum on TPUs
+            bias = lax.platform_dependent(bias, tpu=lax.stop_gradient, default=lambda bias: bias)
         bias = bias.astype(self.dtype)
         if self.down:
             return each(lambda y: y + bias, conv_down(x, w, self.dtype))

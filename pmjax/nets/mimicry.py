@@ -89,7 +89,7 @@ class Decoder(nn.Module):
     def __call__(self, z: Array, *, train: bool) -> Array:
         """Applies a linear layer to 4×4 pixels, blocks that double the size, and a convolution."""
         height, width, channels = self.shape
-        first, *others = [max(1, int(self.scale * n)) for n in _of_size(_GENERATOR, height, width)]
+        first, *others = generator_channels(height, width, self.scale)
         x = dense(4 * 4 * first, self.dtype)(z).reshape(-1, 4, 4, first)
         for features in others:
             x = GBlock(features, up=True, batch_norm=True, dtype=self.dtype)(x, train=train)
@@ -105,13 +105,9 @@ class Critic(BaseCritic):
 
     supports_multi_batch: ClassVar[bool] = True
 
-    def __call__(self, x: Batches, *, train: bool) -> Batches:
-        """Sums the trunk's features over the pixels into a linear layer."""
-        return self.features(x, train=train)[1]
-
     @nn.compact
     def features(self, x: Batches, *, train: bool) -> tuple[Batches, Batches]:
-        """Maps images to the trunk's features [N, k], and to the number [N]."""
+        """Maps images to the trunk's features [N, k], and their sums over pixels to [N]."""
         x = _Trunk(self.scale, True, self.dtype)(x, train=train)
         sums = each(lambda x: x.sum((1, 2)), x)
         if isinstance(sums, tuple):

@@ -66,10 +66,6 @@ class Critic(BaseCritic):
     layers: int = 2
     dtype: str = "float32"
 
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        """Applies the perceptron."""
-        return self.features(x, train=train)[1]
-
     @nn.compact
     def features(self, x: Array, *, train: bool) -> tuple[Array, Array]:
         """Maps examples to the last hidden layer [N, width], and to the number [N]."""

@@ -119,15 +119,20 @@ class _Trunk(nn.Module):
         return nn.relu(x)
 
 
-class Encoder(nn.Module):
-    """E before its BatchNorm: [N, H, W, C] to [N, latent_dim]; H and W divisible by 2·patch."""
+class _Sizes(nn.Module):
+    """The family's arguments, all of which each of its nets accepts."""
 
-    latent_dim: int
     width: int = 32  # channels of E's and G's outer layers; the inner ones have twice as many
     critic_width: int = 16  # the same for d
     blocks: int = 1  # residual blocks at the lowest resolution
     patch: int = 2  # side of the patches that are folded into channels
     dtype: str = "float32"
+
+
+class Encoder(_Sizes, kw_only=True):
+    """E before its BatchNorm: [N, H, W, C] to [N, latent_dim]; H and W divisible by 2·patch."""
+
+    latent_dim: int
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -136,15 +141,10 @@ class Encoder(nn.Module):
         return at_least_float32(dense(self.latent_dim, self.dtype)(x.reshape(x.shape[0], -1)))
 
 
-class Decoder(nn.Module):
+class Decoder(_Sizes, kw_only=True):
     """G: [N, latent_dim] to images [N, H, W, C] within [-1, 1]."""
 
     shape: tuple[int, int, int]
-    width: int = 32
-    critic_width: int = 16
-    blocks: int = 1
-    patch: int = 2
-    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, z: Array, *, train: bool) -> Array:
@@ -159,18 +159,8 @@ class Decoder(nn.Module):
         return jnp.tanh(depth_to_space(at_least_float32(x), self.patch))
 
 
-class Critic(BaseCritic):
+class Critic(BaseCritic, _Sizes):
     """d: [N, H, W, C] to one number per image [N]."""
-
-    width: int = 32
-    critic_width: int = 16
-    blocks: int = 1
-    patch: int = 2
-    dtype: str = "float32"
-
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        """Flattens the trunk's features into a linear layer."""
-        return self.features(x, train=train)[1]
 
     @nn.compact
     def features(self, x: Array, *, train: bool) -> tuple[Array, Array]:

@@ -33,7 +33,7 @@ def paired_conv(x: Array, w: Array) -> Array:
 
     Half of the folded kernel is zeros, but without folding more of the matrix unit would be idle.
     """
-    if not _folds(x.shape[2], w.shape[-1]):
+    if 2 * w.shape[-1] > _COLUMNS or x.shape[2] % 2:
         return _conv(x, w, (1, 1), (1, 1))
     before, center, after = (w[:, tap] for tap in range(3))
     none = jnp.zeros_like(center)
@@ -58,18 +58,9 @@ def pointwise(x: Array, w: Array) -> Array:
     return x @ w[0, 0] if 2 * w.shape[-1] > _COLUMNS else _conv(x, w, (0, 0), (0, 0))
 
 
-def _folds(width: int, features: int) -> bool:
-    return 2 * features <= _COLUMNS and width % 2 == 0
-
-
 def _fold(*kernels: list[Array]) -> Array:
     """Joins the kernels from each pixel of a pair (a list) to each pixel (its elements)."""
     return jnp.concatenate([jnp.concatenate(to, -1) for to in kernels], -2)
-
-
-def unmoved(bias: Array) -> Array:
-    """Stops the gradient of a bias that a BatchNorm cancels: it is 0 and needs no sum."""
-    return lax.stop_gradient(bias)
 
 
 @jax.custom_vjp
@@ -134,7 +125,8 @@ def _taps_first(x: Array, w: Array) -> Array:
 def upsample(x: Array) -> Array:
     """Computes `layers.upsample` as matrix products or, for few channels, as convolutions."""
     if 2 * x.shape[-1] > _COLUMNS:
-        return _double(_double(x, 2), 1)
+        height, width = (_bilinear(size).astype(x.dtype) for size in x.shape[1:3])
+        return jnp.einsum("nhwc,ph->npwc", jnp.einsum("nhwc,qw->nhqc", x, width), height)
     one = jnp.eye(x.shape[-1])[None]
     zero = jnp.zeros_like(one)
     kernel = [_fold([one, zero]), _fold([3 * one, 3 * one]), _fold([zero, one])]
@@ -178,12 +170,6 @@ def _with_ends_backward(_: None, gradients: tuple[Array, Array, Array]) -> tuple
 
 
 _with_ends.defvjp(lambda x: (_with_ends(x), None), _with_ends_backward)
-
-
-def _double(x: Array, axis: int) -> Array:
-    """Doubles height (axis 1) or width (2) bilinearly."""
-    form = "nhwc,ph->npwc" if axis == 1 else "nhwc,qw->nhqc"
-    return jnp.einsum(form, x, _bilinear(x.shape[axis]).astype(x.dtype))
 
 
 def _double_height(x: Array) -> Array:
