@@ -41,18 +41,16 @@ def mean(tree: Any) -> Any:
 def sample_batch(sampler: Sampler, key: Array, shape: tuple[int, ...]) -> Array:
     """Draws one random row per example; an example's row does not depend on the number of devices.
 
-    Args:
-      sampler: such as `jax.random.normal`, called with (key, shape).
-      key: one key, the same on all devices.
-      shape: of the rows to return, [N, …], as many as this device has examples.
+    `key` is the same on all devices, and `shape` [N, …] that of this device's rows.
     """
     axis = batch_axis()
     if axis is None:
         rows = sampler(key, shape)
         mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty or mesh.size == 1:
+            return rows
         # Without the constraint XLA would not divide computations that start from random rows.
-        alone = mesh.empty or mesh.size == 1
-        return rows if alone else lax.with_sharding_constraint(rows, P(BATCH))
+        return lax.with_sharding_constraint(rows, P(BATCH))
     num = shape[0]
     all_rows = sampler(key, (num * lax.axis_size(axis), *shape[1:]))
     return lax.dynamic_slice_in_dim(all_rows, lax.axis_index(axis) * num, num)

@@ -19,10 +19,7 @@ MODES = ("jit", "pmap")
 
 @dataclasses.dataclass(frozen=True)
 class CompiledStep:
-    """A compiled function (state, table, xs) -> (state, metrics).
-
-    `lower` returns the lowered program for the same arguments.
-    """
+    """A function (state, table, xs) -> (state, metrics), and one that returns its program."""
 
     run: Callable[[Any, Any, Any], tuple[Any, Any]]
     lower: Callable[[Any, Any, Any], Any]
@@ -45,7 +42,7 @@ def compile_step(
     Args:
       step: pure function (state, batch) -> (state, metrics).
       mode: 'jit' (sharded over the mesh) or 'pmap'.
-      mesh: from `make_mesh`.
+      mesh: the devices.
       gather: whether the examples are in a table on the devices, from which batches are gathered.
       divided: an example's shape, if `place_dataset` divided that table over the devices.
 
@@ -95,9 +92,7 @@ def compile_step(
         return program(capacity)(state, table, xs)
 
     def lower(state: Any, table: Any, xs: Any) -> Any:
-        capacity = 0  # not used
-        if divided is not None:
-            capacity = sharded_gather.usual_capacity(xs.shape[1], mesh.size)
+        capacity = 0 if divided is None else sharded_gather.usual_capacity(xs.shape[1], mesh.size)
         return program(capacity).lower(state, table, xs)
 
     return CompiledStep(run, lower)

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Mapping
 
@@ -36,11 +37,7 @@ def watch(
     act: Callable[[], None] = terminate,
     environ: Mapping[str, str] = os.environ,
 ) -> threading.Thread | None:
-    """Polls in a thread, if the environment has an address, and acts once on an announcement.
-
-    Raises:
-      UserError: if the address is not an HTTP address.
-    """
+    """Polls the environment's address, if any, in a thread, and acts once on an announcement."""
     url = environ.get(_NAME)
     if not url:
         return None
@@ -52,7 +49,7 @@ def watch(
 
 
 def _poll(url: str, act: Callable[[], None]) -> None:
-    warned, pause = False, threading.Event()
+    warned = False
     request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
     while True:
         answer = ""
@@ -67,4 +64,4 @@ def _poll(url: str, act: Callable[[], None]) -> None:
             log.warning("Maintenance is announced (%s): stopping.", answer)
             act()
             return
-        pause.wait(EVERY)
+        time.sleep(EVERY)

@@ -36,8 +36,7 @@ def make_mesh(devices: int = 0) -> Mesh:
     The devices of a process are consecutive, so that its part of a batch is contiguous.
 
     Raises:
-      UserError: if there are fewer devices, or if several processes have devices and not all are
-        used.
+      UserError: if there are fewer devices, or if some devices of several processes are not used.
     """
     found = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     if devices > len(found):
@@ -99,10 +98,9 @@ def place_dataset(
     if data.nbytes <= (budget if mesh.size == 1 else budget / 10):
         return replicate(np.asarray(data), mesh), None
     each = -(-len(data) // mesh.size)
-    if mesh.size == 1 or each * (data.nbytes // len(data)) > budget:
-        return None, None
-
     values = math.prod(data.shape[1:])
+    if mesh.size == 1 or each * values * data.itemsize > budget:
+        return None, None
 
     def part(index: Any) -> np.ndarray:
         device = index[0].start or 0

@@ -101,11 +101,9 @@ class ProcessGroup:
         with self._changed:
             found = self._values.setdefault(call, {})
             found[0] = value
-            self._changed.wait_for(
-                lambda: len(found) == self.count, None if patient else self._timeout
-            )
-            late = sorted(set(range(self.count)) - set(found))
-            if late:
+            timeout = None if patient else self._timeout
+            self._changed.wait_for(lambda: len(found) == self.count, timeout)
+            if late := sorted(set(range(self.count)) - set(found)):
                 raise UserError(
                     f"{processes(late).capitalize()} did not reach {what} within "
                     f"{self._timeout:.0f} s (PMJAX_HOST_TIMEOUT)."
@@ -209,8 +207,7 @@ class ProcessGroup:
         if error is None:
             self.all_gather_object("the end", None)
             self._closed = True
-            for peer in self._peers.values():
-                peer.send(kind="bye")
+            self._send_all(kind="bye")
             return
         ended = f"process {self.index} ended: "
         if isinstance(error, UserError):
@@ -279,15 +276,13 @@ class ProcessGroup:
             for index, peer in self._peers.items():
                 if now - peer.last_heard > self._timeout:
                     self._lost(index, f"has been silent for {limit}")
-            straggler = self._straggler(now)
-            if straggler is not None:
+            if (straggler := self._straggler(now)) is not None:
                 self._lost(straggler, f"made no step for {limit} while the others wait for it")
 
     def _straggler(self, now: float) -> int | None:
         """Returns, on process 0, the process that has been behind at the same step for too long.
 
-        The time counts from when another process got ahead, so that compiling may take long on
-        all.
+        The time counts from when another process got ahead: all may take long to compile.
         """
         if self.index:
             return None
@@ -299,10 +294,8 @@ class ProcessGroup:
         return last if slowest and now - self._slowest_since > self._timeout else None
 
     def _lost(self, index: int, what: str) -> None:
-        why = (
-            f"process {index} {what}. "
-            f"The last checkpoint is intact: run the same command again on all hosts."
-        )
+        intact = "The last checkpoint is intact: run the same command again on all hosts."
+        why = f"process {index} {what}. {intact}"
         self._end(f"Error: {why}", why=why)
 
     def _end(self, shown: str, *, why: str, status: int = 2) -> None:

@@ -28,6 +28,7 @@ from pmjax.distributed.processes import TIMEOUT, Connection, ProcessGroup, Proce
 from pmjax.errors import UserError
 
 _NAMES = ("PMJAX_COORDINATOR", "PMJAX_NUM_PROCESSES", "PMJAX_PROCESS_ID")
+_Connected = tuple[dict[int, Connection], int]  # by process; and a free port for JAX
 _GATHER = 2.0  # seconds in which more differences are collected after the first one
 
 
@@ -113,12 +114,8 @@ def join(spec: ProcessSpec, shared: dict[str, Any]) -> ProcessGroup:
     return group
 
 
-def connect(spec: ProcessSpec, shared: dict[str, Any]) -> tuple[dict[int, Connection], int]:
-    """Connects process 0 with all others, without JAX; arguments and errors are those of `join`.
-
-    Returns:
-      The connections by process, and a free port on process 0's host for JAX.
-    """
+def connect(spec: ProcessSpec, shared: dict[str, Any]) -> _Connected:
+    """Connects process 0 with all others, without JAX; arguments and errors are those of `join`."""
     shared = json.loads(json.dumps(shared, default=str))  # as the peer receives it: tuples as lists
     host, port = spec.coordinator.rsplit(":", 1)
     return (_accept if spec.index == 0 else _call)(spec, host, int(port), shared)
@@ -152,9 +149,7 @@ def _free_port(interface: str) -> int:
         return probe.getsockname()[1]
 
 
-def _accept(
-    spec: ProcessSpec, host: str, port: int, shared: dict
-) -> tuple[dict[int, Connection], int]:
+def _accept(spec: ProcessSpec, host: str, port: int, shared: dict) -> _Connected:
     """Waits as process 0 for all others and compares their shared values."""
     deadline = time.monotonic() + spec.timeout
     peers: dict[int, Connection] = {}
@@ -204,9 +199,7 @@ def _accept(
     return peers, jax_port
 
 
-def _call(
-    spec: ProcessSpec, host: str, port: int, shared: dict
-) -> tuple[dict[int, Connection], int]:
+def _call(spec: ProcessSpec, host: str, port: int, shared: dict) -> _Connected:
     """Connects to process 0, as any other process."""
     deadline = time.monotonic() + spec.timeout
     while True:
@@ -223,12 +216,9 @@ def _call(
     peer = Connection(raw)
     peer.send(kind="hello", process=spec.index, count=spec.count, shared=shared)
     answer = peer.receive(spec.timeout + 10.0)
-    if not answer:
-        raise UserError(
-            f"Process 0 at {spec.coordinator} ended before all processes were connected."
-        )
-    if answer["refused"]:
-        raise UserError(answer["refused"])
+    ended = f"Process 0 at {spec.coordinator} ended before all processes were connected."
+    if refused := answer.get("refused", ended):
+        raise UserError(refused)
     return {0: peer}, answer["jax_port"]
 
 

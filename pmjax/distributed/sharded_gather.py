@@ -10,12 +10,10 @@ from jax import Array, lax
 def gather(table: Array, rows: Array, *, capacity: int, axis: str) -> Array:
     """Returns this device's part of a batch, by an all-to-all exchange of rows.
 
-    Each device sends `capacity` rows to every other one, also if fewer are needed.
-
     Args:
       table: [N / devices, values], this device's part of the data set.
       rows: [B] row numbers of the global batch.
-      capacity: upper bound on the rows that a device needs from another, from `capacity_for`.
+      capacity: rows that each device sends to every other one, needed or not: `capacity_for`.
       axis: name of the devices' axis.
     """
     here, devices = lax.axis_index(axis), lax.axis_size(axis)
@@ -35,12 +33,8 @@ def capacity_for(xs: np.ndarray, devices: int, each: int) -> int:
     """Returns an upper bound on the rows that a device needs from another in one step.
 
     The bound is the same for almost all random batches, so that one compiled program serves them.
-    For other batches it is a power of two.
-
-    Args:
-      xs: [K, B] row numbers of K global batches.
-      devices: number of devices that divide the batches and the table.
-      each: rows of the table on each device.
+    For other batches it is a power of two. `xs` are the row numbers [K, B] of K global batches, and
+    `each` the table's rows on each device.
     """
     mine = xs.shape[1] // devices
     owner = xs.reshape(-1, mine) // each

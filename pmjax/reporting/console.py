@@ -12,20 +12,12 @@ from pmjax.errors import UserError
 
 
 def setup(stream: TextIO | None = None) -> None:
-    """Shows this package's log lines, and the errors that other packages log, on the console.
-
-    Args:
-      stream: instead of stderr.
-    """
+    """Shows this package's log lines, and other packages' errors, on stderr or a stream."""
     _install(_Console(stream), _Formatter("%(message)s"))
 
 
 def log_to_file(path: Path) -> None:
-    """Appends log lines to a file instead of showing them, each with its time.
-
-    Raises:
-      UserError: if the file cannot be written.
-    """
+    """Appends log lines to a file instead of showing them; raises `UserError` if it cannot."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = _File(path, encoding="utf-8")

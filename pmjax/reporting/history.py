@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -48,10 +49,8 @@ def read(workdir: Path) -> list[Row]:
     path = workdir / FILE
     rows = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
+        with suppress(ValueError):  # cut by a kill, perhaps inside a UTF-8 character
             rows.append(json.loads(line))
-        except ValueError:  # cut by a kill, perhaps inside a UTF-8 character
-            continue
     return rows
 
 
@@ -59,13 +58,9 @@ def evaluations(workdir: Path) -> list[Row]:
     """Returns the rows {stage, step, metrics} of the evaluations during training."""
     rows = []
     for row in read(workdir):
-        metrics = {
-            name.removeprefix(EVAL): value
-            for name, value in row["values"].items()
-            if name.startswith(EVAL)
-        }
-        if metrics:
-            rows.append({"stage": row["stage"], "step": row["step"], "metrics": metrics})
+        values = row.pop("values").items()
+        if metrics := {n.removeprefix(EVAL): v for n, v in values if n.startswith(EVAL)}:
+            rows.append(row | {"metrics": metrics})
     return rows
 
 

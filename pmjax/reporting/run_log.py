@@ -64,16 +64,13 @@ class RunLog:
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Opens the loggers.
+        """Opens the loggers; makes the workdir, or raises `UserError` if it cannot be written.
 
         Args:
-          workdir: of the run; created if necessary.
+          workdir: of the run.
           process: index of this process.
           stream: for the status line, instead of stderr.
           clock: returns seconds.
-
-        Raises:
-          UserError: if the workdir cannot be written.
         """
         self._workdir, self._clock = workdir, clock
         self._loggers: list[Logger] = []
@@ -105,9 +102,8 @@ class RunLog:
           NoSpace: if the disk is full; values on disk stay as they are.
         """
         values = {name: float(value) for name, value in values.items()}
-        with resource_errors.disk(
-            "losses and metrics", self._workdir, kept="Checkpoints are intact."
-        ):
+        kept = "Checkpoints are intact."
+        with resource_errors.disk("losses and metrics", self._workdir, kept=kept):
             for logger in self._loggers:
                 logger.scalars(stage, int(step), values)
 

@@ -9,13 +9,8 @@ from pmjax.storage import resource_errors
 def write(path: Path, content: str | bytes, *, kept: str = "") -> None:
     """Writes a file, which has its name only when it is complete; makes its folder.
 
-    Args:
-      path: of the file.
-      content: of the file; text is encoded as UTF-8.
-      kept: sentence for the error on what is safe, if the disk is full.
-
     Raises:
-      NoSpace: if the disk is full.
+      NoSpace: if the disk is full; `kept` is its sentence on what is safe.
     """
     part = path.with_name(f"{path.name}.part")
     with resource_errors.disk(path.name, path.parent, kept=kept):

@@ -60,9 +60,7 @@ class Checkpoints:
           group: the processes, all of which call every method (None: only this one).
         """
         self._directory, self._group = Path(directory).absolute(), group or ProcessGroup()
-        alone = None
-        if self._group.count == 1 < jax.process_count():
-            alone = {jax.process_index()}
+        alone = {jax.process_index()} if self._group.count == 1 < jax.process_count() else None
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             enable_async_checkpointing=True,
@@ -103,13 +101,9 @@ class Checkpoints:
             needs = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
             # Checked before: Orbax's threads would fail one after the other.
             resource_errors.require_space(what, self._directory, needs=needs, kept=self._kept())
+        args = dict(state=ocp.args.StandardSave(state), info=ocp.args.JsonSave(info))
         with self._disk(what):
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), info=ocp.args.JsonSave(info)
-                ),
-            )
+            self._manager.save(step, args=ocp.args.Composite(**args))
 
     def restore(self, like: State) -> tuple[State, dict[str, Any]] | None:
         """Returns the newest intact state, as host arrays, with its info; None if there is none.
@@ -161,21 +155,18 @@ class Checkpoints:
     def _read(self, step: int, like: State) -> tuple[State, dict, str]:
         """Returns a step's state and info, and the reason if they cannot be read (else '')."""
         folder = self._directory / str(step)
-        args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(_abstract(like)), info=ocp.args.JsonRestore()
-        )
+        args = dict(state=ocp.args.StandardRestore(_abstract(like)), info=ocp.args.JsonRestore())
         # A damaged file may make the readers raise anything; an earlier checkpoint may be intact.
         try:
             listed = _check_files(folder)
-            read = self._manager.restore(step, args=args)
+            read = self._manager.restore(step, args=ocp.args.Composite(**args))
             state, info = jax.device_get(read.state), read.info
             if _digest(state) != info["digest"]:
                 raise ValueError("its contents changed after it was written")
             if info.get("listed") and not listed:
                 raise FileNotFoundError(f"{FILES} is missing")
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            return like, {}, reason[:200]
+            return like, {}, resource_errors.first_line(error)
         return _with_keys(state, like), info, ""
 
     def _list_files(self) -> None:
@@ -264,10 +255,8 @@ def _check_files(folder: Path) -> bool:
     """Returns whether a checkpoint has a list of digests; an error names a file that differs."""
     if not (folder / FILES).exists():
         return False
-    known = {}
-    for line in (folder / FILES).read_text().splitlines():
-        digest, _, name = line.partition("  ")
-        known[name] = digest
+    lines = (folder / FILES).read_text().splitlines()
+    known = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     for name in sorted({*known, *_files(folder)}):
         if name not in known:
             raise ValueError(f"{FILES} does not list {name}")

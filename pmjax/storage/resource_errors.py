@@ -85,16 +85,16 @@ def device_memory(
       accumulate: batches per update.
       keys: the config's keys of these two.
     """
+    size_key, accumulate_key = keys
     try:
         yield
     except Exception as error:
         if not is_full_device(error):
             raise
-        size_key, accumulate_key = keys
         half = max(1, batch_size // 2)
         raise UserError(
             f"{stage}: the devices are out of memory with {size_key}={batch_size} "
-            f"({_first_line(error)}). Use smaller batches and average their gradients, for updates "
+            f"({first_line(error)}). Use smaller batches and average their gradients, for updates "
             f"of as many examples: --{size_key}={half} --{accumulate_key}={2 * accumulate}, with a "
             f"new --workdir; or smaller nets; or keep less of the data on the devices "
             f"(--config.data.device_budget_gb)."
@@ -107,19 +107,16 @@ def as_user_errors(where: Path | None = None) -> Iterator[None]:
     try:
         with disk("this command's output", where, kept="Everything finished so far is saved."):
             yield
-    except MemoryError as error:
-        raise UserError(
-            f"This machine's memory is too small ({_first_line(error)}). What is saved is intact. "
-            f"Free memory, or use smaller batches or fewer samples "
-            f"(--config.eval.num_samples)."
-        ) from error
     except Exception as error:
-        if not is_full_device(error):
+        if isinstance(error, MemoryError):
+            what, smaller = "This machine's memory is too small", "smaller batches"
+        elif is_full_device(error):
+            what, smaller = "The devices are out of memory", "smaller nets"
+        else:
             raise
         raise UserError(
-            f"The devices are out of memory ({_first_line(error)}). What is saved is intact. "
-            f"Close other programs that use the devices, or use fewer samples "
-            f"(--config.eval.num_samples) or smaller nets."
+            f"{what} ({first_line(error)}). What is saved is intact. Close other programs that "
+            f"use it, or use {smaller} or fewer samples (--config.eval.num_samples)."
         ) from error
 
 
@@ -136,7 +133,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         todo += [*getattr(each, "exceptions", ()), each.__cause__, each.__context__]
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Returns the start of an error's message, or the name of its class."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 

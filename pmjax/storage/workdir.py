@@ -126,15 +126,11 @@ def _hash(values: dict[str, Any]) -> str:
 
 
 def shared_config(settings: ConfigDict) -> dict[str, Any]:
-    """Returns what all processes of a run must agree on: config values except paths, and versions.
-
-    A path may differ, because each machine can have its files elsewhere.
-    """
+    """Returns what all processes must agree on: versions, and the config except local paths."""
     local = {name for name, key in schema.KEYS.items() if key.local}
     values = {f"config.{n}": v for n, v in configs.flat(settings).items() if n not in local}
-    return values | {
-        f"version of {name}": metadata.version(name) for name in ("pmjax", "jax", "flax")
-    }
+    packages = ("pmjax", "jax", "flax")
+    return values | {f"version of {name}": metadata.version(name) for name in packages}
 
 
 def check_shared(workdir: Path, group: ProcessGroup) -> None:
@@ -155,11 +151,7 @@ def check_shared(workdir: Path, group: ProcessGroup) -> None:
 
 @contextlib.contextmanager
 def lock(workdir: Path, group: ProcessGroup | None = None) -> Iterator[None]:
-    """Locks a workdir against other runs; creates it if necessary.
-
-    Args:
-      workdir: of this run.
-      group: the processes of the run, the first of which holds the lock (None: only this one).
+    """Locks a workdir against other runs, as process 0 of the group; creates it if necessary.
 
     Raises:
       UserError: if another run holds the lock (names its process and host), or the workdir cannot
@@ -169,11 +161,9 @@ def lock(workdir: Path, group: ProcessGroup | None = None) -> Iterator[None]:
         yield
         return
     _require_writable(workdir)
-    refuse = (
-        f"uses the workdir {workdir}. Wait for it, stop it (SIGTERM saves), or use another "
-        f"--workdir."
-    )
-    with lock_file(workdir / "run", f"the workdir {workdir}", refuse=refuse):
+    what = f"the workdir {workdir}"
+    refuse = f"uses {what}. Wait for it, stop it (SIGTERM saves), or use another --workdir."
+    with lock_file(workdir / "run", what, refuse=refuse):
         yield
 
 
