@@ -58,10 +58,7 @@ class ProcessGroup:
     """The processes of a run; without arguments, a single process, for which nothing is sent.
 
     As a context manager it ends the run on all hosts when one fails, and waits for all at the end.
-
-    Attributes:
-      index: of this process; process 0 writes, reports and evaluates.
-      count: number of processes.
+    `index` is that of this process, of `count`; process 0 writes, reports and evaluates.
     """
 
     def __init__(self, spec: ProcessSpec = ProcessSpec()):
@@ -82,12 +79,9 @@ class ProcessGroup:
         self._closed = False
 
     def all_gather_object(self, what: str, value: Any, *, patient: bool = False) -> list[Any]:
-        """Returns every process's JSON value, once all have called this.
+        """Returns every process's JSON value of something, once all have called this.
 
-        Args:
-          what: is gathered, for messages.
-          value: of this process.
-          patient: wait without a timeout, for as long as all processes live.
+        With `patient`, it waits without a timeout, for as long as all processes live.
 
         Raises:
           UserError: if a process does not call this within the timeout; names it.
@@ -181,10 +175,8 @@ class ProcessGroup:
         All processes stop after the same dispatch, without an exchange at every one: process 0
         announces a dispatch `AHEAD` of its own, and waits until all have acknowledged it. Meanwhile
         the others are at most two dispatches further, because the loop reads the metrics of the
-        previous dispatch, to which process 0 contributes.
-
-        Args:
-          together: whether all processes make this dispatch.
+        previous dispatch, to which process 0 contributes. Without `together`, only this
+        process makes the dispatch.
         """
         if not together:
             return self._stop_reason

@@ -79,12 +79,9 @@ def _number(environ: Mapping[str, str], name: str, default: float, *, least: int
 def join(spec: ProcessSpec, shared: dict[str, Any]) -> ProcessGroup:
     """Connects to the other processes and initializes JAX; call it before JAX is first used.
 
-    Args:
-      spec: from `process_spec`.
-      shared: {name: JSON value} that have to be the same on all hosts.
-
     Raises:
-      UserError: if a process does not connect, or a shared value differs; names them.
+      UserError: if a process does not connect, or one of the shared {name: JSON value} differs
+        between hosts; names them.
     """
     if spec.count == 1 and not spec.detect:
         return ProcessGroup()

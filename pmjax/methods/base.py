@@ -33,22 +33,14 @@ Loss = Callable[[Nets, Shared, Array], LossValue]  # (nets, s, key)
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """A loss, the nets that minimize it, and how they differ from the configured optimizer.
+    """A loss, the nets that minimize it, and how they differ from the configured optimizer."""
 
-    Attributes:
-      name: appears in metrics, as 'loss/name'.
-      nets: names of the nets that it updates.
-      loss: (nets, s, key) -> (loss, metrics).
-      updates_per_step: all see the same batch, each with its own key.
-      b1: of Adam; None: the configured one.
-      relative_rates: learning rates of some of the nets, as factors of the configured rate.
-    """
-
-    name: str
-    nets: tuple[str, ...]
+    name: str  # appears in metrics, as 'loss/name'
+    nets: tuple[str, ...]  # names of the nets that it updates
     loss: Loss
-    updates_per_step: int = 1
-    b1: float | None = None
+    updates_per_step: int = 1  # all see the same batch, each with its own key
+    b1: float | None = None  # of Adam; None: the configured one
+    # Learning rates of some of the nets, as factors of the configured rate.
     relative_rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -56,21 +48,16 @@ class Objective:
 class MethodSpec:
     """A method as the training step sees it.
 
-    Attributes:
-      nets: by name.
-      forward: the pass that all losses start from. It runs once per step, before any update, and
-        again for further updates of an objective that changes one of its nets. The statistics
-        change once per step.
-      shared_nets: names of the nets that `forward` calls.
-      objectives: in the order of their updates.
-      averaged: names of the nets with an exponential moving average of their parameters.
+    The forward pass, from which all losses start, runs once per step, before any update, and again
+    for further updates of an objective that changes one of its nets. The statistics change once per
+    step.
     """
 
     nets: dict[str, Net]
     forward: Forward
-    shared_nets: tuple[str, ...]
-    objectives: tuple[Objective, ...]
-    averaged: tuple[str, ...] = ()
+    shared_nets: tuple[str, ...]  # names of the nets that `forward` calls
+    objectives: tuple[Objective, ...]  # in the order of their updates
+    averaged: tuple[str, ...] = ()  # nets with an exponential moving average of their parameters
 
 
 def joint_spec(E: Net, G: Net, forward: Forward, loss: Loss) -> MethodSpec:
@@ -84,34 +71,22 @@ def combine(first: MethodSpec, second: MethodSpec, averaged: tuple[str, ...]) ->
 
     The second's losses use the values of the first's `forward`, and the optimizer as configured.
     """
-    configured = tuple(dataclasses.replace(objective, b1=None) for objective in second.objectives)
-    return dataclasses.replace(
-        first,
-        nets=first.nets | second.nets,
-        objectives=first.objectives + configured,
-        averaged=averaged,
-    )
+    nets = first.nets | second.nets
+    configured = (dataclasses.replace(objective, b1=None) for objective in second.objectives)
+    objectives = (*first.objectives, *configured)
+    return MethodSpec(nets, first.forward, first.shared_nets, objectives, averaged)
 
 
 @dataclasses.dataclass(frozen=True)
 class NetBuilder:
-    """Builds the nets of a method from the configuration.
+    """Builds the nets of a method from the configuration."""
 
-    Attributes:
-      shape: of one example.
-      latent_dim: of the embedding.
-      family: of the nets: a file in `pmjax/nets`.
-      net_args: the family's arguments.
-      batch_norm: keyword arguments of `LatentBatchNorm`.
-      precision: in which the nets compute, 'float32' or 'bfloat16'.
-    """
-
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of one example
     latent_dim: int
-    family: str
-    net_args: dict[str, Any]
-    batch_norm: dict[str, Any]
-    precision: str = "float32"
+    family: str  # a file in `pmjax/nets`
+    net_args: dict[str, Any]  # the family's arguments
+    batch_norm: dict[str, Any]  # keyword arguments of `LatentBatchNorm`
+    precision: str = "float32"  # in which the nets compute; or 'bfloat16'
 
     def trunk(self, outputs: int) -> nn.Module:
         """Returns a module from examples [N, …] to [N, outputs]."""

@@ -63,9 +63,7 @@ def gaussian_kl(mean: Array, log_variance: Array) -> Array:
 def gradient_penalty(fn: Callable[[Array], Array], x: Array) -> Array:
     """Returns E[‖∇fn(x)‖²], summed over an example's values.
 
-    Args:
-      fn: from examples [N, …] to numbers [N], each a function of its own example only.
-      x: [N, …].
+    `fn` maps examples [N, …] to numbers [N], each a function of its own example only.
     """
     gradient = jax.grad(lambda x: jnp.sum(fn(x)))(x)
     return jnp.sum(jnp.square(gradient)) / len(x)
@@ -87,10 +85,7 @@ KERNELS = {"imq": imq, "rbf": rbf}
 def mmd(a: Array, b: Array, kernel: Callable[[Array], Array]) -> Array:
     """Returns the unbiased estimate of the squared maximum mean discrepancy (Gretton et al. 2012).
 
-    Args:
-      a: examples [N, d], rows of the global batch.
-      b: as many examples of the other distribution.
-      kernel: from squared distances to similarities.
+    `a` and `b` are rows [N, d] of global batches; `kernel` maps squared distances to similarities.
     """
     all_a, all_b = collectives.all_gather(a), collectives.all_gather(b)
     num = len(all_a)

@@ -76,10 +76,7 @@ def _debye(order: float, kappa: Array) -> Array:
 def sample(mean: Array, kappa: Array, key: Array) -> Array:
     """Draws z = t·mean + √(1 - t²)·v, v uniform and orthogonal to the mean; differentiable.
 
-    Args:
-      mean: [N, dim] of norm one.
-      kappa: [N].
-      key: one key for the global batch.
+    The means [N, dim] have norm one, `kappa` is [N], and `key` one key for the global batch.
     """
     cosine_key, direction_key = jax.random.split(key)
     t = _cosine(mean.shape[-1], kappa, cosine_key)[:, None]

@@ -15,8 +15,6 @@ from pmjax.distributed import collectives
 Params = dict[str, Any]
 Stats = dict[str, Any]
 
-_SPECTRAL_ITERATIONS = 15
-
 
 class Net(NamedTuple):
     """A Flax module and the shape of one example of its input."""
@@ -44,7 +42,7 @@ def family(name: str) -> ModuleType:
 def init(module: nn.Module, key: Array, *inputs: Array) -> tuple[Params, Stats]:
     """Initializes a net; returns its parameters and its statistics (all other collections).
 
-    Spectral norm starts after some power iterations: a deep net whose layers all underestimate
+    Spectral norm starts after 15 power iterations: a deep net whose layers all underestimate
     their singular values would start with outputs in the hundreds.
     """
     stats: Stats = dict(module.init(key, *inputs, train=True))
@@ -54,7 +52,7 @@ def init(module: nn.Module, key: Array, *inputs: Array) -> tuple[Params, Stats]:
         def iterate(_, spectral):
             return update(module, params, stats | {"spectral": spectral}, *inputs)[1]["spectral"]
 
-        stats["spectral"] = jax.lax.fori_loop(0, _SPECTRAL_ITERATIONS, iterate, stats["spectral"])
+        stats["spectral"] = jax.lax.fori_loop(0, 15, iterate, stats["spectral"])
     return params, stats
 
 
@@ -87,11 +85,8 @@ def update(
 class BoundNet:
     """A net with its parameters and statistics, called in training mode: `nets.E(x)`.
 
-    A method of the module is called by its name: `nets.E.posterior(x)`.
-
-    Attributes:
-      params: the net's parameters.
-      stats: the net's statistics after the calls so far.
+    A method of the module is called by its name: `nets.E.posterior(x)`. `stats` are the statistics
+    after the calls so far.
     """
 
     def __init__(self, module: nn.Module, params: Params, stats: Stats):
@@ -104,8 +99,8 @@ class BoundNet:
 
         Args:
           *inputs: of the net.
-          update_stats: whether to record the new statistics; the next call then continues from
-            them. If False, the call sees the statistics that the net was bound to.
+          update_stats: whether to record the new statistics, from which the next call continues. If
+            not, the call sees the statistics that the net was bound to.
           method: of the module; None: its `__call__`.
         """
         stats = self.stats if update_stats else self._initial_stats

@@ -64,17 +64,10 @@ def scatter_rows(
     columns: int = 0,
     inches: float = 2.7,
 ) -> Figure:
-    """Draws rows (label, panels) of scatters.
+    """Draws rows of scatters: a label ('': none) and panels, of which None leaves one empty.
 
-    Args:
-      path: of the PNG.
-      title: of the figure.
-      caption: of the figure.
-      rows: a label ('': none) and panels; None leaves one empty.
-      limits: [D, 2], of all axes; without them each panel has its own. Points outside are left
-        out.
-      columns: of panels (0: as many as the longest row has).
-      inches: width of a panel.
+    `limits` [D, 2] are those of all axes (None: each panel has its own); points outside are left
+    out. There are as many `columns` as the longest row has (0), each `inches` wide.
     """
     columns = columns or max(len(panels) for _, panels in rows)
     labeled = any(label for label, _ in rows)

@@ -66,11 +66,7 @@ class RunLog:
     ):
         """Opens the loggers; makes the workdir, or raises `UserError` if it cannot be written.
 
-        Args:
-          workdir: of the run.
-          process: index of this process.
-          stream: for the status line, instead of stderr.
-          clock: returns seconds.
+        The status line is on `stream` instead of stderr; `clock` returns seconds.
         """
         self._workdir, self._clock = workdir, clock
         self._loggers: list[Logger] = []

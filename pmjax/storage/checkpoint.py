@@ -109,10 +109,7 @@ class Checkpoints:
         """Returns the newest intact state, as host arrays, with its info; None if there is none.
 
         Newer checkpoints that are damaged are reported and deleted, so that training can save
-        their steps again.
-
-        Args:
-          like: a state of the same structure and shapes; it may be abstract.
+        their steps again. `like` is a state of the same structure and shapes, perhaps abstract.
 
         Raises:
           UserError: if there are checkpoints and all are damaged.

@@ -34,12 +34,9 @@ def lock(entry: Path, what: str, *, refuse: str = "") -> Iterator[None]:
     """Holds the lock of an entry; waits, with a message, while another process holds it.
 
     Args:
-        entry: path that the lock protects; the lock's files are next to it.
-        what: is there, for the message.
-        refuse: error message after the name of another owner, instead of waiting.
-
-    Raises:
-        UserError: if another process holds the lock and `refuse` is given.
+      entry: path that the lock protects; the lock's files are next to it.
+      what: is there, for the message.
+      refuse: instead of waiting, this follows the other owner's name in a `UserError`.
     """
     owner = entry.with_name(f".{entry.name}.owner")
     with contextlib.ExitStack() as stack:

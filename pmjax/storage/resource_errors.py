@@ -58,10 +58,7 @@ def no_space(what: str, path: Path | None, *, needs: int = 0, kept: str = "") ->
 def disk(what: str, where: Path | None, *, kept: str = "") -> Iterator[None]:
     """Turns errors that say that a disk is full into `NoSpace`.
 
-    Args:
-      what: is written.
-      where: directory, for errors that do not name a file.
-      kept: a sentence on what remains intact.
+    `where` is the directory for errors that name no file, `kept` a sentence on what remains intact.
     """
     try:
         yield
@@ -79,11 +76,7 @@ def device_memory(
 ) -> Iterator[None]:
     """Turns an out-of-memory error of the devices into a `UserError` that says what to change.
 
-    Args:
-      stage: that is trained.
-      batch_size: of the global batch.
-      accumulate: batches per update.
-      keys: the config's keys of these two.
+    `keys` are the config's keys of the batch size and of the number of batches per update.
     """
     size_key, accumulate_key = keys
     try:

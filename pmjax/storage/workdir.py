@@ -88,10 +88,8 @@ def digest(settings: ConfigDict) -> str:
 def diff(old: dict[str, Any] | str, new: dict[str, Any]) -> str:
     """Returns the keys in which two training configs differ, one per line; '' if they agree.
 
-    Args:
-      old: of a workdir or a checkpoint. Where it lacks a key, its version did what `schema.ADDED`
-        says. Early versions stored its `digest` only.
-      new: of this run.
+    Where the old one (of a workdir or a checkpoint) lacks a key, its version did as `schema.ADDED`
+    says. Early versions stored its `digest` only.
     """
     if isinstance(old, str):
         added = [name for name, value in schema.ADDED.items() if new.get(name) == value]
