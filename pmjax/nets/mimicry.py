@@ -75,7 +75,7 @@ class Encoder(nn.Module):
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Flattens the trunk's features into a linear layer."""
         x = _Trunk(self.scale, False, self.dtype)(x, train=train)
-        return at_least_float32(dense(self.latent_dim, self.dtype)(x.reshape(x.shape[0], -1)))
+        return at_least_float32(dense(self.latent_dim, self.dtype)(x.reshape(len(x), -1)))
 
 
 class Decoder(nn.Module):
@@ -117,4 +117,4 @@ class Critic(BaseCritic):
         )
         if isinstance(x, tuple):
             out = tuple(out[:, index] for index in range(len(x)))
-        return each(lambda x: at_least_float32(x.reshape(x.shape[0], -1)), x), out
+        return each(lambda x: at_least_float32(x.reshape(len(x), -1)), x), out

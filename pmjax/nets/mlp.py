@@ -21,7 +21,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
         """Maps [N, …] to the last hidden layer [N, width], and to [N, features]."""
-        x = x.reshape(x.shape[0], -1)
+        x = x.reshape(len(x), -1)
         for _ in range(self.layers):
             dense = nn.Dense(self.width, kernel_init=nn.initializers.he_normal(), dtype=self.dtype)
             x = nn.relu(dense(x))

@@ -12,18 +12,8 @@ from flax import linen as nn
 from jax import Array
 
 from pmjax.distributed.collectives import batch_axis
+from pmjax.nets import layers
 from pmjax.nets.base import Critic as BaseCritic
-from pmjax.nets.layers import (
-    Batches,
-    Conv,
-    at_least_float32,
-    channels,
-    depth_to_space,
-    each,
-    space_to_depth,
-    spectral_norm,
-    upsample,
-)
 
 _GAIN = 2**0.5
 
@@ -41,19 +31,19 @@ class DBlock(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: Batches, *, train: bool) -> Batches:
+    def __call__(self, x: layers.Batches, *, train: bool) -> layers.Batches:
         """Maps [N, H, W, C] to [N, H, W, features], or half of H and W if `down`."""
 
-        def conv(x: Batches, features: int, **args: Any) -> Batches:
-            layer = Conv(features, dtype=self.dtype, **args)
-            return spectral_norm(layer, x, train=train) if self.spectral_norm else layer(x)
+        def conv(x: layers.Batches, features: int, **args: Any) -> layers.Batches:
+            layer = layers.Conv(features, dtype=self.dtype, **args)
+            return layers.spectral_norm(layer, x, train=train) if self.spectral_norm else layer(x)
 
-        hidden = self.features if self.optimized else channels(x)
-        h = conv(x if self.optimized else each(nn.relu, x), hidden, gain=_GAIN)
-        h = conv(each(nn.relu, h), self.features, gain=_GAIN, down=self.down)
-        if self.down or channels(x) != self.features:
+        hidden = self.features if self.optimized else layers.channels(x)
+        h = conv(x if self.optimized else layers.each(nn.relu, x), hidden, gain=_GAIN)
+        h = conv(layers.each(nn.relu, h), self.features, gain=_GAIN, down=self.down)
+        if self.down or layers.channels(x) != self.features:
             x = conv(x, self.features, kernel=1, down=self.down)
-        return each(jnp.add, h, x)
+        return layers.each(jnp.add, h, x)
 
 
 class GBlock(nn.Module):
@@ -71,7 +61,7 @@ class GBlock(nn.Module):
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Maps [N, H, W, C] to [N, H, W, features], or twice H and W if `up`."""
         normed = self.batch_norm and train
-        conv = partial(Conv, self.features, normed=normed, dtype=self.dtype)
+        conv = partial(layers.Conv, self.features, normed=normed, dtype=self.dtype)
 
         def norm(x: Array) -> Array:
             return image_norm(x, train=train, dtype=self.dtype) if self.batch_norm else x
@@ -81,7 +71,7 @@ class GBlock(nn.Module):
         if self.up or x.shape[-1] != self.features:
             # The 1×1 convolution commutes with the resampling and is cheaper before it.
             x = conv(kernel=1)(x)
-            x = upsample(x) if self.up else x
+            x = layers.upsample(x) if self.up else x
         return h + x
 
 
@@ -112,7 +102,7 @@ class _Trunk(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         block = partial(DBlock, 2 * self.width, dtype=self.dtype)
-        x = Conv(self.width, dtype=self.dtype)(space_to_depth(x, self.patch))
+        x = layers.Conv(self.width, dtype=self.dtype)(layers.space_to_depth(x, self.patch))
         x = block(down=True)(x, train=train)
         for _ in range(self.blocks):
             x = block()(x, train=train)
@@ -138,7 +128,7 @@ class Encoder(_Sizes, kw_only=True):
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Flattens the trunk's features into a linear layer."""
         x = _Trunk(self.width, self.blocks, self.patch, self.dtype)(x, train=train)
-        return at_least_float32(dense(self.latent_dim, self.dtype)(x.reshape(x.shape[0], -1)))
+        return layers.at_least_float32(dense(self.latent_dim, self.dtype)(x.reshape(len(x), -1)))
 
 
 class Decoder(_Sizes, kw_only=True):
@@ -155,8 +145,8 @@ class Decoder(_Sizes, kw_only=True):
         for _ in range(self.blocks):
             x = GBlock(2 * self.width, dtype=self.dtype)(x, train=train)
         x = GBlock(self.width, up=True, dtype=self.dtype)(x, train=train)
-        x = Conv(self.patch**2 * channels, dtype=self.dtype)(nn.relu(x))
-        return jnp.tanh(depth_to_space(at_least_float32(x), self.patch))
+        x = layers.Conv(self.patch**2 * channels, dtype=self.dtype)(nn.relu(x))
+        return jnp.tanh(layers.depth_to_space(layers.at_least_float32(x), self.patch))
 
 
 class Critic(BaseCritic, _Sizes):
@@ -166,5 +156,5 @@ class Critic(BaseCritic, _Sizes):
     def features(self, x: Array, *, train: bool) -> tuple[Array, Array]:
         """Maps images to the trunk's features [N, k], and to the number [N]."""
         x = _Trunk(self.critic_width, self.blocks, self.patch, self.dtype)(x, train=train)
-        x = x.reshape(x.shape[0], -1)
-        return at_least_float32(x), at_least_float32(dense(1, self.dtype)(x)[:, 0])
+        x = x.reshape(len(x), -1)
+        return layers.at_least_float32(x), layers.at_least_float32(dense(1, self.dtype)(x)[:, 0])
