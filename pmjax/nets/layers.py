@@ -28,7 +28,7 @@ def channels(x: Batches) -> int:
     return jax.tree.leaves(x)[0].shape[-1]
 
 
-def _conv(x: Array, w: Array, padding: int, dimensions: tuple = ("NHWC", "HWIO", "NHWC")) -> Array:
+def _conv(x: Array, w: Array, padding: int, dimensions: tuple = tpu_layers.FORMATS) -> Array:
     pad = (padding, padding)
     return lax.conv_general_dilated(x, w, (1, 1), (pad, pad), dimension_numbers=dimensions)
 

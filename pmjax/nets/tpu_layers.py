@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+FORMATS = ("NHWC", "HWIO", "NHWC")  # of images, kernels and images
 _COLUMNS = 128  # of a matrix unit
 _PIXELS = 64  # largest image that is resampled by one matrix product, mostly with zeros
 
@@ -19,12 +20,7 @@ def _conv(
 ) -> Array:
     """Convolves; `doubled` first inserts a row of zeros between rows."""
     return lax.conv_general_dilated(
-        x,
-        w,
-        (stride, stride),
-        (rows, columns),
-        lhs_dilation=(1 + doubled, 1),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        x, w, (stride, stride), (rows, columns), (1 + doubled, 1), dimension_numbers=FORMATS
     )
 
 
