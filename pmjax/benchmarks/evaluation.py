@@ -98,11 +98,8 @@ def measure_features(*, peer: str | None, seconds: float) -> dict[str, Any]:
             "Features", peer=peer, title="features", weights=weights, images=images
         )
         blocks = process.alternate(sides, blocks=process.BLOCKS, seconds=seconds, title="features")
-    result: dict[str, Any] = {
-        "variant": VARIANT,
-        "batch_size": BATCH,
-        "image_shape": [SIDE, SIDE, 3],
-    }
+    shape = [SIDE, SIDE, 3]
+    result: dict[str, Any] = {"variant": VARIANT, "batch_size": BATCH, "image_shape": shape}
     ms = {name: [1e3 * b.seconds / b.units for b in done] for name, done in blocks.items()}
     for name, side in sides.items():
         result[name] = {
