@@ -63,6 +63,7 @@ class Metric:
         needs_own_prior: bool = False,
         extractor: str = "",
         on_features: bool = False,
+        limits: Mapping[str, float] | None = None,
         check: Callable[[Mapping[str, Any]], None] | None = None,
     ):
         """Declares a metric.
@@ -72,10 +73,12 @@ class Metric:
             needs_own_prior: whether it needs the prior that the run is configured with.
             extractor: the feature extractor that it uses unless another is given; '' for none.
             on_features: whether it runs on any extractor, as `evaluate(ctx, features, **args)`.
+            limits: {argument: its smallest value, or for a float, what it must exceed}.
             check: raises `UserError` for arguments that are never valid.
         """
         self.tables, self.needs_own_prior = tables, needs_own_prior
-        self.extractor, self.on_features, self.check = extractor, on_features, check
+        self.extractor, self.on_features = extractor, on_features
+        self.limits, self.check = limits or {}, check
 
 
 # Sets that several metrics compare, by the last part of their keys. Those

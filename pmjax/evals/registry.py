@@ -160,6 +160,11 @@ def checked(name: str, given: Mapping[str, Any], *, where: str = "") -> dict[str
         argument: _as_type(f"{where}{argument}", value, valid[argument])
         for argument, value in given.items()
     }
+    for argument, least in metric.declaration.limits.items():
+        value = found.get(argument, least + 1)
+        if value < least or (value == least and isinstance(value, float)):
+            must = f"above {least:g}" if isinstance(value, float) else f"at least {least}"
+            raise UserError(f"{option(name, argument)}={value} must be {must}.")
     if metric.declaration.check:
         metric.declaration.check(found)
     return found

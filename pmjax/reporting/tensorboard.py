@@ -1,4 +1,4 @@
-"""TensorBoard's event files; the only import of tensorboardX."""
+"""TensorBoard's event files."""
 
 import time
 from collections.abc import Mapping

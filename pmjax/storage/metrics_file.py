@@ -137,18 +137,11 @@ def revision(root: Path) -> str | None:
             origin = metadata.distribution("pmjax").read_text("direct_url.json")
             return json.loads(origin or "")["vcs_info"]["commit_id"]
         return None
-    command = [
-        "git",
-        "-C",
-        str(root),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
+    command = "git describe --always --dirty --abbrev=40 --exclude=*".split()
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run(
+            command, cwd=root, capture_output=True, text=True, timeout=20, check=True
+        )
         return done.stdout.strip()
     return None
 

@@ -147,5 +147,5 @@ def test_other_data_are_refused(size):
 
 
 def test_arguments_that_give_nothing_are_refused():
-    with pytest.raises(UserError, match="num=0, frames=16"):
+    with pytest.raises(UserError, match="num=0 must be at least 1"):
         run(Turning(), num=0)

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from pmjax.errors import UserError
 from pmjax.evals.features import batches, torch_file
@@ -140,18 +141,12 @@ def _depthwise(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, stride: int)
 
 def _shifts(x: jax.Array, size: int, stride: int) -> dict[tuple[int, int], jax.Array]:
     """Returns {(i, j): the inputs under that tap of a SAME convolution}, each [N, H', W', C]."""
-    (rows, top, bottom), (columns, left, right) = (_same(n, size, stride) for n in x.shape[1:3])
-    x = jnp.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    pads = lax.padtype_to_pads(x.shape[1:3], (size, size), (stride, stride), "SAME")
+    rows, columns = (-(-n // stride) for n in x.shape[1:3])
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     return {
         (i, j): x[:, i : i + stride * (rows - 1) + 1 : stride,
                   j : j + stride * (columns - 1) + 1 : stride]
         for i in range(size)
         for j in range(size)
     }  # fmt: skip
-
-
-def _same(length: int, size: int, stride: int) -> tuple[int, int, int]:
-    """Returns the output length of a SAME convolution, and its padding on both sides."""
-    out = -(-length // stride)
-    pad = max((out - 1) * stride + size - length, 0)
-    return out, pad // 2, pad - pad // 2

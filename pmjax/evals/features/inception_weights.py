@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import hashlib
-import io
+import operator
 import os
 import pickle
 import re
@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tensorboardX.proto.graph_pb2 import GraphDef
+from tensorboardX.proto.tensor_pb2 import TensorProto
+from tensorboardX.proto.types_pb2 import DT_FLOAT
 
 from pmjax.errors import UserError
 from pmjax.evals.features import inception_graph, torch_file
@@ -87,13 +90,14 @@ def read(path: Path, *, verify: bool = True) -> tuple[dict[str, np.ndarray], str
         UserError: if the file is another one, truncated, damaged or of an unknown format.
     """
     found = sha256(path)
-    formats = {".pb": _tensorflow, ".pickle": _flax, ".pkl": _flax}
-    named = re.search(r"-([0-9a-f]{8,64})\.", path.name)
-    if verify and path.suffix not in formats:
-        _check(path, found, HASH)
-    elif verify and named:
-        _check(path, found, named[1])
-    return formats.get(path.suffix, torch_file.load)(path), found
+    tensorflow, flax = ("TensorFlow graph", _tensorflow), ("Flax pickle", _flax)
+    formats = {".pb": tensorflow, ".pickle": flax, ".pkl": flax}
+    what, load = formats.get(path.suffix, ("", torch_file.load))
+    named = re.findall(r"-([0-9a-f]{8,64})\.", path.name) if what else [HASH]
+    if verify and named:
+        _check(path, found, named[0])
+    with readable(path, what) if what else contextlib.nullcontext():
+        return load(path), found
 
 
 @functools.lru_cache(maxsize=16)
@@ -119,23 +123,19 @@ def _check(path: Path, found: str, expected: str) -> None:
 
 def _tensorflow(path: Path) -> dict[str, np.ndarray]:
     """Reads `classify_image_graph_def.pb`."""
-    with readable(path, "TensorFlow graph"):
-        constants = constants_of(path.read_bytes())
-        state = {}
-        for name, scope in inception_graph.convolutions():
-            state[f"{name}.conv.weight"] = constants[f"{scope}/conv2d_params"].transpose(3, 2, 0, 1)
-            for ours, theirs in (
-                ("weight", "gamma"),
-                ("bias", "beta"),
-                ("running_mean", "moving_mean"),
-                ("running_var", "moving_variance"),
-            ):
-                state[f"{name}.bn.{ours}"] = constants[f"{scope}/batchnorm/{theirs}"]
-        state["fc.weight"], state["fc.bias"] = (
-            constants["softmax/weights"].T,
-            constants["softmax/biases"],
+    constants = constants_of(path.read_bytes())
+    state = {
+        "fc.weight": constants["softmax/weights"].T,
+        "fc.bias": constants["softmax/biases"],
+    }
+    for name, scope in inception_graph.convolutions():
+        norm = f"{scope}/batchnorm/"
+        state |= _named(
+            name,
+            constants[f"{scope}/conv2d_params"],
+            [constants[norm + key] for key in ("gamma", "beta", "moving_mean", "moving_variance")],
         )
-        return state
+    return state
 
 
 def _flax(path: Path) -> dict[str, np.ndarray]:
@@ -143,22 +143,23 @@ def _flax(path: Path) -> dict[str, np.ndarray]:
 
     It may lack the last layer, which FID does not need.
     """
-    with readable(path, "Flax pickle"), path.open("rb") as file:
+    with path.open("rb") as file:
         tree = _Unpickler(file).load()
-        state = {}
-        for name, _ in inception_graph.convolutions():
-            part = functools.reduce(lambda node, key: node[key], name.split("."), tree)
-            state[f"{name}.conv.weight"] = part["conv"]["kernel"].transpose(3, 2, 0, 1)
-            for ours, theirs in (
-                ("weight", "scale"),
-                ("bias", "bias"),
-                ("running_mean", "mean"),
-                ("running_var", "var"),
-            ):
-                state[f"{name}.bn.{ours}"] = part["bn"][theirs]
-        if "fc" in tree:
-            state["fc.weight"], state["fc.bias"] = tree["fc"]["kernel"].T, tree["fc"]["bias"]
-        return state
+    state: dict[str, np.ndarray] = {}
+    for name, _ in inception_graph.convolutions():
+        part = functools.reduce(operator.getitem, name.split("."), tree)
+        norm = [part["bn"][key] for key in ("scale", "bias", "mean", "var")]
+        state |= _named(name, part["conv"]["kernel"], norm)
+    if "fc" in tree:
+        state |= {"fc.weight": tree["fc"]["kernel"].T, "fc.bias": tree["fc"]["bias"]}
+    return state
+
+
+def _named(name: str, kernel: np.ndarray, norm: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns a convolution (HWIO) and its BatchNorm under the names of PyTorch's state dict."""
+    keys = "conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var"
+    arrays = kernel.transpose(3, 2, 0, 1), *norm
+    return {f"{name}.{key}": array for key, array in zip(keys, arrays, strict=True)}
 
 
 @contextlib.contextmanager
@@ -198,60 +199,15 @@ class _Unpickler(pickle.Unpickler):
 
 
 def constants_of(graph: bytes) -> dict[str, np.ndarray]:
-    """Returns {node: value} of the float constants of a serialized `tensorflow.GraphDef`.
-
-    Fields by their numbers in TensorFlow's .proto files: GraphDef.node 1; NodeDef.name 1, .op 2,
-    .attr 5 (a map: key 1, value 2); AttrValue.tensor 8; TensorProto.dtype 1 (DT_FLOAT is 1),
-    .tensor_shape 2 (dim 2, size 1), .tensor_content 4, .float_val 5 (packed or not).
-    """
-    values = {}
-    for number, node in _fields(graph):
-        if number != 1:
-            continue
-        fields = list(_fields(node))
-        if (2, b"Const") not in fields:
-            continue
-        name = next(value for number, value in fields if number == 1).decode()
-        for attribute in (dict(_fields(value)) for number, value in fields if number == 5):
-            if attribute[1] == b"value":
-                tensor = dict(_fields(attribute[2]))[8]
-                if (1, 1) in _fields(tensor):
-                    values[name] = _tensor(tensor)
-    return values
+    """Returns {node: value} of the float constants of a serialized `tensorflow.GraphDef`."""
+    nodes = GraphDef.FromString(graph).node
+    tensors = {node.name: node.attr["value"].tensor for node in nodes if node.op == "Const"}
+    return {name: _tensor(each) for name, each in tensors.items() if each.dtype == DT_FLOAT}
 
 
-def _tensor(message: bytes) -> np.ndarray:
-    fields = list(_fields(message))
-    dims = [
-        dict(_fields(d)).get(1, 0) for n, s in fields if n == 2 for m, d in _fields(s) if m == 2
-    ]
-    content = b"".join(value for number, value in fields if number == 4)
-    if not content:
-        content = b"".join(value for number, value in fields if number == 5)
-    array = np.frombuffer(content, "<f4")
+def _tensor(tensor: TensorProto) -> np.ndarray:
+    dims = [dim.size for dim in tensor.tensor_shape.dim]
+    array = np.frombuffer(tensor.tensor_content, "<f4")
+    if not array.size:
+        array = np.array(tensor.float_val, np.float32)
     return np.full(dims, array[0]) if array.size == 1 else array.reshape(dims).copy()
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """Yields (number, value) of a protocol buffer's fields; fixed-size ones as their bytes."""
-    file = io.BytesIO(message)
-
-    def varint() -> int:
-        value = shift = 0
-        while True:
-            (byte,) = file.read(1)
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-
-    while file.tell() < len(message):
-        number, kind = divmod(varint(), 8)
-        if kind == 0:
-            yield number, varint()
-            continue
-        size = {1: lambda: 8, 2: varint, 5: lambda: 4}[kind]()
-        value = file.read(size)
-        if len(value) < size:
-            raise ValueError("a field extends beyond the end")
-        yield number, value

@@ -5,8 +5,7 @@ from functools import partial
 import numpy as np
 from scipy.spatial.distance import pdist, squareform
 
-from pmjax.errors import UserError
-from pmjax.evals.base import Metric, Table, option
+from pmjax.evals.base import Metric, Table
 from pmjax.evals.context import Context
 from pmjax.evals.two_sample import two_sample_tests
 
@@ -25,6 +24,7 @@ METRIC = Metric(
         "they differ.",
         better="higher",
     ),
+    limits={"num": 2, "permutations": 1},
 )
 AT_ONCE = 500  # permutations
 
@@ -36,11 +36,6 @@ def evaluate(ctx: Context, *, num: int = 1000, permutations: int = 499) -> dict[
     'train', embeddings of training examples: the floor. A small p says that the two differ, a large
     one that this many latents do not show a difference.
     """
-    if num < 2 or permutations < 1:
-        raise UserError(
-            f"Metric 'energy' needs {option('energy', 'num')} ≥ 2 and "
-            f"{option('energy', 'permutations')} ≥ 1, got {num} and {permutations}."
-        )
     return two_sample_tests(ctx, "energy", num, partial(two_sample, permutations=permutations))
 
 

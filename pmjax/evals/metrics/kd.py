@@ -103,9 +103,5 @@ def _mean_of_pairs(x: np.ndarray) -> float:
 
 
 def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    base = x @ y.T
-    base /= x.shape[1]
-    base += 1
-    cube = base * base
-    cube *= base
-    return cube
+    base = x @ y.T / x.shape[1] + 1
+    return base * base * base

@@ -6,8 +6,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import confusion_matrix
 from threadpoolctl import threadpool_limits
 
-from pmjax.errors import UserError
-from pmjax.evals.base import Metric, Table, Value, higher, option
+from pmjax.evals.base import Metric, Table, Value, higher
 from pmjax.evals.context import Context
 from pmjax.evals.labels import classes, codes
 
@@ -22,6 +21,7 @@ METRIC = Metric(
             "pca": Value("of as many principal components of the data"),
         },
     ),
+    limits={"restarts": 1, "iterations": 1},
 )
 
 
@@ -33,11 +33,6 @@ def evaluate(ctx: Context, *, restarts: int = 20, iterations: int = 1000) -> dic
     `clustering_accuracy` chooses. 'kmeans/accuracy' is that of the embeddings, 'kmeans/pca' that of
     as many principal components of the data.
     """
-    if restarts < 1 or iterations < 1:
-        raise UserError(
-            f"Metric 'kmeans' needs {option('kmeans', 'restarts')} ≥ 1 and "
-            f"{option('kmeans', 'iterations')} ≥ 1, got {restarts} and {iterations}."
-        )
     labels, test_labels = classes(ctx, "kmeans")
     values = {}
     for what, (train, test) in codes(ctx).items():

@@ -8,8 +8,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from pmjax.errors import UserError
-from pmjax.evals.base import Metric, Table, Value, higher, option
+from pmjax.evals.base import Metric, Table, Value, higher
 from pmjax.evals.context import Context
 from pmjax.evals.labels import classes, codes
 
@@ -24,6 +23,7 @@ METRIC = Metric(
             "pca": Value("of as many principal components of the data"),
         },
     ),
+    limits={"c": 0.0, "iterations": 1},
 )
 
 
@@ -35,11 +35,6 @@ def evaluate(ctx: Context, *, c: float = 1.0, iterations: int = 1000) -> dict[st
     'linear_probe/accuracy' is that of the embeddings, 'linear_probe/pca' that of as many principal
     components of the data.
     """
-    if not c > 0 or iterations < 1:
-        raise UserError(
-            f"Metric 'linear_probe' needs {option('linear_probe', 'c')} > 0 and "
-            f"{option('linear_probe', 'iterations')} ≥ 1, got {c} and {iterations}."
-        )
     labels, test_labels = classes(ctx, "linear_probe")
     values = {}
     for what, (train, test) in codes(ctx).items():

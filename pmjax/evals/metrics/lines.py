@@ -1,11 +1,12 @@
 """ACAI's 'lines' task: whether interpolated lines are lines, and turn evenly."""
 
 import numpy as np
+from sklearn.metrics import pairwise_distances_argmin_min
 
 from pmjax.datasets import lines
 from pmjax.datasets.batches import to_float
 from pmjax.errors import UserError
-from pmjax.evals.base import Metric, Table, Value, lower, option
+from pmjax.evals.base import Metric, Table, Value, lower
 from pmjax.evals.context import LEAVE, Context, finite
 
 METRIC = Metric(
@@ -23,10 +24,10 @@ METRIC = Metric(
             "invalid": lower("share of interpolations that end at the angle where they begin"),
         },
     ),
+    limits={"num": 1, "frames": 2},
 )
 BANK = 10_000  # rendered lines, at equal angles
 SAME = 1e-4  # radians: less than two lines of the bank are apart
-FRAMES_AT_ONCE = 512  # bounds the table of distances to 40 MB
 REAL = 1e-3  # mean cosine distance of test images to the bank, for the data to be lines
 
 
@@ -41,11 +42,8 @@ def evaluate(ctx: Context, *, num: int = 256, frames: int = 16) -> dict[str, flo
     single jump in 'lines/smoothness_strict', which does not reward a collapsed decoder.
     """
     num = min(num, len(ctx.test.data) // 2)
-    if num < 1 or frames < 2:
-        raise UserError(
-            f"Metric 'lines' has nothing to measure: num={num}, frames={frames}. It needs two test "
-            f"images, {option('lines', 'num')} ≥ 1 and {option('lines', 'frames')} ≥ 2."
-        )
+    if num < 1:
+        raise UserError(f"Metric 'lines' needs two test images. {LEAVE}")
     chosen = np.random.default_rng(ctx.derived_seed("lines")).permutation(len(ctx.test.data))
     a, b = (ctx.test.data[chosen[part * num : (part + 1) * num]] for part in range(2))
     shape = (lines.SIZE, lines.SIZE, 1)
@@ -73,14 +71,10 @@ def nearest_lines(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Images are float [N, 32, 32, 1] in [-1, 1]; those of constant 0 have distance 1.
     """
     angles = np.linspace(0, 2 * np.pi, BANK, endpoint=False)
-    bank = _unit(to_float(lines.render(angles)))
-    distances, nearest = np.empty(len(images)), np.empty(len(images), int)
-    for start in range(0, len(images), FRAMES_AT_ONCE):
-        part = slice(start, start + FRAMES_AT_ONCE)
-        cosines = _unit(images[part]) @ bank.T
-        nearest[part] = cosines.argmax(1)
-        distances[part] = 1 - cosines.max(1)
-    return np.maximum(distances, 0), angles[nearest]
+    bank = to_float(lines.render(angles))
+    rows = (x.reshape(len(x), -1).astype(np.float64) for x in (images, bank))
+    nearest, distances = pairwise_distances_argmin_min(*rows, metric="cosine")
+    return distances, angles[nearest]
 
 
 def smoothness_of(angles: np.ndarray) -> np.ndarray:
@@ -89,9 +83,3 @@ def smoothness_of(angles: np.ndarray) -> np.ndarray:
     total = np.abs(angles[:, -1] - angles[:, 0])
     total = np.where(total < SAME, np.nan, total)
     return np.abs(np.diff(angles)).max(1) / total - 1 / (angles.shape[1] - 1)
-
-
-def _unit(images: np.ndarray) -> np.ndarray:
-    """Returns images as rows of length 1; float32 cannot distinguish neighbors in the bank."""
-    x = np.asarray(images, np.float64).reshape(len(images), -1)
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

@@ -7,7 +7,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from pmjax.datasets.batches import to_float, to_uint8
 from pmjax.errors import UserError
-from pmjax.evals.base import Metric, Table, option
+from pmjax.evals.base import Metric, Table
 from pmjax.evals.context import Context, finite
 from pmjax.evals.features.base import Features
 
@@ -27,6 +27,7 @@ METRIC = Metric(
         better="higher",
     ),
     extractor="efficientnet_lite0",
+    limits={"num": 1},
 )
 AT_ONCE = 4096  # training examples held as float
 
@@ -54,10 +55,7 @@ def evaluate(
     """
     num = min(num, len(ctx.test.data))
     if num < 1 or len(ctx.train.data) < 2:
-        raise UserError(
-            f"Metric 'memorization' needs {option('memorization', 'num')} ≥ 1, a test example and "
-            "two training examples."
-        )
+        raise UserError("Metric 'memorization' needs a test example and two training examples.")
     chosen = ctx.subset("test", num)
     priors = dict.fromkeys([*ctx.priors, *([control] if control else [])])
     latents = {prior: ctx.latents(prior, num) for prior in priors}

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 
 import numpy as np
+from sklearn.metrics import euclidean_distances
+from sklearn.utils.extmath import row_norms
 
 from pmjax.errors import UserError
 from pmjax.evals.base import Metric, Table, option
@@ -151,12 +153,8 @@ def prdc_estimate(real: Manifold, fake: Manifold, *, seed: int) -> dict[str, tup
 def _squared_distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """Yields blocks of rows of a, with their squared distances to all of b, [BLOCK, len(b)]."""
     b = b.astype(np.float64)
-    squares = np.sum(b**2, axis=1)
+    squares = row_norms(b, squared=True)
     for start in range(0, len(a), BLOCK):
         rows = slice(start, min(start + BLOCK, len(a)))
         x = a[rows].astype(np.float64)
-        squared = x @ b.T
-        squared *= -2
-        squared += squares
-        squared += np.sum(x**2, axis=1, keepdims=True)
-        yield rows, np.maximum(squared, 0, out=squared)
+        yield rows, euclidean_distances(x, b, Y_norm_squared=squares, squared=True)

@@ -4,7 +4,7 @@ import numpy as np
 
 from pmjax.datasets.batches import to_float
 from pmjax.errors import UserError
-from pmjax.evals.base import Metric, Table, option
+from pmjax.evals.base import Metric, Table
 from pmjax.evals.context import CHUNK, Context
 
 METRIC = Metric(
@@ -16,6 +16,7 @@ METRIC = Metric(
         better="lower",
         bars=True,
     ),
+    limits={"projections": 1},
 )
 
 
@@ -29,11 +30,10 @@ def evaluate(ctx: Context, *, projections: int = 500) -> dict[str, float]:
     num = min(ctx.num_samples, len(ctx.test.data))
     if ctx.has("train"):
         num = min(num, len(ctx.train.data))
-    if num < 1 or projections < 1:
+    if num < 1:
         raise UserError(
-            f"Metric 'sliced_wasserstein' has nothing to compare: {num} examples, "
-            f"{projections} projections. Set --config.eval.num_samples and "
-            f"{option('sliced_wasserstein', 'projections')} to at least 1."
+            "Metric 'sliced_wasserstein' needs --config.eval.num_samples and both sets to be at "
+            "least 1."
         )
     sources = {prior: ctx.samples(prior)[:num] for prior in ctx.priors}
     if ctx.has("train"):

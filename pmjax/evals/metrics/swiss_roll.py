@@ -1,15 +1,13 @@
 """Whether generated points cover the swiss roll, and are ordered on it as the latents are."""
 
 import numpy as np
-from scipy.spatial.distance import pdist, squareform
 from scipy.stats import kstest
-from sklearn.manifold import trustworthiness
 
 from pmjax.datasets import swiss_roll
 from pmjax.errors import UserError
-from pmjax.evals.base import Metric, Table, higher, option
+from pmjax.evals.base import Metric, Table, higher
 from pmjax.evals.context import LEAVE, Context, finite
-from pmjax.evals.metrics.topology import distance_correlation, neighbours_kept, rank_correlation
+from pmjax.evals.metrics.topology import preservation, require_neighbors
 
 METRIC = Metric(
     Table(
@@ -59,12 +57,7 @@ def evaluate(ctx: Context, *, neighbours: int = 12, num: int = 2000) -> dict[str
         off = swiss_roll.unroll(ctx.test.data)[2]
     if not np.max(off) < REAL:
         raise UserError(f"Metric 'swiss_roll' needs the data set 'swiss_roll'. {LEAVE}")
-    if not 1 <= neighbours < num / 2:
-        raise UserError(
-            f"Metric 'swiss_roll' needs more than {2 * neighbours} points for {neighbours} "
-            f"neighbors and has {num}: set {option('swiss_roll', 'neighbours')} to at least 1 and "
-            f"less than half of them, or {option('swiss_roll', 'num')} higher."
-        )
+    require_neighbors("swiss_roll", neighbours, num)
     latents = {prior: ctx.latents(prior, num) for prior in ctx.priors}
     points = {prior: finite("samples", ctx.model.decode(z)) for prior, z in latents.items()}
     values: dict[str, float] = {}
@@ -77,16 +70,8 @@ def evaluate(ctx: Context, *, neighbours: int = 12, num: int = 2000) -> dict[str
             f"swiss_roll/ks_t/{what}": _distance_from_uniform(t, *swiss_roll.T),
             f"swiss_roll/ks_height/{what}": _distance_from_uniform(height, *swiss_roll.HEIGHT),
         }
-    z, sheet = latents[ctx.own_prior], swiss_roll.unroll(points[ctx.own_prior])[1]
-    apart = pdist(sheet), pdist(z)
-    square = squareform(apart[0]), squareform(apart[1])
-    return values | {
-        "swiss_roll/trustworthiness": trustworthiness(sheet, z, n_neighbors=neighbours),
-        "swiss_roll/continuity": trustworthiness(z, sheet, n_neighbors=neighbours),
-        "swiss_roll/neighbours_kept": neighbours_kept(*square, neighbours),
-        "swiss_roll/distance_correlation": distance_correlation(*square),
-        "swiss_roll/geodesic_correlation": rank_correlation(*apart),
-    }
+    sheet = swiss_roll.unroll(points[ctx.own_prior])[1]
+    return values | preservation("swiss_roll", sheet, latents[ctx.own_prior], neighbours)
 
 
 def _distance_from_uniform(values: np.ndarray, low: float, high: float) -> float:

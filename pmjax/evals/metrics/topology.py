@@ -1,5 +1,7 @@
 """Whether the embedding preserves the neighborhoods and the shape of the data."""
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import minimum_spanning_tree, shortest_path
@@ -42,26 +44,44 @@ def evaluate(ctx: Context, *, neighbours: int = 12, num: int = 2000) -> dict[str
     and distances in the embedding.
     """
     chosen = ctx.subset("test", num)
-    if not 1 <= neighbours < len(chosen) / 2:
-        raise UserError(
-            f"Metric 'topology' needs more than {2 * neighbours} test examples for "
-            f"{neighbours} neighbors and has {len(chosen)}: set "
-            f"{option('topology', 'neighbours')} to at least 1 and less than half of them, or "
-            f"{option('topology', 'num')} higher."
-        )
+    require_neighbors("topology", neighbours, len(chosen))
     x = to_float(ctx.test.data[chosen]).reshape(len(chosen), -1)
     z = ctx.embeddings("test")[chosen]
-    x_distances, z_distances = (squareform(pdist(a.astype(np.float64))) for a in (x, z))
-    geodesics = squareform(geodesic_distances(x_distances, neighbours), checks=False)
-    return {
-        "topology/trustworthiness": trustworthiness(x, z, n_neighbors=neighbours),
-        "topology/continuity": trustworthiness(z, x, n_neighbors=neighbours),
-        "topology/neighbours_kept": neighbours_kept(x_distances, z_distances, neighbours),
-        "topology/distance_correlation": distance_correlation(x_distances, z_distances),
-        "topology/geodesic_correlation": rank_correlation(
-            geodesics, squareform(z_distances, checks=False)
-        ),
+    return preservation("topology", x, z, neighbours, along=geodesic_distances)
+
+
+def require_neighbors(metric: str, neighbours: int, num: int) -> None:
+    """Raises `UserError` unless there are more than twice as many examples as neighbors."""
+    if not 1 <= neighbours < num / 2:
+        raise UserError(
+            f"Metric '{metric}' needs more than {2 * neighbours} test examples for {neighbours} "
+            f"neighbors and has {num}: set {option(metric, 'neighbours')} to at least 1 and less "
+            f"than half of them, or {option(metric, 'num')} higher."
+        )
+
+
+def preservation(
+    prefix: str,
+    x: np.ndarray,
+    z: np.ndarray,
+    neighbours: int,
+    *,
+    along: Callable[[np.ndarray, int], np.ndarray] = lambda distances, _: distances,
+) -> dict[str, float]:
+    """Returns how well latents z [N, d] preserve the geometry of data x [N, D].
+
+    `along` turns distances [N, N] of the data into those of 'geodesic_correlation'.
+    """
+    a, b = (squareform(pdist(rows.astype(np.float64))) for rows in (x, z))
+    apart = (squareform(each, checks=False) for each in (along(a, neighbours), b))
+    values = {
+        "trustworthiness": trustworthiness(x, z, n_neighbors=neighbours),
+        "continuity": trustworthiness(z, x, n_neighbors=neighbours),
+        "neighbours_kept": neighbours_kept(a, b, neighbours),
+        "distance_correlation": distance_correlation(a, b),
+        "geodesic_correlation": rank_correlation(*apart),
     }
+    return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
 def neighbours_kept(a: np.ndarray, b: np.ndarray, neighbours: int) -> float:

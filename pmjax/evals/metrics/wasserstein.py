@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 
 from pmjax.errors import UserError
-from pmjax.evals.base import Metric, Table, lower, option
-from pmjax.evals.context import Context
+from pmjax.evals.base import Metric, Table, lower
+from pmjax.evals.context import LEAVE, Context
 
 METRIC = Metric(
     Table(
@@ -19,6 +19,7 @@ METRIC = Metric(
         bars=True,
     ),
     needs_own_prior=True,
+    limits={"draws": 1, "num": 1},
 )
 
 
@@ -29,27 +30,30 @@ def evaluate(ctx: Context, *, draws: int = 5, num: int = 2000) -> dict[str, floa
     'w2/ratio' the run's own prior's over the floor: 1 is perfect. Real points come from
     `ctx.fresh`, or else from two random halves of the test set (then at most half of it each).
     """
-    ctx.require_points("wasserstein")
-    if ctx.fresh is None:
-        num = min(num, len(ctx.test.data) // 2)
-    if draws < 1 or num < 1:
-        where = option("wasserstein")
-        raise UserError(
-            f"Metric 'wasserstein' has nothing to compare: draws={draws}, num={num}. Set "
-            f"{where}draws and {where}num to at least 1, and have two test points."
-        )
-    values = mean_distances(ctx, draws, num, lambda points, real, _: wasserstein2(points, real))
+    values = mean_distances(
+        ctx, "wasserstein", draws, num, lambda points, real, _: wasserstein2(points, real)
+    )
     values["ratio"] = values[ctx.own_prior] / values["floor"]
     return {f"w2/{name}": value for name, value in values.items()}
 
 
 def mean_distances(
     ctx: Context,
+    metric: str,
     draws: int,
     num: int,
     distance: Callable[[np.ndarray, np.ndarray, np.ndarray], float],
 ) -> dict[str, float]:
-    """Returns the mean of distance(points, real, other real points) for each prior and 'floor'."""
+    """Returns the mean of distance(points, real, other real points) for each prior and 'floor'.
+
+    Raises:
+        UserError: for images, and for fewer than two test points.
+    """
+    ctx.require_points(metric)
+    if ctx.fresh is None:
+        num = min(num, len(ctx.test.data) // 2)
+    if num < 1:
+        raise UserError(f"Metric '{metric}' needs two test points. {LEAVE}")
     found: dict[str, list[float]] = {name: [] for name in (*ctx.priors, "floor")}
     for draw in range(draws):
         real, other = real_points(ctx, num, draw)
