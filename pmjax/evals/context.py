@@ -97,8 +97,7 @@ class Context:
 
     def has(self, part: str) -> bool:
         """Returns whether there is a 'model', a 'train' or a 'test' set."""
-        parts = {"model": self._model, "train": self._train, "test": self._test}
-        return parts[part] is not None
+        return getattr(self, f"_{part}") is not None
 
     @property
     def model(self) -> Model:
@@ -178,12 +177,11 @@ class Context:
         for start in range(0, num, CHUNK):
             seed = self.derived_seed("samples", index, start)
             part = self.model.sample(min(CHUNK, num - start), seed=seed, prior=prior)
-            part = finite(f"samples of prior '{prior}'", part)
-            yield to_uint8(part) if self.has_images else part
+            yield self._like_data(f"samples of prior '{prior}'", part)
 
     def reconstructions(self, split: str, rows: np.ndarray) -> np.ndarray:
         """Returns float32 reconstructions, in [-1, 1] for images, of some rows of a split."""
-        return self._apply(self.model.reconstruct, "reconstructions", self._data(split)[rows])
+        return _apply(self.model.reconstruct, "reconstructions", self._data(split)[rows])
 
     def reconstructed(self, split: str, num: int | None = None) -> Iterator[np.ndarray]:
         """Yields `reconstructions` of a split, or of its `subset`, in parts of at most `CHUNK`."""
@@ -196,7 +194,7 @@ class Context:
         stored = self._embedded if split == "train" else None
         return self.cached(
             ("embeddings", split),
-            stored or (lambda: self._apply(self.model.encode, "embeddings", self._data(split))),
+            stored or (lambda: _apply(self.model.encode, "embeddings", self._data(split))),
             of="autoencoder",
         )
 
@@ -210,9 +208,8 @@ class Context:
         second = (first + rng.integers(1, len(z), size=num)) % len(z)
         for start in range(0, num, CHUNK):
             rows = slice(start, start + CHUNK)
-            part = self.model.decode((z[first[rows]] + z[second[rows]]) / 2)
-            part = finite("midpoints", part)
-            yield to_uint8(part) if self.has_images else part
+            middle = (z[first[rows]] + z[second[rows]]) / 2
+            yield self._like_data("midpoints", self.model.decode(middle))
 
     @property
     def own_prior(self) -> str:
@@ -236,15 +233,16 @@ class Context:
         if self.has_images:
             raise UserError(f"Metric '{metric}' needs points, and these data are images. {LEAVE}")
 
+    def _like_data(self, what: str, values: np.ndarray) -> np.ndarray:
+        return to_uint8(finite(what, values)) if self.has_images else finite(what, values)
+
     def _data(self, split: str) -> np.ndarray:
         return (self.train if split == "train" else self.test).data
 
-    @staticmethod
-    def _apply(
-        function: Callable[[np.ndarray], np.ndarray], what: str, data: np.ndarray
-    ) -> np.ndarray:
-        chunks = (data[i : i + CHUNK] for i in range(0, len(data), CHUNK))
-        return np.concatenate([finite(what, function(chunk)) for chunk in chunks])
+
+def _apply(function: Callable[[np.ndarray], np.ndarray], what: str, data: np.ndarray) -> np.ndarray:
+    chunks = (data[i : i + CHUNK] for i in range(0, len(data), CHUNK))
+    return np.concatenate([finite(what, function(chunk)) for chunk in chunks])
 
 
 def _present(part: T | None, name: str) -> T:
@@ -271,6 +269,5 @@ def finite(what: str, values: np.ndarray) -> np.ndarray:
 
 def fresh_points(dataset: str) -> Callable[[int, int], np.ndarray] | None:
     """Returns (num, seed) -> points of a data set that has `points(num, seed)`, else None."""
-    module = plugins.load("datasets", dataset)
-    points = getattr(module, "points", None)
+    points = getattr(plugins.load("datasets", dataset), "points", None)
     return points and (lambda num, seed: points(num, seed)[0])

@@ -13,30 +13,6 @@ BLOCK = 4096  # rows in float64 at a time
 ENOUGH = 10_000  # rows that determine the variance of an influence to a few percent
 
 
-def gaussian(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns mean [D] and unbiased covariance [D, D] of features [N, D], in float64."""
-    mean, cov, _ = moments([features])
-    return mean, cov
-
-
-def frechet_distance(
-    mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray
-) -> float:
-    """Returns ‖m₁ - m₂‖² + tr(S₁ + S₂ - 2 (S₁^½ S₂ S₁^½)^½), the squared distance.
-
-    With any factors Sᵢ = Fᵢᵀ Fᵢ, the trace of the square root is the sum of the singular values
-    of F₁ F₂ᵀ. Pivoted Cholesky factors have as many rows as the covariance has rank, so fewer
-    examples than dimensions make it faster, not inexact, and rounding errors have no root taken.
-    """
-    if np.shape(cov1) != np.shape(cov2):
-        raise UserError(
-            f"Features of {len(cov1)} and of {len(cov2)} dimensions have no distance: use "
-            "statistics of both sets with the same extractor."
-        )
-    singular = np.linalg.svd(_factor(cov1)[0] @ _factor(cov2)[0].T, compute_uv=False)
-    return _distance(mean1 - mean2, np.trace(cov1) + np.trace(cov2), singular)
-
-
 class Sample:
     """Features [N, D] of a set, with their moments and a factor of their covariance."""
 
@@ -48,7 +24,7 @@ class Sample:
         self.pivots: np.ndarray | None = None
         self.num = num
         if num > dim:
-            self.mean, cov = gaussian(features)
+            self.mean, cov, _ = moments([features])
             self.factor, self.pivots = _factor(cov)
         else:  # the examples themselves are a smaller factor of their covariance
             self.mean = features.mean(0, dtype=np.float64)
@@ -89,6 +65,22 @@ class Sample:
         return cls.of_moments(mean, cov, count, features)
 
 
+def frechet_distance(a: Sample, b: Sample) -> float:
+    """Returns ‖m₁ - m₂‖² + tr(S₁ + S₂ - 2 (S₁^½ S₂ S₁^½)^½), the squared distance.
+
+    With any factors Sᵢ = Fᵢᵀ Fᵢ, the trace of the square root is the sum of the singular values
+    of F₁ F₂ᵀ. Pivoted Cholesky factors have as many rows as the covariance has rank, so fewer
+    examples than dimensions make it faster, not inexact, and rounding errors have no root taken.
+    """
+    dims = a.factor.shape[1], b.factor.shape[1]
+    if dims[0] != dims[1]:
+        raise UserError(
+            f"Features of {dims[0]} and of {dims[1]} dimensions have no distance: use "
+            "statistics of both sets with the same extractor."
+        )
+    return _distance(a, b, np.linalg.svd(a.factor @ b.factor.T, compute_uv=False))
+
+
 def frechet_estimate(a: Sample, b: Sample) -> tuple[float, float]:
     """Returns the Fréchet distance of two sets and its standard error over draws of both.
 
@@ -106,8 +98,7 @@ def frechet_estimate(a: Sample, b: Sample) -> tuple[float, float]:
         variance += _variance(a, b.mean, left * np.sqrt(singular))
     if b.features is not None:
         variance += _variance(b, a.mean, right.T * np.sqrt(singular))
-    distance = _distance(a.mean - b.mean, a.trace + b.trace, singular)
-    return distance, float(np.sqrt(variance))
+    return _distance(a, b, singular), float(np.sqrt(variance))
 
 
 def frechet_infinity(
@@ -131,15 +122,14 @@ def frechet_infinity(
     distances = []
     for size in sizes[:-1]:
         part = Sample(features[rng.permutation(len(features))[:size]])
-        singular = np.linalg.svd(part.factor @ reference.factor.T, compute_uv=False)
-        traces = part.trace + reference.trace
-        distances.append(_distance(part.mean - reference.mean, traces, singular))
+        distances.append(frechet_distance(part, reference))
     (_, value), covariance = np.polyfit(1 / sizes, [*distances, whole], 1, cov=True)
     return float(value), float(np.hypot(np.sqrt(covariance[1, 1]), error))
 
 
-def _distance(shift: np.ndarray, traces: float, singular: np.ndarray) -> float:
-    return max(float(shift @ shift + traces - 2 * singular.sum()), 0.0)
+def _distance(a: Sample, b: Sample, singular: np.ndarray) -> float:
+    shift = a.mean - b.mean
+    return max(float(shift @ shift + a.trace + b.trace - 2 * singular.sum()), 0.0)
 
 
 def _variance(sample: Sample, other_mean: np.ndarray, vectors: np.ndarray) -> float:

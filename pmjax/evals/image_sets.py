@@ -96,7 +96,6 @@ def split(reference: Dataset, num: int, *, seed: int) -> tuple[Dataset, Dataset]
             f"images: the reference has {size}. Give more, or other real images as --floor=FOLDER."
         )
     order = np.random.default_rng(derived_seed(seed, "split")).permutation(size)
-    rows = np.sort(order[count:]), np.sort(order[:count])
     log.info(
         f"--floor={SPLIT}: {count} of the reference's {size} images, drawn with seed {seed}, are "
         f"the floor; samples and floor are compared with the other {size - count}."
@@ -106,14 +105,13 @@ def split(reference: Dataset, num: int, *, seed: int) -> tuple[Dataset, Dataset]
             f"The floor has fewer images than the {num} samples, so that it is biased upward by "
             f"its size: give {count} samples, or more of the reference."
         )
-    remainder, floor = (
-        _dataset(
-            Rows(reference.data, chosen),
-            hashlib.sha256(reference.fingerprint.encode() + chosen.tobytes()).hexdigest(),
-        )
-        for chosen in rows
-    )
-    return remainder, floor
+
+    def part(chosen: np.ndarray) -> Dataset:
+        images: Any = Rows(reference.data, chosen)
+        content = reference.fingerprint.encode() + chosen.tobytes()
+        return Dataset(images, None, hashlib.sha256(content).hexdigest())
+
+    return part(np.sort(order[count:])), part(np.sort(order[:count]))
 
 
 def validate(reference: Path, floor: Path | str | None) -> None:
@@ -155,9 +153,9 @@ def load(path: Path) -> Dataset | Path:
     """
     if path.is_dir():
         files, others = listed(path)
-        folder = Folder(path, files)
+        folder: Any = Folder(path, files)
         skipped = tuple(str(other.relative_to(path)) for other in others)
-        return _dataset(folder, folder.fingerprint(), skipped)
+        return Dataset(folder, None, folder.fingerprint(), skipped)
     if path.suffix not in (".npy", ".npz") or not path.is_file():
         raise UserError(f"{path} is no folder of images and no .npy or .npz file.")
     try:
@@ -175,12 +173,7 @@ def load(path: Path) -> Dataset | Path:
     except UNREADABLE as error:
         raise UserError(f"{path} cannot be read as images or as statistics ({error}).") from error
     images = _eight_bits(path, found)
-    return _dataset(images, fingerprint(images, None))
-
-
-def _dataset(images: Any, fingerprint: str, skipped: tuple[str, ...] = ()) -> Dataset:
-    """Returns a data set of images: an array, or what is indexed like one."""
-    return Dataset(images, None, fingerprint, skipped)
+    return Dataset(images, None, fingerprint(images, None))
 
 
 def alike(sets: Mapping[str, Dataset]) -> dict[str, Dataset]:
@@ -212,9 +205,13 @@ def alike(sets: Mapping[str, Dataset]) -> dict[str, Dataset]:
 
 
 def _rgb(images: Any) -> Any:
-    if isinstance(images, Folder):
-        return images.rgb()
-    return np.broadcast_to(images, (*images.shape[:3], 3))  # a view
+    """Returns the same images with three channels, without a copy."""
+    shape = (*images.shape[:3], 3)
+    if not isinstance(images, Folder):
+        return np.broadcast_to(images, shape)
+    other = copy.copy(images)
+    other.shape = shape
+    return other
 
 
 def _eight_bits(path: Path, images: np.ndarray) -> np.ndarray:
@@ -245,35 +242,40 @@ def _eight_bits(path: Path, images: np.ndarray) -> np.ndarray:
     return found
 
 
-class Rows:
-    """Some rows of a set of images uint8 [N, H, W, C], read when they are indexed."""
+class Lazy:
+    """Images uint8 [N, H, W, C] that are read when they are indexed, like an array."""
 
     dtype = np.dtype(np.uint8)
     ndim = 4
-
-    def __init__(self, images: Any, rows: np.ndarray):
-        self._images, self._rows = images, rows
-        self.shape = (len(rows), *images.shape[1:])
+    shape: tuple[int, ...]
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self.shape[0]
 
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
-        return self._images[self._rows[index]]
+        raise NotImplementedError
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[:].astype(dtype or np.uint8, copy=False)
 
 
-class Folder:
+class Rows(Lazy):
+    """Some rows of a set of images."""
+
+    def __init__(self, images: Any, rows: np.ndarray):
+        self._images, self._rows = images, rows
+        self.shape = (len(rows), *images.shape[1:])
+
+    def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
+        return self._images[self._rows[index]]
+
+
+class Folder(Lazy):
     """Files of one size as an array uint8 [N, H, W, 1 or 3], decoded when it is indexed.
 
     RGB, or gray if every file is. Nothing is rotated, cropped or resized, as in other evaluation
     tools. Only indexed images are in memory.
     """
-
-    dtype = np.dtype(np.uint8)
-    ndim = 4
 
     def __init__(self, path: Path, files: list[Path]):
         if not files:
@@ -298,9 +300,6 @@ class Folder:
         channels = 1 if all(gray for *_, gray in heads) else 3
         self.shape = (len(files), height, width, channels)
 
-    def __len__(self) -> int:
-        return len(self.files)
-
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
         files = self.files[index] if isinstance(index, slice) else [self.files[i] for i in index]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -310,15 +309,6 @@ class Folder:
         for row, image in zip(out, map(np.asarray, decoded), strict=True):
             row[:] = image if image.ndim == 3 else image[..., None]
         return out
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return self[:].astype(dtype or np.uint8, copy=False)
-
-    def rgb(self) -> "Folder":
-        """Returns the same images with three channels."""
-        other = copy.copy(self)
-        other.shape = (*self.shape[:3], 3)
-        return other
 
     def fingerprint(self) -> str:
         """Returns the sha256 over the contents of all files."""

@@ -262,11 +262,6 @@ def extractor_of(name: str, args: Mapping[str, Any]) -> str | None:
     return args.get("extractor", find(name).extractor) or None
 
 
-def needs_own_prior(name: str) -> bool:
-    """Returns whether a metric needs the prior that the run is configured with."""
-    return find(name).declaration.needs_own_prior
-
-
 def metric_of(value: str) -> str:
     """Returns the metric that computes a value such as 'recon/mse'; a metric's name is its own."""
     first, _, _ = value.partition("/")

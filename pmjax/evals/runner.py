@@ -2,6 +2,7 @@
 
 import datetime
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -82,15 +83,12 @@ def _compute(name: str, ctx: Context, args: Mapping[str, Any]) -> dict[str, floa
         own, of_extractor = found.split(args)
         features = Features(ctx, found.extractor, metric=name, **of_extractor)
         values = found.module.evaluate(ctx, features, **own)
-    else:
-        values = found.module.evaluate(ctx, **args)
-        if name != found.file:  # an earlier spelling, which keys of values keep
-            values = {_renamed(key, found.file, name): value for key, value in values.items()}
+    else:  # keys of an earlier spelling begin with it
+        values = {
+            re.sub(f"^{found.file}/", f"{name}/", key): value
+            for key, value in found.module.evaluate(ctx, **args).items()
+        }
     return {key: float(value) for key, value in values.items()}
-
-
-def _renamed(key: str, old: str, new: str) -> str:
-    return new + key.removeprefix(old) if key.startswith(f"{old}/") else key
 
 
 def evaluate(

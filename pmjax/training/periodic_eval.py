@@ -22,7 +22,6 @@ from pmjax.distributed.processes import ProcessGroup
 from pmjax.errors import UserError, unknown
 from pmjax.evals import registry, runner, tables
 from pmjax.evals.context import Context
-from pmjax.evals.registry import needs_own_prior
 from pmjax.priors.base import FittedPrior, SharedPrior, TrainedPrior
 from pmjax.reporting import history
 from pmjax.reporting.run_log import RunLog
@@ -216,7 +215,7 @@ def validate(settings: ConfigDict) -> None:
     """Raises `UserError` for evaluations that need what the stage does not have."""
     if settings.eval.every:
         available = _priors_of_stage1(settings)
-        early = [name for name in settings.eval.during if needs_own_prior(name)]
+        early = [n for n in settings.eval.during if registry.find(n).declaration.needs_own_prior]
         if early and settings.prior not in available:
             raise UserError(
                 f"config.eval.during has {', '.join(early)}, which needs the run's own prior. "

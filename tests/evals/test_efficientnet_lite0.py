@@ -17,7 +17,7 @@ from torch import nn
 from pmjax.errors import UserError
 from pmjax.evals.features import batches, efficientnet_lite0, torch_file
 from pmjax.evals.features.base import extract_features
-from pmjax.evals.frechet import frechet_distance, gaussian
+from tests.evals.moments_distance import frechet_distance, gaussian
 
 
 class TorchLite0(nn.Module):

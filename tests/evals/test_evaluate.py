@@ -16,9 +16,9 @@ from pmjax.evals import image_sets, registry, runner
 from pmjax.evals.context import Context
 from pmjax.evals.features import efficientnet_lite0
 from pmjax.evals.features.base import extract_features
-from pmjax.evals.frechet import frechet_distance, gaussian
 from pmjax.evals.registry import extractor_of
 from pmjax.storage import metrics_file
+from tests.evals.moments_distance import frechet_distance, gaussian
 
 record = functools.partial(metrics_file.record, metric_of=registry.metric_of)
 RNG = np.random.default_rng(0)

@@ -28,7 +28,7 @@ from pmjax.evals.features import (
     statistics,
 )
 from pmjax.evals.features.base import extract_features, moments
-from pmjax.evals.frechet import frechet_distance
+from tests.evals.moments_distance import frechet_distance
 
 FUN = nn.functional
 

@@ -18,6 +18,7 @@ from pmjax.evals.context import Context
 from pmjax.evals.features import efficientnet_lite0, inception_2015, inception_weights
 from pmjax.evals.features.base import Features, extract_features
 from pmjax.evals.metrics import kd, prdc
+from tests.evals.moments_distance import frechet_distance, gaussian
 
 inception_score = plugins.load("metrics", "is").inception_score  # `is` is a keyword
 KS = {"neighbours": 3, "density_neighbours": 5}
@@ -43,20 +44,20 @@ def test_frechet_distance_of_2048_dimensions_has_its_closed_form():
     mean1, mean2 = rng.normal(size=(2, 2048)) * 0.1
     expected = np.sum((mean1 - mean2) ** 2) + np.sum((variances1**0.5 - variances2**0.5) ** 2)
     cov1, cov2 = ((basis * variances) @ basis for variances in (variances1, variances2))
-    distance = frechet.frechet_distance(mean1, cov1, mean2, cov2)
+    distance = frechet_distance(mean1, cov1, mean2, cov2)
     assert distance == pytest.approx(expected, rel=1e-6)
 
 
 def test_statistics_of_other_features_are_refused():
-    moments = [frechet.gaussian(normal(0, 20, dim)) for dim in (3, 4)]
+    moments = [gaussian(normal(0, 20, dim)) for dim in (3, 4)]
     with pytest.raises(UserError, match="3 and of 4 dimensions"):
-        frechet.frechet_distance(*moments[0], *moments[1])
+        frechet_distance(*moments[0], *moments[1])
 
 
 @pytest.mark.parametrize("num", [30, 500], ids=["rank-deficient", "full rank"])
 def test_the_estimate_is_the_distance(num):
     a, b = normal(0, num, 60), normal(1, 400, 60, 1.5)
-    expected = frechet.frechet_distance(*frechet.gaussian(a), *frechet.gaussian(b))
+    expected = frechet_distance(*gaussian(a), *gaussian(b))
     assert frechet_of(a, b)[0] == pytest.approx(expected, rel=1e-9)
 
 
@@ -83,7 +84,7 @@ def test_features_in_parts_give_the_same_as_all_at_once(monkeypatch):
     x, y = rng.normal(size=(900, 5)), rng.normal(1, 2, size=(400, 5))
     parts = frechet.Sample.of_parts(np.split(x, [7, 300, 301]), 900)
     np.testing.assert_array_equal(parts.features, x[::3])
-    whole, fixed = frechet.Sample(x), frechet.Sample.of_moments(*frechet.gaussian(y), 400)
+    whole, fixed = frechet.Sample(x), frechet.Sample.of_moments(*gaussian(y), 400)
     value, spread = frechet.frechet_estimate(parts, fixed)
     assert value == pytest.approx(frechet.frechet_estimate(whole, fixed)[0], rel=1e-9)
     draws = [

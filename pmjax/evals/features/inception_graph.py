@@ -5,6 +5,7 @@ and no scale, average pools that do not count their padding, and a maximum in Mi
 those of torchvision and pytorch-fid.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -145,7 +146,8 @@ def _block(params: dict, branches: Sequence[str], x: jax.Array) -> jax.Array:
 def _layer(params: dict, layer: str, x: jax.Array) -> jax.Array:
     name, _, stride = layer.partition("/")
     if name == "max":
-        return _max(x, int(stride or 1), pad=not stride)
+        outside = float(jnp.finfo(x.dtype).min)
+        return _along_both(jnp.maximum, x, int(stride or 1), not stride, outside)
     convs = (params[side] for side in name.split("|"))
     ys = [_conv(x, kernel, bias, int(stride or 1), pad=not stride) for kernel, bias in convs]
     return ys[0] if len(ys) == 1 else jnp.concatenate(ys, -1)
@@ -162,10 +164,6 @@ def _conv(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int, *, pad:
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     return jax.nn.relu(y + bias)
-
-
-def _max(x: jax.Array, stride: int, *, pad: bool) -> jax.Array:
-    return _along_both(jnp.maximum, x, stride, pad, float(jnp.finfo(x.dtype).min))
 
 
 def _mean(x: jax.Array) -> jax.Array:
@@ -201,7 +199,5 @@ def _is_pool(layer: str) -> bool:
 
 
 def _numbered(name: str) -> Iterator[str]:
-    """Yields name, name_1, name_2 and so on."""
-    yield name
-    for i in range(1, 100):
-        yield f"{name}_{i}"
+    """Returns name, name_1, name_2 and so on."""
+    return itertools.chain([name], (f"{name}_{i}" for i in itertools.count(1)))
