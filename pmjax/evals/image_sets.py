@@ -33,11 +33,7 @@ CHUNK = 1000  # images of floats in memory at a time
 
 
 def compared(
-    samples: Path,
-    reference: Path,
-    floor: Path | str | None,
-    *,
-    seed: int,
+    samples: Path, reference: Path, floor: Path | str | None, *, seed: int
 ) -> tuple[dict[str, Any], dict[str, dict]]:
     """Returns the sets of a comparison, and the provenance of each, by name.
 

@@ -134,10 +134,8 @@ def _canonical(name: str, args: Mapping[str, Any]) -> str:
 def checked(name: str, given: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
     """Returns a metric's arguments as the types that its `evaluate` names.
 
-    Args:
-        name: of the metric.
-        given: its arguments. Where a list of words is expected, a text is split at commas.
-        where: what precedes an argument's name in messages.
+    Where a list of words is expected, a text is split at commas. `where` precedes an argument's
+    name in messages.
 
     Raises:
         UserError: for an unknown metric or argument, with the nearest one, and for a value of
@@ -146,9 +144,9 @@ def checked(name: str, given: Mapping[str, Any], *, where: str = "") -> dict[str
     metric = find(name)
     valid = metric.parameters()
     extractor = extractor_of(name, given)
-    if "extractor" in given and extractor not in (None, *plugins.names("extractors")):
-        label = f"extractor ({option(name, 'extractor')})"
-        raise unknown(label, str(extractor), plugins.names("extractors"))
+    extractors = plugins.names("extractors")
+    if "extractor" in given and extractor not in (None, *extractors):
+        raise unknown(f"extractor ({option(name, 'extractor')})", str(extractor), extractors)
     if metric.declaration.on_features and extractor:
         valid |= _keyword_arguments(plugins.load("extractors", extractor).identity)
     if metric.takes_extractor:
@@ -192,15 +190,13 @@ def _as_type(name: str, value: Any, hint: Any) -> Any:
 
 def checked_args(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns {metric: its arguments} of a config's group eval.args, as `checked` does for each."""
-    found = {}
     for name, args in given.items():
         if not isinstance(args, Mapping):
             raise UserError(
                 f"config.{METRIC_ARGS}{name} is a group: {option(name, 'NAME')}=VALUE is an "
                 f"argument of metric '{name}'."
             )
-        found[name] = checked(name, args, where=f"config.{METRIC_ARGS}{name}.")
-    return found
+    return {n: checked(n, args, where=f"config.{METRIC_ARGS}{n}.") for n, args in given.items()}
 
 
 def check_settings(settings: ConfigDict) -> dict[str, dict[str, Any]]:

@@ -44,12 +44,8 @@ def run(
 ) -> dict[str, float]:
     """Returns the values of several metrics, computed in order, and logs a line for each.
 
-    Args:
-        metrics: names of metrics; see `registry`.
-        ctx: what to evaluate.
-        args: {metric: its arguments}, also of metrics that are not computed.
-        quiet: whether the lines are for debugging only.
-        done: receives the name and the values of each metric when it is computed.
+    `args` are {metric: its arguments}, also of metrics that are not computed. `quiet` lines are for
+    debugging only. `done` receives the name and the values of each metric when it is computed.
 
     Raises:
         UserError: for unknown names and arguments (before anything is computed), data that do not

@@ -34,17 +34,9 @@ def record(
     each metric, of the newest model on the same data with the same seed, number of samples, feature
     extractors and arguments. The other keys are the newest evaluation's provenance, with the
     extractors and arguments of all values in 'metrics', and 'training', the evaluations during
-    training.
+    training, as {stage, step, metrics}.
 
-    Args:
-      path: of the file.
-      values: {key: value} of the evaluation.
-      provenance: how to compute them again.
-      training: {stage, step, metrics} of each evaluation during training.
-      metric_of: (key of a value, or name of a metric) -> the metric's name in this version.
-
-    Returns:
-      The current 'metrics'.
+    `metric_of` returns the metric's name in this version, from a value's key or a metric's name.
     """
     history = []
     if path.is_file():

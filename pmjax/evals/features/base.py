@@ -35,11 +35,8 @@ class Features:
     def __init__(self, ctx: Context, extractor: str, *, metric: str = "", **args: Any):
         """Computes nothing yet.
 
-        Args:
-            ctx: the model and the data.
-            extractor: a file of this package.
-            metric: its name, which the keys of its values and messages begin with.
-            **args: of the extractor; those that are not None replace the context's.
+        Keys of values and messages begin with `metric`, its name. Those of the extractor's `args`
+        that are not None replace the context's.
         """
         given = {name: value for name, value in args.items() if value is not None}
         self.ctx, self.extractor, self.metric = ctx, extractor, metric
@@ -108,11 +105,9 @@ def extract_features(extractor: ModuleType, images: np.ndarray, **args: Any) -> 
 def images_of(ctx: Context, source: str) -> np.ndarray:
     """Returns uint8 [N, H, W, C] images of a context.
 
-    Args:
-        ctx: the model and the data.
-        source: 'test' (all of it), 'train' (`num_samples` of it, or all), 'recon' and 'recon_train'
-            (the reconstructions of those), 'midpoints' (decoded midpoints between the embeddings of
-            `num_samples` random pairs of the test set), or the name of a prior (its samples).
+    A source is 'test' (all of it), 'train' (`num_samples` of it, or all), 'recon' and 'recon_train'
+    (the reconstructions of those), 'midpoints' (`Context.midpoints`, `num_samples`), or the name of
+    a prior (its samples).
     """
     make = {
         "test": lambda: ctx.test.data,

@@ -42,12 +42,7 @@ CLASSIFIERS = {  # name: (number of training examples, seed) -> classifier
 
 
 def evaluate(ctx: Context, *, num: int = 1000, classifier: str = "mlp") -> dict[str, float]:
-    """Returns how well a classifier separates latents from test embeddings, up to `num` each.
-
-    'c2st/<set>' and 'c2st_p/<set>' are `two_sample` of the latents of each prior, and of 'train',
-    embeddings of training examples: the floor. An accuracy of 0.5 is perfect; a small p says that
-    the two differ.
-    """
+    """Returns 'c2st/<set>' and 'c2st_p/<set>', up to `num` examples each: `two_sample_tests`."""
     if classifier not in CLASSIFIERS:
         raise unknown(f"classifier ({option('c2st', 'classifier')})", classifier, CLASSIFIERS)
     return two_sample_tests(ctx, "c2st", num, partial(two_sample, classifier=classifier))

@@ -30,11 +30,9 @@ AT_ONCE = 500  # permutations
 
 
 def evaluate(ctx: Context, *, num: int = 1000, permutations: int = 499) -> dict[str, float]:
-    """Returns energy distances between latents and test embeddings, up to `num` each, and p-values.
+    """Returns 'energy/<set>' and 'energy_p/<set>', up to `num` examples each: `two_sample_tests`.
 
-    'energy/<set>' and 'energy_p/<set>' are `two_sample` of the latents of each prior, and of
-    'train', embeddings of training examples: the floor. A small p says that the two differ, a large
-    one that this many latents do not show a difference.
+    A large p says that this many latents do not show a difference.
     """
     return two_sample_tests(ctx, "energy", num, partial(two_sample, permutations=permutations))
 

@@ -32,9 +32,9 @@ def evaluate(ctx: Context, features: Features, *, points: int = 15) -> dict[str,
     """Returns Fréchet distances to the test set without the bias of the number of samples.
 
     '<metric>/<prior>' and '<metric>/floor', from `points` sizes of subset; see `frechet_infinity`,
-    and `feature_sets` for the keys. The bias of the finite test set remains, and the floor shows
-    it. Subsets begin at a tenth of the samples: 'flag/fewer_images_than_features' is the number of
-    images of the smallest one if it is at most that of features.
+    and `feature_sets` for the keys. Subsets begin at a tenth of the samples:
+    'flag/fewer_images_than_features' is the number of images of the smallest one if it is at most
+    that of features.
     """
     reference, sets = feature_sets(ctx, features)
     test, seed = Sample(reference), ctx.derived_seed("frechet_infinity")

@@ -34,8 +34,7 @@ METRIC = Metric(
 def evaluate(ctx: Context, features: Features, *, splits: int = 10) -> dict[str, float]:
     """Returns '<metric>/<prior>', and '<metric>/floor' of as many training images.
 
-    The mean over `splits` random parts of the samples, whose deviation is the spread; higher is
-    better. It uses ImageNet's classes and no reference, so compare it with the floor.
+    The mean over `splits` random parts of the samples, whose deviation is the spread.
     'flag/fewer_images_than_classes' is the number of images of a part if that is below the number
     of classes, which bounds the score, and 'flag/floor_images' that of a floor that is smaller than
     the samples.

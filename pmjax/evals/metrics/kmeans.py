@@ -30,8 +30,7 @@ def evaluate(ctx: Context, *, restarts: int = 20, iterations: int = 1000) -> dic
 
     Berthelot et al., 2019: fitted to the training set's embeddings, `whitened`, from random
     examples; the best of `restarts` (theirs: 1000) counts. Each cluster stands for one class, as
-    `clustering_accuracy` chooses. 'kmeans/accuracy' is that of the embeddings, 'kmeans/pca' that of
-    as many principal components of the data.
+    `clustering_accuracy` chooses.
     """
     labels, test_labels = classes(ctx, "kmeans")
     values = {}

@@ -32,8 +32,6 @@ def evaluate(ctx: Context, *, c: float = 1.0, iterations: int = 1000) -> dict[st
 
     Berthelot et al., 2019, train the layer along with the autoencoder; here it is fitted
     afterwards, to standardized embeddings, with scikit-learn's penalty 1/c.
-    'linear_probe/accuracy' is that of the embeddings, 'linear_probe/pca' that of as many principal
-    components of the data.
     """
     labels, test_labels = classes(ctx, "linear_probe")
     values = {}

@@ -41,9 +41,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Returns how near `num` samples of each prior are to their nearest training examples.
 
-    'memorization/<space>/<set>' is their mean distance over that of test examples: about 1 for new
-    examples, well below 1 for copies. 'authenticity/<space>/<set>' is the share that is farther
-    from its nearest training example than that example is from its own nearest (Alaa et al., 2022).
+    'memorization/<space>/<set>' is their mean distance over that of test examples,
+    'authenticity/<space>/<set>' the share of authentic ones (Alaa et al., 2022).
 
     <space> is 'embedding', 'data' (for images their pixels) or, for images, 'features', those of
     `extractor` (None: without): a shifted copy is far in pixels and near in features.

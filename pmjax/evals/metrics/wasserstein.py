@@ -26,9 +26,8 @@ METRIC = Metric(
 def evaluate(ctx: Context, *, draws: int = 5, num: int = 2000) -> dict[str, float]:
     """Returns W₂ between `num` samples and `num` fresh real points, the mean over `draws` draws.
 
-    'w2/<prior>' is each prior's, 'w2/floor' that of fresh points against other fresh ones, and
-    'w2/ratio' the run's own prior's over the floor: 1 is perfect. Real points come from
-    `ctx.fresh`, or else from two random halves of the test set (then at most half of it each).
+    'w2/floor' is that of fresh points against other fresh ones. Real points come from `ctx.fresh`,
+    or else from two random halves of the test set (then at most half of it each).
     """
     values = mean_distances(
         ctx, "wasserstein", draws, num, lambda points, real, _: wasserstein2(points, real)
