@@ -116,10 +116,10 @@ def canonical(metrics: Sequence[str], args: Args) -> tuple[tuple[str, ...], dict
     """
     merged: dict[str, dict] = {}
     for name, given in args.items():
-        taken = ("extractor",) if find(name).takes_extractor else ()
-        own = {argument: value for argument, value in given.items() if argument not in taken}
-        key = _canonical(name, given)
-        merged[key] = merged.get(key, {}) | own
+        own = merged.setdefault(_canonical(name, given), {})
+        own |= given
+        if find(name).takes_extractor:
+            own.pop("extractor", None)
     found = [_canonical(name, args.get(name, {})) for name in metrics]
     return tuple(dict.fromkeys(found)), merged
 

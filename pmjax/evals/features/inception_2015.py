@@ -49,8 +49,7 @@ def stream(
     """
     if variant not in VARIANTS:
         raise unknown("variant of Inception's input", variant, VARIANTS)
-    params = load_params(inception_weights.find(weights), verify)[0]
-    params = batches.cast(params, precision)
+    params = batches.cast(load_params(inception_weights.find(weights), verify)[0], precision)
     dtype: type = np.uint8
     if variant == "clean_fid":
         images, dtype = _resized_by_pillow(images), np.float32
@@ -98,8 +97,8 @@ def identity(
     batch_size: int | None = None,
 ) -> dict[str, str]:
     """Returns what the features depend on."""
-    weights_hash = load_params(inception_weights.find(weights), verify)[2]
-    return {"weights": weights_hash, "variant": variant, "precision": precision}
+    _, _, sha256 = load_params(inception_weights.find(weights), verify)
+    return {"weights": sha256, "variant": variant, "precision": precision}
 
 
 @functools.lru_cache(maxsize=2)

@@ -79,10 +79,7 @@ def evaluate(
     about = {"extractor": features.extractor, **features.identity()}
     values: dict[str, float] = {}
     for protocol, (num, split) in _chosen(ctx, protocols).items():
-        if protocol and "variant" in about:
-            label = f"{protocol}/{about['variant']}"
-        else:
-            label = protocol
+        label = "/".join(filter(None, (protocol, about.get("variant") if protocol else None)))
         if ctx.statistics:
             moments = statistics.read(ctx.statistics, dim=features.module.DIM, about=about)
             reference = Sample.of_moments(*moments)
@@ -95,9 +92,8 @@ def evaluate(
         require_finite(features.metric, what, reference.mean)
         # Other metrics, too, use the features of sets of this size.
         shared = not protocol or (split == "test" and num == ctx.num_samples <= ENOUGH)
-        for what, sample in (
-            _shared(ctx, features) if shared else _streamed(ctx, features, num, split)
-        ):
+        samples = _shared(ctx, features) if shared else _streamed(ctx, features, num, split)
+        for what, sample in samples:
             require_finite(features.metric, f"'{what}'", sample.mean)
             value, spread = frechet_estimate(sample, reference)
             key = "/".join(filter(None, (features.metric, label, what)))
@@ -148,17 +144,13 @@ def _streamed(
         for prior in ctx.priors
     }
     if ctx.has("train"):
-        floor = ctx.subset(other, num)
-        sets["floor"] = _rows(getattr(ctx, other).data, floor), len(floor)
+        data, floor = getattr(ctx, other).data, ctx.subset(other, num)
+        parts = np.split(floor, range(CHUNK, len(floor), CHUNK))
+        sets["floor"] = (data[rows] for rows in parts), len(floor)
         if ctx.has("model"):
             recon = len(ctx.test.data) if split == "test" else min(num, len(ctx.train.data))
             sets["recon"] = map(to_uint8, ctx.reconstructed(split, recon)), recon
             sets[f"recon_{other}"] = map(to_uint8, ctx.reconstructed(other, num)), len(floor)
             sets["midpoints"] = ctx.midpoints(num), num
-    for what, (parts, count) in sets.items():
-        yield what, Sample.of_parts(features.stream(parts), count)
-
-
-def _rows(data: np.ndarray, chosen: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(chosen), CHUNK):
-        yield data[chosen[start : start + CHUNK]]
+    for what, (images, count) in sets.items():
+        yield what, Sample.of_parts(features.stream(images), count)

@@ -33,6 +33,7 @@ def evaluate(ctx: Context) -> dict[str, float]:
     mean, var = z.mean(0), z.var(0)
     covariance = np.abs((z - mean).T @ (z - mean)) / len(z)
     scale = np.sqrt(np.where(var > 0, var, 1))
+    correlation = covariance / scale / scale[:, None]
     apart = ~np.eye(len(var), dtype=bool) if len(var) > 1 else np.zeros((1, 1), bool)
     return {
         "latent/mean_abs_max": np.abs(mean).max(),
@@ -40,7 +41,5 @@ def evaluate(ctx: Context) -> dict[str, float]:
         "latent/var_max": var.max(),
         "latent/cov_abs_mean": covariance.mean(where=apart) if apart.any() else 0.0,
         "latent/cov_abs_max": covariance.max(where=apart, initial=0),
-        "latent/corr_abs_mean": (covariance / scale / scale[:, None]).mean(where=apart)
-        if apart.any()
-        else 0.0,
+        "latent/corr_abs_mean": correlation.mean(where=apart) if apart.any() else 0.0,
     }
