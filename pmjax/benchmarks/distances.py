@@ -7,7 +7,7 @@ from scipy import linalg
 
 from pmjax.benchmarks.process import About, Block, repeat
 from pmjax.datasets.decode_pool import cores
-from pmjax.evals.frechet import frechet_distance, gaussian
+from pmjax.evals.frechet import Sample, frechet_distance
 
 FACTORS = 64  # shared by the features
 Array = np.ndarray
@@ -29,7 +29,7 @@ class Ours:
         )
 
     def _distance(self, a: Array, b: Array) -> float:
-        return frechet_distance(*gaussian(a), *gaussian(b))
+        return frechet_distance(Sample(a), Sample(b))
 
     def block(self, seconds: float) -> Block:
         """Computes the distance of the same two sets repeatedly."""
