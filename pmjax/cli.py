@@ -51,6 +51,7 @@ def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict[str
 
     With --help, prints the help, and describes the config that --config names.
     """
+    parser.allow_abbrev = False  # --seed is no abbreviation of a flag that is added later
     words = [word for word in sys.argv[1:] if word not in ("-h", "--help")]
     if wants_help := len(words) < len(sys.argv[1:]):
         for action in parser._actions:
@@ -99,14 +100,21 @@ def describe(reference: str, overrides: Mapping[str, str]) -> str:
     rows = [
         (f"* {n} = {_shown(v)}", "") for n, v in values.items() if n.startswith(schema.METRIC_ARGS)
     ]
-    parts.append(_table(f"Arguments of metrics: {schema.METRIC_ARGS}METRIC.NAME", rows))
+    rows.append((f"* {schema.METRIC_ARGS}METRIC.NAME", "an argument of a metric"))
+    parts.append(_table("Arguments of metrics", rows))
     for kind, title in _OFFERED.items():
         rows = [(f"  {name}", text) for name, text in plugins.summaries(kind).items()]
         if kind == "metrics":
-            rows.append(("  METRIC_EXTRACTOR", "a metric on features of this extractor"))
+            rows.append(
+                (
+                    "  METRIC_EXTRACTOR",
+                    "METRIC on the features of EXTRACTOR, such as kd_efficientnet_lite0",
+                )
+            )
             rows += [
                 (f"  {name}", f"another name of {'_'.join(filter(None, alias[:2]))}")
                 for name, alias in registry.ALIASES.items()
+                if name != alias.file  # such as prdc, which is listed already
             ]
         parts.append(_table(f"{title}; files of {plugins.KINDS[kind].room}", rows, left=24))
     return "\n\n".join([textwrap.fill(parts[0], _WIDTH), *parts[1:]])

@@ -90,10 +90,11 @@ def complete(config: ConfigDict) -> ConfigDict:
             assign(config, name, value)
     for name, key in schema.PLUGINS.items():
         plugin = plugin_class(name, config[name])
+        label = plugins.KINDS[key.plugin].label.capitalize()
         fields = arguments(plugin)
         for argument, value in config[key.args].items():
             if argument not in fields:
-                raise errors.unknown(f"argument of {name} '{config[name]}'", argument, fields)
+                raise errors.no_argument(f"{label} '{config[name]}'", argument, fields)
             where = f"config.{key.args}.{argument}"
             fields[argument] = schema.as_type(where, value, fields[argument])
         if key.plugin != "nets":
@@ -206,7 +207,7 @@ def _of_this_version(values: dict[str, Any]) -> tuple[dict[str, Any], str]:
     for group in groups:
         if not isinstance(values.setdefault(group, {}), dict):
             raise ValueError(f"'{group}' is not a group of keys")
-    for name, means_default in schema.GONE.items():
+    for name, means_default in schema.REMOVED.items():
         group, argument = name.split(".")
         if argument in values[group] and means_default(values, values[group][argument]):
             del values[group][argument]

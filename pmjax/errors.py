@@ -13,10 +13,19 @@ class UserError(Exception):
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
     """Returns the error for an unknown name, with the nearest valid one."""
+    return _with_nearest(f"Unknown {kind} '{name}'.", name, valid)
+
+
+def no_argument(owner: str, name: str, valid: Iterable[str]) -> UserError:
+    """Returns the error for an argument that a plugin, such as "Method 'pm'", does not have."""
+    return _with_nearest(f"{owner} has no argument '{name}'.", name, valid)
+
+
+def _with_nearest(problem: str, name: str, valid: Iterable[str]) -> UserError:
     valid = sorted(valid)
     near = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.4)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return UserError(f"Unknown {kind} '{name}'.{hint} Valid: {', '.join(valid)}.")
+    return UserError(f"{problem}{hint} Valid: {', '.join(valid) or 'none'}.")
 
 
 def require_known(kind: str, name: str, valid: Iterable[str]) -> None:

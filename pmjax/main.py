@@ -16,7 +16,8 @@ def main() -> None:
         prog="python -m pmjax.main",
         description=__doc__,
         epilog="Single values: --config.name=value, such as --config.prior=gmm or "
-        "--config.method_args.omega1=1.0.",
+        "--config.method_args.omega1=1.0. Variants of every file in configs: paper, author, "
+        "runlocal; a file's get_config lists more.",
     )
     parser.add_argument("--config", required=True, help="Python file, optionally with :variant")
     parser.add_argument("--workdir", required=True, type=Path, help="where results are written")

@@ -101,9 +101,9 @@ class Model:
     def interpolate(self, a: np.ndarray, b: np.ndarray, *, steps: int = 9) -> np.ndarray:
         """Returns paths [N, steps, …] from each example of `a` to that of `b`, ends included."""
         if len(a) != len(b):
-            raise UserError(f"interpolate takes as many a as b, not {len(a)} and {len(b)}.")
+            raise UserError(f"`a` and `b` must have the same length, not {len(a)} and {len(b)}.")
         if steps < 2:
-            raise UserError(f"interpolate takes at least 2 steps, not {steps}.")
+            raise UserError(f"`steps` must be at least 2, not {steps}.")
         share = np.linspace(0, 1, steps, dtype=np.float32)[None, :, None]
         z = (1 - share) * self.encode(a)[:, None] + share * self.encode(b)[:, None]
         return self.decode(z.reshape(-1, self.latent_dim)).reshape(len(a), steps, *self.shape)
@@ -122,7 +122,7 @@ class Model:
     def sample_latent(self, num: int, *, seed: int = 0, prior: str | None = None) -> np.ndarray:
         """Returns draws [num, latent_dim] of a prior over the embedding."""
         if num < 1:
-            raise UserError(f"sample takes at least 1, not {num}.")
+            raise UserError(f"`num` must be at least 1, not {num}.")
         name = prior or self.prior
         fitted, arrays = self.fitted_prior(name)
         if name not in self._samplers:

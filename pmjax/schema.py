@@ -17,6 +17,14 @@ from pmjax import errors, plugins
 from pmjax.errors import UserError
 
 METRIC_ARGS = "eval.args."  # followed by METRIC.NAME
+# What values of a type are called in messages.
+TYPES: dict[Any, str] = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a text",
+    tuple: "a list of words",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +68,11 @@ class Key:
             return ", ".join(self.choices)
         if self.high in (None, _LARGE):
             return "" if self.low is None else f"≥ {self.low}"
-        return f"{self.low} to {self.high:,}"
+        return f"{self.low:,} to {self.high:,}"
 
 
 _LARGE = 2**31 - 1
-_DAY2 = "2026-11-23"  # the keys without `since` are of the day before
+_NOV_23 = "2026-11-23"  # keys without `since` are a day older
 Count = partial(Key, low=1, high=_LARGE)
 Free = partial(Key, free=True)
 FreeCount = partial(Count, free=True)
@@ -72,31 +80,32 @@ FreeCount = partial(Count, free=True)
 
 def _optimizer(group: str, learning_rate: float, b1: float) -> dict[str, Key]:
     return {
-        f"{group}.learning_rate": Key(learning_rate, "Adam's, after the warm-up", 0, 1e6),
+        f"{group}.learning_rate": Key(learning_rate, "Adam's, after the warm-up", 0, 1_000_000),
         f"{group}.b1": Key(b1, "Adam's decay of the mean gradient", 0, 0.999999999),
         f"{group}.b2": Key(0.99, "Adam's decay of the mean squared gradient", 0, 0.999999999),
-        f"{group}.schedule": Key("linear", "of the learning rate; linear and cosine end at zero",
+        f"{group}.schedule": Key("linear", "the learning rate's course; linear and cosine end at 0",
                                  choices=("linear", "cosine", "constant")),
         f"{group}.warmup": Count(0, "steps over which the learning rate rises from zero", low=0),
         f"{group}.clip": Key(0.0, "largest global norm of a gradient (0: no limit)", 0),
         f"{group}.accumulate": Count(1, "batches averaged for one update, to save memory",
-                                     since=(_DAY2, 1)),
+                                     since=(_NOV_23, 1)),
     }  # fmt: skip
 
 
 SECTIONS: dict[str, dict[str, Key]] = {
     "Model": {
-        "seed": Key(0, "of data order, initial weights, noise and samples", 0, 2**32 - 1),
+        "seed": Key(0, "seed of data order, initial weights, noise and samples", 0, 2**32 - 1),
         "method": Key("pm", "what stage 1 trains", plugin="methods", args="method_args"),
         "nets": Key("resnet", "family of networks", plugin="nets", args="nets_args"),
-        "prior": Key("latent_gan", "of the embeddings", plugin="priors", args="prior_args"),
-        "schedule": Key("two_stage", "trains the prior after the autoencoder, or in the same steps",
+        "prior": Key("latent_gan", "prior over the embeddings", plugin="priors", args="prior_args"),
+        "schedule": Key("two_stage", "when the prior trains: after the autoencoder or with it",
                         choices=("two_stage", "joint")),
         "latent_dim": Key(64, "dimension of the embeddings", 1, 2**20),
         "batch_norm.affine": Key(False, "scale and shift of the latent BatchNorm, equation (11)"),
-        "batch_norm.momentum": Key(0.99, "of the latent BatchNorm's running statistics", 0, 1),
-        "precision": Key("float32", "of the networks; bfloat16 is for TPU and GPU",
-                         choices=("float32", "bfloat16"), since=(_DAY2, "float32")),
+        "batch_norm.momentum": Key(0.99, "decay of the latent BatchNorm's running statistics",
+                                   0, 1),
+        "precision": Key("float32", "number format of networks; bfloat16 is for TPU and GPU",
+                         choices=("float32", "bfloat16"), since=(_NOV_23, "float32")),
     },
     "Data": {
         "data.name": Key("digits", "the data set", plugin="datasets"),
@@ -105,9 +114,9 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "data.cache_dir": Free("", "directory of decoded data ('': $PMJAX_CACHE or ~/.cache/pmjax)",
                                local=True),
         "data.size": Key(0, "height and width of the images (0: the data set's own)", 0, 2**14),
-        "data.batch_size": Count(64, "over all devices"),
+        "data.batch_size": Count(64, "examples per step, over all devices"),
         "data.verify": Free(True, "check size and checksum of official archives in data.manual_dir",
-                            since=(_DAY2, True)),
+                            since=(_NOV_23, True)),
         "data.skip_broken": Key(False, "skip images that cannot be read, and count them"),
         "data.device_budget_gb": Free(4.0, "memory for data on a device; larger sets are streamed",
                                       0),
@@ -116,20 +125,23 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "steps": Count(10_000, "training steps"),
         "steps_per_dispatch": Count(1, "steps in one call of the device; more for accelerators"),
         **_optimizer("optimizer", 1e-3, b1=0.5),
-        "ema_decay": Key(0.999, "of averaged networks: g, and G in the joint schedule", 0, 1),
+        "ema_decay": Key(0.999, "decay of averaged networks: g, and G in the joint schedule", 0, 1),
         "skip_nonfinite": FreeCount(0, "steps with NaN that each stage may skip (0: stop at once)",
-                                    low=0, since=(_DAY2, 0)),
+                                    low=0, since=(_NOV_23, 0)),
     },
     "Stage 2: a prior that is trained on the embeddings": {
         "stage2.steps": Count(10_000, "training steps"),
         "stage2.steps_per_dispatch": Count(100, "steps in one call of the device"),
-        "stage2.batch_size": Count(64, "over all devices"),
-        "stage2.devices": FreeCount(1, "small networks gain nothing from more", since=(_DAY2, 1)),
+        "stage2.batch_size": Count(64, "examples per step, over all devices"),
+        "stage2.devices": FreeCount(1, "number of devices; small networks gain nothing from more",
+                                    since=(_NOV_23, 1)),
         **_optimizer("stage2.optimizer", 1e-3, b1=0.0),  # with momentum, the latent GAN collapses
     },
     "Devices": {
-        "parallel": Free("jit", "sharded over a mesh, or replicated", choices=("jit", "pmap")),
-        "devices": FreeCount(0, "how many (0: all; on a CPU one, which uses all cores)", low=0),
+        "parallel": Free("jit", "steps sharded over a mesh, or replicated",
+                         choices=("jit", "pmap")),
+        "devices": FreeCount(0, "number of devices (0: all; on a CPU one, which uses all cores)",
+                             low=0),
     },
     "Logs and checkpoints": {
         "log_every": FreeCount(100, "steps between two log entries"),
@@ -138,37 +150,40 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "profile": Free("", "STEP:COUNT writes a trace of these steps of stage 1 to "
                         "WORKDIR/profile",
                         form=("|[0-9]{1,9}:(?!0+$)[0-9]{1,9}", "STEP:COUNT, such as 100:5"),
-                        since=(_DAY2, "")),
+                        since=(_NOV_23, "")),
     },
     "Evaluation": {
         "eval.metrics": Free(("reconstruction", "latent", "fd_efficientnet_lite0"),
                              "metrics of the trained model"),
         "eval.baselines": Free(("gaussian", "gmm"), "priors to compare with the run's own",
                                plugin="priors"),
-        "eval.num_samples": FreeCount(4000, "from each prior"),
+        "eval.num_samples": FreeCount(4000, "number of samples from each prior"),
         "eval.every": FreeCount(0, "steps of stage 1 between two evaluations (0: none)", low=0,
-                                since=(_DAY2, 0)),
+                                since=(_NOV_23, 0)),
         "eval.during": Free(("reconstruction", "latent"), "metrics of these evaluations",
-                            since=(_DAY2, ("reconstruction", "latent"))),
-        "eval.best": Free("", "one of their values, such as recon/psnr; the best model is saved in "
-                          "WORKDIR/best", since=(_DAY2, "")),
+                            since=(_NOV_23, ("reconstruction", "latent"))),
+        "eval.best": Free("", "a value of eval.during, such as recon/psnr; the best model is saved "
+                          "in WORKDIR/best", since=(_NOV_23, "")),
         "eval.stage2_every": FreeCount(0, "steps of stage 2 between two evaluations (0: none)",
-                                       low=0, since=(_DAY2, 0)),
+                                       low=0, since=(_NOV_23, 0)),
         "eval.stage2_during": Free(("fd_efficientnet_lite0",), "metrics of these evaluations",
-                                   since=(_DAY2, ("fd_efficientnet_lite0",))),
-        "eval.stage2_best": Free("", "one of their values, like fd_efficientnet_lite0/latent_gan; "
-                                 "the best model is saved in WORKDIR/best-prior",
-                                 since=(_DAY2, "")),
-        "eval.fid_protocols": Free(("10k_test",), "of the metric fid: 10k_test, 50k_train, …",
-                                   since=(_DAY2, ("10k_test",))),
-        "eval.inception_weights": Free("", "file ('': $PMJAX_INCEPTION_WEIGHTS, the cache, or a "
-                                       "download)", since=(_DAY2, "")),
-        "eval.inception_variant": Free("pytorch_fid", "of Inception's input: pytorch_fid, "
-                                       "torch_fidelity or clean_fid", since=(_DAY2, "pytorch_fid")),
-        "eval.inception_precision": Free("float32", "or bfloat16", since=(_DAY2, "float32")),
-        "eval.efficientnet_resolution": Free(0, "of its input, in pixels (0: the images' own, but "
-                                             "from 64 to 224)", 0, 2**14, since=(_DAY2, 0)),
-        "eval.efficientnet_precision": Free("float32", "or bfloat16", since=(_DAY2, "float32")),
+                                   since=(_NOV_23, ("fd_efficientnet_lite0",))),
+        "eval.stage2_best": Free("", "a value of eval.stage2_during, like fd_efficientnet_lite0/"
+                                 "latent_gan; the best model is saved in WORKDIR/best-prior",
+                                 since=(_NOV_23, "")),
+        "eval.fid_protocols": Free(("10k_test",), "protocols of metric fid: 10k_test, 50k_train, …",
+                                   since=(_NOV_23, ("10k_test",))),
+        "eval.inception_weights": Free("", "weights file ('': $PMJAX_INCEPTION_WEIGHTS, the cache, "
+                                       "or a download)", since=(_NOV_23, "")),
+        "eval.inception_variant": Free("pytorch_fid", "variant of Inception's input: pytorch_fid, "
+                                       "torch_fidelity or clean_fid",
+                                       since=(_NOV_23, "pytorch_fid")),
+        "eval.inception_precision": Free("float32", "float32 or bfloat16",
+                                          since=(_NOV_23, "float32")),
+        "eval.efficientnet_resolution": Free(0, "pixels of its input (0: the images' own, but "
+                                             "from 64 to 224)", 0, 2**14, since=(_NOV_23, 0)),
+        "eval.efficientnet_precision": Free("float32", "float32 or bfloat16",
+                                          since=(_NOV_23, "float32")),
     },
 }  # fmt: skip
 KEYS: dict[str, Key] = {name: key for keys in SECTIONS.values() for name, key in keys.items()}
@@ -181,7 +196,7 @@ ADDED: dict[str, Any] = {name: key.since[1] for name, key in KEYS.items() if key
     "prior_args.weight_decay": 1.0,
 }
 # Arguments of earlier versions, and which of their values ask for what is done today.
-GONE: dict[str, Callable[[Mapping[str, Any], Any], bool]] = {
+REMOVED: dict[str, Callable[[Mapping[str, Any], Any], bool]] = {
     "prior_args.critic_gain": lambda config, value: value == 1.0,
     "prior_args.residual": lambda config, value: (
         value == (config["prior_args"].get("base_prior") == "gmm")
@@ -233,10 +248,7 @@ def as_type(name: str, value: Any, like: Any) -> Any:
             return tuple(value)
     if type(value) is type(like):
         return value
-    raise UserError(
-        f"{name}={value!r} is of type {type(value).__name__}; "
-        f"it must be of type {type(like).__name__}, such as {like!r}."
-    )
+    raise UserError(f"{name}={value!r} must be {TYPES[type(like)]}, such as {like!r}.")
 
 
 def require_finite(name: str, value: Any) -> None:

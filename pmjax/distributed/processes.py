@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 TIMEOUT = 300.0  # seconds, unless PMJAX_HOST_TIMEOUT says otherwise
 BEAT = 1.0  # seconds between heartbeats
-LAST_WORDS = 2.0  # seconds in which the others read why process 0 failed
+FAILURE_NOTICE_SECONDS = 2.0  # in which the others read why process 0 failed
 AHEAD = 3  # dispatches from the decision to stop to the last one; see `should_stop`
 _LINE = 1 << 20  # bytes of a line at most
 
@@ -78,10 +78,10 @@ class ProcessGroup:
         self._ending = threading.Lock()
         self._closed = False
 
-    def all_gather_object(self, what: str, value: Any, *, patient: bool = False) -> list[Any]:
+    def all_gather_object(self, what: str, value: Any, *, no_timeout: bool = False) -> list[Any]:
         """Returns every process's JSON value of something, once all have called this.
 
-        With `patient`, it waits without a timeout, for as long as all processes live.
+        With `no_timeout`, it waits for as long as all processes live. `what` is for messages.
 
         Raises:
           UserError: if a process does not call this within the timeout; names it.
@@ -95,7 +95,7 @@ class ProcessGroup:
         with self._changed:
             found = self._values.setdefault(call, {})
             found[0] = value
-            timeout = None if patient else self._timeout
+            timeout = None if no_timeout else self._timeout
             self._changed.wait_for(lambda: len(found) == self.count, timeout)
             if late := sorted(set(range(self.count)) - set(found)):
                 raise UserError(
@@ -169,7 +169,7 @@ class ProcessGroup:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def should_stop(self, *, together: bool) -> str | None:
+    def should_stop(self, *, spans_hosts: bool) -> str | None:
         """Returns after a dispatch the reason to stop now, or None.
 
         All processes stop after the same dispatch, without an exchange at every one: process 0
@@ -178,7 +178,7 @@ class ProcessGroup:
         previous dispatch, to which process 0 contributes. Without `together`, only this
         process makes the dispatch.
         """
-        if not together:
+        if not spans_hosts:
             return self._stop_reason
         self._dispatched += 1
         if self.index == 0 and self._stop_reason and self._stop_at is None:
@@ -300,7 +300,9 @@ class ProcessGroup:
             log.info(shown)
         self._send_all(kind="failed", why=why)
         if self.index == 0:
-            time.sleep(LAST_WORDS)  # JAX kills the others as soon as this process is gone
+            time.sleep(
+                FAILURE_NOTICE_SECONDS
+            )  # JAX kills the others as soon as this process is gone
         os._exit(status)
 
 

@@ -18,7 +18,7 @@ T = TypeVar("T")
 CHUNK = 1000  # examples per call of the model, which bounds the memory of float values
 # What a cached result may depend on; each also on those before it.
 DEPENDS = ("data", "autoencoder", "prior")
-LEAVE = "Leave it out of --evals or --config.eval.metrics."
+OMIT_HINT = "Leave it out of --evals or --config.eval.metrics."
 
 
 class Missing(UserError):
@@ -49,7 +49,7 @@ class Context:
         extractors: Mapping[str, Mapping[str, Any]] | None = None,
         statistics: Path | None = None,
         has_own: bool = True,
-        embedded: Callable[[], np.ndarray] | None = None,
+        load_embeddings: Callable[[], np.ndarray] | None = None,
     ):
         """Computes nothing yet.
 
@@ -66,12 +66,12 @@ class Context:
             statistics: an .npz file of a mean and a covariance of features, instead of `test`.
             has_own: whether the first prior is the run's own, which stage 2 may not have trained
                 yet.
-            embedded: () -> the training set's embeddings by this model, if they are stored.
+            load_embeddings: () -> the training set's embeddings by this model, if they are stored.
         """
         self._model, self._train, self._test = model, train, test
         self.priors, self.seed, self.num_samples = priors, seed, num_samples
         self.fresh, self.sets, self.extractors = fresh, sets or {}, extractors or {}
-        self.statistics, self.has_own, self._embedded = statistics, has_own, embedded
+        self.statistics, self.has_own, self._load_embeddings = statistics, has_own, load_embeddings
         self.used: dict[str, dict[str, str]] = {}
         self._caches: dict[str, dict] = {of: {} for of in DEPENDS}
 
@@ -127,17 +127,17 @@ class Context:
             sources |= {source: source for source in also}
         return sources
 
-    def of_model(self, model: "Model", *, same_autoencoder: bool = False) -> "Context":
+    def with_model(self, model: "Model", *, same_autoencoder: bool = False) -> "Context":
         """Returns the context of another model, with the results that do not depend on it."""
         ctx = copy.copy(self)
-        ctx._model, ctx._embedded = model, None
+        ctx._model, ctx._load_embeddings = model, None
         shared = ("data", "autoencoder") if same_autoencoder else ("data",)
         ctx._caches = {of: self._caches[of] if of in shared else {} for of in DEPENDS}
         return ctx
 
-    def cached(self, key: Hashable, make: Callable[[], Any], *, of: str = "prior") -> Any:
-        """Returns the result of `make`, called once for this key; `of` is one of `DEPENDS`."""
-        cache = self._caches[of]
+    def cached(self, key: Hashable, make: Callable[[], Any], *, depends_on: str = "prior") -> Any:
+        """Returns the result of `make`, called once per key; `depends_on`: of `DEPENDS`."""
+        cache = self._caches[depends_on]
         if key not in cache:
             cache[key] = make()
         return cache[key]
@@ -191,11 +191,11 @@ class Context:
 
     def embeddings(self, split: str) -> np.ndarray:
         """Returns the float32 embeddings [N, d] of a split, in inference mode."""
-        stored = self._embedded if split == "train" else None
+        stored = self._load_embeddings if split == "train" else None
         return self.cached(
             ("embeddings", split),
             stored or (lambda: _apply(self.model.encode, "embeddings", self._data(split))),
-            of="autoencoder",
+            depends_on="autoencoder",
         )
 
     def midpoints(self, num: int) -> Iterator[np.ndarray]:
@@ -226,12 +226,16 @@ class Context:
     def require_images(self, metric: str) -> None:
         """Raises `UserError` for data that are not images."""
         if not self.has_images:
-            raise UserError(f"Metric '{metric}' needs images, and these data are points. {LEAVE}")
+            raise UserError(
+                f"Metric '{metric}' needs images, and these data are points. {OMIT_HINT}"
+            )
 
     def require_points(self, metric: str) -> None:
         """Raises `UserError` for data that are not points."""
         if self.has_images:
-            raise UserError(f"Metric '{metric}' needs points, and these data are images. {LEAVE}")
+            raise UserError(
+                f"Metric '{metric}' needs points, and these data are images. {OMIT_HINT}"
+            )
 
     def _like_data(self, what: str, values: np.ndarray) -> np.ndarray:
         return to_uint8(finite(what, values)) if self.has_images else finite(what, values)

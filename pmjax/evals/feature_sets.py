@@ -90,7 +90,7 @@ def flag(
     """Returns the value under its key, and logs the reason once."""
     prefix = "/".join(filter(None, (features.metric, protocol)))
     message = f"{prefix}: {why}"
-    features.ctx.cached(("flag", prefix, name), lambda: log.warning(message), of="data")
+    features.ctx.cached(("flag", prefix, name), lambda: log.warning(message), depends_on="data")
     return {f"{prefix}/flag/{name}": value}
 
 

@@ -19,7 +19,7 @@ class Sample:
     def __init__(self, features: np.ndarray):
         num, dim = features.shape
         if num < 2:
-            raise UserError(f"A Fréchet distance needs two examples a set, got {num}.")
+            raise UserError(f"A Fréchet distance needs at least two examples per set, got {num}.")
         self.features: np.ndarray | None = features
         self.pivots: np.ndarray | None = None
         self.num = num
@@ -69,8 +69,9 @@ def frechet_distance(a: Sample, b: Sample) -> float:
     """Returns ‖m₁ - m₂‖² + tr(S₁ + S₂ - 2 (S₁^½ S₂ S₁^½)^½), the squared distance.
 
     With any factors Sᵢ = Fᵢᵀ Fᵢ, the trace of the square root is the sum of the singular values
-    of F₁ F₂ᵀ. Pivoted Cholesky factors have as many rows as the covariance has rank, so fewer
-    examples than dimensions make it faster, not inexact, and rounding errors have no root taken.
+    of F₁ F₂ᵀ, so no matrix square root (`sqrtm`) is computed. Pivoted Cholesky factors have as many
+    rows as the covariance has rank: fewer examples than dimensions cost less time and no accuracy,
+    and no root is taken of rounding errors.
     """
     dims = a.factor.shape[1], b.factor.shape[1]
     if dims[0] != dims[1]:
@@ -114,8 +115,9 @@ def frechet_infinity(
     sizes = np.linspace(len(features) // 10, len(features), points).astype(int)
     if points < 3 or len(np.unique(sizes)) < points or sizes[0] < 2:
         raise UserError(
-            f"{points} subsets of a tenth to all of {len(features)} examples give no line: "
-            f"set {where}points to at least 3, and use at least {max(20, 2 * points)} examples."
+            f"A line cannot be fitted to {points} subsets of a tenth to all of {len(features)} "
+            f"examples: set {where}points to at least 3, and use at least "
+            f"{max(20, 2 * points)} examples."
         )
     rng = np.random.default_rng(seed)
     whole, error = frechet_estimate(Sample(features), reference)
@@ -136,14 +138,14 @@ def _variance(sample: Sample, other_mean: np.ndarray, vectors: np.ndarray) -> fl
     """Returns Var ψ / N, from this set's singular vectors times the roots of the values."""
     influence = np.concatenate(
         [
-            2 * y @ (sample.mean - other_mean) + np.sum(y**2, axis=1) - carried
-            for y, carried in _carried(sample, vectors)
+            2 * y @ (sample.mean - other_mean) + np.sum(y**2, axis=1) - transported
+            for y, transported in _transported(sample, vectors)
         ]
     )
     return influence.var() / sample.num
 
 
-def _carried(sample: Sample, vectors: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _transported(sample: Sample, vectors: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields centered examples y with yᵀ T y = ‖cᵀ vectors‖², y = Fᵀ c; nothing is inverted."""
     assert sample.features is not None
     if sample.pivots is None:

@@ -153,7 +153,7 @@ def load(path: Path) -> Dataset | Path:
         skipped = tuple(str(other.relative_to(path)) for other in others)
         return Dataset(folder, None, folder.fingerprint(), skipped)
     if path.suffix not in (".npy", ".npz") or not path.is_file():
-        raise UserError(f"{path} is no folder of images and no .npy or .npz file.")
+        raise UserError(f"{path} is neither a folder of images nor a .npy or .npz file.")
     try:
         found: Any = np.load(path, allow_pickle=False, mmap_mode="r")
         if path.suffix == ".npz":

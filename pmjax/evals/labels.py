@@ -5,7 +5,7 @@ from sklearn.decomposition import PCA
 
 from pmjax.datasets.batches import to_float
 from pmjax.errors import UserError
-from pmjax.evals.context import LEAVE, Context
+from pmjax.evals.context import OMIT_HINT, Context
 
 
 def classes(ctx: Context, metric: str) -> tuple[np.ndarray, np.ndarray]:
@@ -18,7 +18,7 @@ def classes(ctx: Context, metric: str) -> tuple[np.ndarray, np.ndarray]:
     if train is None or test is None:
         raise UserError(
             f"Metric '{metric}' needs a class for every example, and this data set has none. "
-            + LEAVE
+            + OMIT_HINT
         )
     known, numbers = np.unique(np.concatenate([train, test]), return_inverse=True)
     train, test = np.split(numbers, [len(train)])
@@ -49,5 +49,5 @@ def codes(ctx: Context) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
     return {
         "accuracy": (ctx.embeddings("train"), ctx.embeddings("test")),
-        "pca": ctx.cached("principal components", components, of="data"),
+        "pca": ctx.cached("principal components", components, depends_on="data"),
     }

@@ -11,9 +11,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pmjax import plugins
-from pmjax.errors import UserError, unknown
+from pmjax.errors import UserError, no_argument, unknown
 from pmjax.evals.base import OF_DATA, Metric, Table, option
-from pmjax.schema import METRIC_ARGS
+from pmjax.schema import METRIC_ARGS, TYPES
 
 Args = Mapping[str, Mapping[str, Any]]  # {metric or extractor: {argument: value}}
 WORDS = Sequence[str]
@@ -27,8 +27,8 @@ class Alias(NamedTuple):
     args: Mapping[str, Any] = {}
 
 
-# The published names of metrics on Inception features, and spellings of earlier versions. Any other
-# metric on features is METRIC_EXTRACTOR, such as kd_efficientnet_lite0.
+# The published names of metrics on Inception features, and spellings of earlier versions. METRIC on
+# the features of EXTRACTOR is METRIC_EXTRACTOR, such as kd_efficientnet_lite0.
 ALIASES = {
     "fid": Alias("fd", "inception_2015", {"protocols": ("10k_test",)}),
     "fid_infinity": Alias("fd_infinity", "inception_2015"),
@@ -153,7 +153,7 @@ def checked(name: str, given: Mapping[str, Any], *, where: str = "") -> dict[str
         valid["extractor"] = str
     for argument in given:
         if argument not in valid:
-            raise unknown(f"argument of metric '{name}'", argument, valid)
+            raise no_argument(f"Metric '{name}'", argument, valid)
     found = {
         argument: _as_type(f"{where}{argument}", value, valid[argument])
         for argument, value in given.items()
@@ -183,9 +183,9 @@ def _as_type(name: str, value: Any, hint: Any) -> Any:
         return float(value)
     if type(value) in hints:
         return value
-    labels = {WORDS: "words", types.NoneType: "None"}
-    shown = " or ".join(labels.get(hint) or hint.__name__ for hint in hints if hint is not Path)
-    raise UserError(f"{name}={value!r} is of type {type(value).__name__}; it must be {shown}.")
+    labels = TYPES | {WORDS: TYPES[tuple], types.NoneType: "None"}
+    shown = " or ".join(labels[hint] for hint in hints if hint is not Path)
+    raise UserError(f"{name}={value!r} must be {shown}.")
 
 
 def checked_args(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from pmjax import builders, config
 from pmjax.errors import UserError
 from pmjax.evals import image_sets, registry, tables
-from pmjax.evals.context import LEAVE, Context, Missing, fresh_points
+from pmjax.evals.context import OMIT_HINT, Context, Missing, fresh_points
 from pmjax.evals.features.base import Features
 from pmjax.evals.registry import Args
 from pmjax.model import Model
@@ -59,7 +59,7 @@ def run(
         try:
             new = _compute(name, ctx, known.get(name, {}))
         except Missing as error:
-            raise UserError(f"Metric '{name}' needs {error}. {LEAVE}") from None
+            raise UserError(f"Metric '{name}' needs {error}. {OMIT_HINT}") from None
         for key, value in new.items():
             if not np.isfinite(value):
                 raise UserError(
@@ -128,7 +128,7 @@ def evaluate(
         test=test,
         priors=tuple(dict.fromkeys([settings.prior, *settings.eval.baselines])),
         extractors=extractors,
-        embedded=model.embeddings,
+        load_embeddings=model.embeddings,
     )
     known: dict[str, float] = {}
 
@@ -274,7 +274,7 @@ def _reject_unused(
     if unused:
         raise UserError(
             f"{', '.join(sorted(unused))}: no metric that is evaluated takes this "
-            f"({', '.join(metrics)}). Name one that does in --evals."
+            f"({', '.join(metrics)}). Add a metric that does to --evals."
         )
 
 

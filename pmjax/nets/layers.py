@@ -150,8 +150,8 @@ class Conv(nn.Module):
     gain: float = 1.0
     up: bool = False  # doubles height and width bilinearly before the convolution
     down: bool = False  # averages 2×2 pixels after the convolution
-    paired: bool = False  # on TPUs, folds two pixels of a row into one; for stacks of such layers
-    normed: bool = False  # whether a BatchNorm follows, which cancels the bias
+    fold_pixels: bool = False  # on TPUs, in pairs along a row; for stacks of such layers
+    before_batch_norm: bool = False  # which cancels the bias
     dtype: str = "float32"  # of the computation; the parameters are float32
 
     @nn.compact
@@ -160,7 +160,7 @@ class Conv(nn.Module):
         init = nn.initializers.variance_scaling(self.gain**2, "fan_avg", "uniform")
         w = self.param("kernel", init, (self.kernel, self.kernel, channels(x), self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        if self.normed:  # then the bias's gradient is 0, and needs no sum on TPUs
+        if self.before_batch_norm:  # then the bias's gradient is 0, and needs no sum on TPUs
             bias = lax.platform_dependent(bias, tpu=lax.stop_gradient, default=lambda bias: bias)
         bias = bias.astype(self.dtype)
         if self.down:
@@ -173,7 +173,7 @@ class Conv(nn.Module):
             return conv_up(x, w) + bias
         if self.kernel == 1:
             return pointwise(x, w) + bias
-        if self.paired:
+        if self.fold_pixels:
             return paired_conv(x, w) + bias
         y = conv2d(x, w, self.kernel // 2)
         if x.shape[-1] > _FEW_CHANNELS:

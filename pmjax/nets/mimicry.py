@@ -94,7 +94,7 @@ class Decoder(nn.Module):
         for features in others:
             x = GBlock(features, up=True, batch_norm=True, dtype=self.dtype)(x, train=train)
         x = nn.relu(image_norm(x, train=train, dtype=self.dtype))
-        return jnp.tanh(at_least_float32(Conv(channels, paired=True, dtype=self.dtype)(x)))
+        return jnp.tanh(at_least_float32(Conv(channels, fold_pixels=True, dtype=self.dtype)(x)))
 
 
 class Critic(BaseCritic):

@@ -15,7 +15,7 @@ from pmjax.distributed.collectives import batch_axis
 from pmjax.nets import layers
 from pmjax.nets.base import Critic as BaseCritic
 
-_GAIN = 2**0.5
+_GAIN = 2**0.5  # of the initial weights of a convolution after a ReLU, which halves the variance
 
 
 class DBlock(nn.Module):
@@ -60,14 +60,14 @@ class GBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Maps [N, H, W, C] to [N, H, W, features], or twice H and W if `up`."""
-        normed = self.batch_norm and train
-        conv = partial(layers.Conv, self.features, normed=normed, dtype=self.dtype)
+        normalize = self.batch_norm and train
+        conv = partial(layers.Conv, self.features, before_batch_norm=normalize, dtype=self.dtype)
 
         def norm(x: Array) -> Array:
             return image_norm(x, train=train, dtype=self.dtype) if self.batch_norm else x
 
         h = conv(gain=_GAIN, up=self.up)(nn.relu(norm(x)))
-        h = conv(gain=_GAIN, paired=True)(nn.relu(norm(h)))
+        h = conv(gain=_GAIN, fold_pixels=True)(nn.relu(norm(h)))
         if self.up or x.shape[-1] != self.features:
             # The 1×1 convolution commutes with the resampling and is cheaper before it.
             x = conv(kernel=1)(x)

@@ -98,8 +98,8 @@ class RunLog:
           NoSpace: if the disk is full; values on disk stay as they are.
         """
         values = {name: float(value) for name, value in values.items()}
-        kept = "Checkpoints are intact."
-        with resource_errors.disk("losses and metrics", self._workdir, kept=kept):
+        still_intact = "Checkpoints are intact."
+        with resource_errors.disk("losses and metrics", self._workdir, still_intact=still_intact):
             for logger in self._loggers:
                 logger.scalars(stage, int(step), values)
 

@@ -100,7 +100,9 @@ class Checkpoints:
         if self._group.index == 0:
             needs = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
             # Checked before: Orbax's threads would fail one after the other.
-            resource_errors.require_space(what, self._directory, needs=needs, kept=self._kept())
+            resource_errors.require_space(
+                what, self._directory, needs=needs, still_intact=self._kept()
+            )
         args = dict(state=ocp.args.StandardSave(state), info=ocp.args.JsonSave(info))
         with self._disk(what):
             self._manager.save(step, args=ocp.args.Composite(**args))
@@ -186,7 +188,9 @@ class Checkpoints:
             if not resource_errors.is_full_disk(error):
                 raise
             self._remove_unfinished()
-            raise resource_errors.no_space(what, self._directory, kept=self._kept()) from error
+            raise resource_errors.no_space(
+                what, self._directory, still_intact=self._kept()
+            ) from error
 
     def _kept(self) -> str:
         """Returns a sentence on the newest complete checkpoint."""
@@ -270,7 +274,7 @@ def write_arrays(path: Path, tree: Any) -> None:
     """Writes a tree of arrays to one file, completely or not at all, with a digest."""
     content = serialization.msgpack_serialize(jax.device_get(tree))
     content = hashlib.sha256(content).digest() + content
-    atomic.write(path, content, kept="Checkpoints are intact.")
+    atomic.write(path, content, still_intact="Checkpoints are intact.")
 
 
 def read_arrays(path: Path) -> Any:

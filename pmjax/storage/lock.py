@@ -35,7 +35,7 @@ def lock(entry: Path, what: str, *, refuse: str = "") -> Iterator[None]:
 
     Args:
       entry: path that the lock protects; the lock's files are next to it.
-      what: is there, for the message.
+      what: the thing locked, for messages.
       refuse: instead of waiting, this follows the other owner's name in a `UserError`.
     """
     owner = entry.with_name(f".{entry.name}.owner")
@@ -45,8 +45,9 @@ def lock(entry: Path, what: str, *, refuse: str = "") -> Iterator[None]:
             file = stack.enter_context(entry.with_name(f".{entry.name}.lock").open("w"))
         except OSError as e:
             raise UserError(
-                f"Cannot write to the cache {entry.parent}: {e.strerror}. Set cache_dir or the "
-                "variable PMJAX_CACHE to a directory that you can write."
+                f"Cannot create the lock of {what} in {entry.parent}: {e.strerror}. Use a "
+                "directory that you can write; cache_dir or the variable PMJAX_CACHE names that of "
+                "the cache."
             ) from e
         locked = _flock(file, owner, what, refuse)
         me = _claim(owner, what, locked, refuse)

@@ -37,28 +37,30 @@ def is_full_device(error: BaseException) -> bool:
     )
 
 
-def require_space(what: str, where: Path, *, needs: int, kept: str = "") -> None:
+def require_space(what: str, where: Path, *, needs: int, still_intact: str = "") -> None:
     """Raises `NoSpace` if a directory has fewer than `needs` bytes free."""
     if needs + _MARGIN > _free(where):
-        raise no_space(what, where, needs=needs, kept=kept)
+        raise no_space(what, where, needs=needs, still_intact=still_intact)
 
 
-def no_space(what: str, path: Path | None, *, needs: int = 0, kept: str = "") -> NoSpace:
+def no_space(what: str, path: Path | None, *, needs: int = 0, still_intact: str = "") -> NoSpace:
     """Returns the error that there is no space for something, of `needs` bytes if that is known."""
     there = f" in {path}" if path else ""
     numbers = [f"it needs {needs / 1e6:.1f} MB"] if needs else []
     numbers += [f"{_free(path) / 1e6:.1f} MB are free there"] if path else []
     return NoSpace(
         f"No space left for {what}{there}{': ' if numbers else ''}{', and '.join(numbers)}. "
-        f"{kept}{' ' if kept else ''}Free some space and run the same command again: it continues."
+        f"{still_intact}{' ' if still_intact else ''}Free some space and run the same command "
+        "again: it continues."
     )
 
 
 @contextlib.contextmanager
-def disk(what: str, where: Path | None, *, kept: str = "") -> Iterator[None]:
+def disk(what: str, where: Path | None, *, still_intact: str = "") -> Iterator[None]:
     """Turns errors that say that a disk is full into `NoSpace`.
 
-    `where` is the directory for errors that name no file, `kept` a sentence on what remains intact.
+    `what` is the thing written, `where` the directory for errors that name no file, `still_intact`
+    the message's sentence on what is intact.
     """
     try:
         yield
@@ -67,7 +69,7 @@ def disk(what: str, where: Path | None, *, kept: str = "") -> Iterator[None]:
             raise
         named = [e.filename for e in _chain(error) if isinstance(e, OSError) and e.filename]
         path = Path(os.fsdecode(named[0])) if named else where
-        raise no_space(what, path, kept=kept) from error
+        raise no_space(what, path, still_intact=still_intact) from error
 
 
 @contextlib.contextmanager
@@ -98,7 +100,9 @@ def device_memory(
 def as_user_errors(where: Path | None = None) -> Iterator[None]:
     """Turns errors of a full disk or memory, anywhere in a command, into `UserError`."""
     try:
-        with disk("this command's output", where, kept="Everything finished so far is saved."):
+        with disk(
+            "this command's output", where, still_intact="Everything finished so far is saved."
+        ):
             yield
     except Exception as error:
         if isinstance(error, MemoryError):

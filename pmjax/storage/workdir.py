@@ -37,6 +37,7 @@ CONFIG = "config.json"
 AUTOENCODER = "autoencoder.msgpack"
 EMBEDDINGS = "embeddings.npy"
 BEST = "best"
+SNAPSHOT = "best.json"  # in every snapshot, also of a checkpoint (at-STEP)
 BEST_PRIOR = "best-prior"
 
 
@@ -72,7 +73,7 @@ def write_embeddings(workdir: Path, z: np.ndarray) -> None:
     file = io.BytesIO()
     np.save(file, z, allow_pickle=False)
     content = file.getvalue() + hashlib.sha256(file.getvalue()).digest()
-    atomic.write(workdir / EMBEDDINGS, content, kept="Checkpoints are intact.")
+    atomic.write(workdir / EMBEDDINGS, content, still_intact="Checkpoints are intact.")
 
 
 def training_config(settings: ConfigDict) -> dict[str, Any]:
@@ -99,7 +100,7 @@ def diff(old: dict[str, Any] | str, new: dict[str, Any]) -> str:
                     return ""
         return f"  the config's hash: {old} there, {_hash(new)} now"
     old = {n: v for n, v in schema.ADDED.items() if n in new} | old
-    names = [n for n in sorted(old | new) if old.get(n) != new.get(n) and n not in schema.GONE]
+    names = [n for n in sorted(old | new) if old.get(n) != new.get(n) and n not in schema.REMOVED]
     return "\n".join(f"  config.{n}: {old.get(n)!r} there, {new.get(n)!r} now" for n in names)
 
 
@@ -110,7 +111,7 @@ def require_same(found: dict[str, Any], expected: dict[str, Any], stage: str) ->
             if listed := diff(found["config"], value):
                 raise UserError(
                     f"The checkpoint of {stage} belongs to another config:\n{listed}\n"
-                    f"Use a new --workdir, or the values that are there."
+                    f"Use a new --workdir, or restore the values listed as 'there'."
                 )
         elif found.get(name) != value:
             raise UserError(
@@ -183,7 +184,7 @@ def claim(settings: ConfigDict, workdir: Path) -> None:
         another config; names the differing keys.
     """
     _require_writable(workdir)
-    if (workdir / f"{BEST}.json").is_file():
+    if (workdir / SNAPSHOT).is_file():
         raise UserError(
             f"{workdir} has a snapshot of the run in {workdir.resolve().parent}, which is the "
             f"--workdir to resume training with. Use that one, or another."
@@ -193,7 +194,7 @@ def claim(settings: ConfigDict, workdir: Path) -> None:
         if listed := diff(training_config(configs.read(path)), training_config(settings)):
             raise UserError(
                 f"The workdir {workdir} belongs to another config:\n{listed}\n"
-                f"Use another --workdir, or the values that are there."
+                f"Use another --workdir, or restore the values listed as 'there'."
             )
     part = path.with_name(f"{CONFIG}.part")
     configs.save(settings, part)

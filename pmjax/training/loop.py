@@ -66,8 +66,8 @@ def train(
     """
     stage, steps = options.stage, options.steps
     group = group or ProcessGroup()
-    together = spans_processes(mesh)
-    training_group = group if together else ProcessGroup()
+    spans_hosts = spans_processes(mesh)
+    training_group = group if spans_hosts else ProcessGroup()
     require_finite(data, f"{stage}: example", "Fix or remove it.")
 
     checkpoints = Checkpoints(directory / stage, keep=options.keep, group=training_group)
@@ -87,7 +87,7 @@ def train(
     state = replicate(state, mesh)
     table, example_shape = _place(data, options, mesh, training_group)
     dispatches = _dispatches(start, steps, options.steps_per_dispatch)
-    batches = _batches(data, dispatches, options, rows=table is not None, mesh=mesh)
+    batches = _batches(data, dispatches, options, from_table=table is not None, mesh=mesh)
     step = partial(train_step, spec=spec, optimizer=optimizer, ema_decay=options.ema_decay)
     step = partial(step, skip_nonfinite=options.skip_nonfinite > 0)
     run = compile_step(
@@ -107,7 +107,7 @@ def train(
                 if pending:
                     monitor.update(*pending)
                 pending = first, metrics
-                stop = group.should_stop(together=together)
+                stop = group.should_stop(spans_hosts=spans_hosts)
                 due = evaluator is not None and evaluator.due(first, last)
                 save = last == steps or _crosses(first, last, options.checkpoint_every)
                 if save or due or stop:
@@ -168,16 +168,16 @@ def _batches(
     dispatches: list[tuple[int, int]],
     options: LoopOptions,
     *,
-    rows: bool,
+    from_table: bool,
     mesh: jax.sharding.Mesh,
 ) -> Iterator[np.ndarray]:
     """Yields the batches of each dispatch: row numbers [K, B], or this process's examples."""
-    if rows:
-        for cut in dispatches:
+    if from_table:
+        for dispatch in dispatches:
             yield np.stack(
                 [
                     batch_indices(len(data), options.batch_size, step, seed=options.seed)
-                    for step in range(*cut)
+                    for step in range(*dispatch)
                 ]
             )
         return
@@ -189,8 +189,8 @@ def _batches(
         stop=options.steps,
         rows=local_rows(options.batch_size, mesh),
     )
-    for cut in dispatches:
-        yield np.stack([next(batches) for _ in range(*cut)])
+    for dispatch in dispatches:
+        yield np.stack([next(batches) for _ in range(*dispatch)])
 
 
 def _dispatches(start: int, steps: int, per_dispatch: int) -> list[tuple[int, int]]:

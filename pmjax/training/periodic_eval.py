@@ -26,7 +26,7 @@ from pmjax.priors.base import FittedPrior, SharedPrior, TrainedPrior
 from pmjax.reporting import history
 from pmjax.reporting.run_log import RunLog
 from pmjax.storage import resource_errors
-from pmjax.storage.workdir import BEST, BEST_PRIOR, read_embeddings
+from pmjax.storage.workdir import BEST, BEST_PRIOR, SNAPSHOT, read_embeddings
 from pmjax.training import snapshots
 from pmjax.training.snapshots import Snapshot, of_stage1, of_stage2
 from pmjax.training.step import TrainState
@@ -179,7 +179,7 @@ class PeriodicEvaluator:
         if self._ctx and self._model:
             self._model = self._model.updated(fit, arrays)
             fixed = not self._stage.trains_autoencoder
-            return self._ctx.of_model(self._model, same_autoencoder=fixed)
+            return self._ctx.with_model(self._model, same_autoencoder=fixed)
         self._model = model.Model(self._settings, arrays, fit_prior=fit)
         priors = self._stage.priors(self._settings)
         return runner.context(
@@ -203,7 +203,7 @@ class PeriodicEvaluator:
 
     def _is_best(self, value: float) -> bool:
         try:
-            about = (self._workdir / self._stage.folder / f"{BEST}.json").read_text()
+            about = (self._workdir / self._stage.folder / SNAPSHOT).read_text()
             before = json.loads(about)
             sign = registry.direction(self._best)
             return before["by"] != self._best or sign * value > sign * before["metrics"][self._best]

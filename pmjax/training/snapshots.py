@@ -24,8 +24,8 @@ from pmjax.storage import checkpoint
 from pmjax.storage.checkpoint import Checkpoints
 from pmjax.storage.workdir import (
     AUTOENCODER,
-    BEST,
     CONFIG,
+    SNAPSHOT,
     fingerprint,
     prior_path,
     read_embeddings,
@@ -94,7 +94,7 @@ def write(
       settings: the config of the run.
       snapshot: the model.
       embeddings: those of the training set, [N, d].
-      about: which model it is, for best.json.
+      about: which model it is, for the file SNAPSHOT.
     """
     fresh = folder.with_name(f".{folder.name}")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -104,7 +104,7 @@ def write(
     write_embeddings(fresh, embeddings)
     if snapshot.own_prior:
         checkpoint.write_arrays(prior_path(fresh, settings.prior), snapshot.own_prior)
-    (fresh / f"{BEST}.json").write_text(json.dumps(about, indent=2) + "\n")
+    (fresh / SNAPSHOT).write_text(json.dumps(about, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
 
@@ -188,6 +188,6 @@ def _find(workdir: Path, which: str) -> tuple[str, int]:
 def _describes(folder: Path, about: dict[str, Any]) -> bool:
     """Returns whether a folder holds this very model."""
     try:
-        return json.loads((folder / f"{BEST}.json").read_text()) == about
+        return json.loads((folder / SNAPSHOT).read_text()) == about
     except (OSError, ValueError):
         return False

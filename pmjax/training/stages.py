@@ -22,7 +22,7 @@ from pmjax.reporting.run_log import RunLog
 from pmjax.storage import checkpoint, resource_errors
 from pmjax.storage.workdir import (
     AUTOENCODER,
-    BEST,
+    SNAPSHOT,
     fingerprint,
     prior_path,
     read_embeddings,
@@ -53,7 +53,9 @@ def fit(settings: ConfigDict, workdir: Path, run_log: RunLog, group: ProcessGrou
     check_batch(settings.data.batch_size, mesh1, "config.data.batch_size")
     check_batch(settings.stage2.batch_size, mesh2, "config.stage2.batch_size")
     data = builders.dataset(settings, "train")
-    _require_same_data(group.all_gather_object("the training data", data.fingerprint, patient=True))
+    _require_same_data(
+        group.all_gather_object("the training data", data.fingerprint, no_timeout=True)
+    )
     for name in data.skipped:
         log.warning("Skipped, as it cannot be read: %s", name)
     log.info(
@@ -67,12 +69,12 @@ def fit(settings: ConfigDict, workdir: Path, run_log: RunLog, group: ProcessGrou
     train_own = partial(_train_own_prior, settings, workdir, data, mesh2, run_log, group)
     trained = isinstance(builders.prior(settings), TrainedPrior)
     in_stage2 = trained and settings.schedule == "two_stage"
-    together = spans_processes(mesh2)
-    if in_stage2 and together:
+    spans_hosts = spans_processes(mesh2)
+    if in_stage2 and spans_hosts:
         state = train_own()
 
     def write_prior() -> None:
-        if in_stage2 and not together:
+        if in_stage2 and not spans_hosts:
             arrays = snapshots.prior_arrays(settings, train_own())
         elif in_stage2 or settings.schedule == "joint":
             arrays = snapshots.prior_arrays(settings, state)
@@ -97,7 +99,7 @@ def fit_prior(settings: ConfigDict, workdir: Path, name: str) -> dict[str, Any]:
     prior = builders.prior(settings, name)
     if isinstance(prior, SharedPrior):
         return prior.from_stage1(checkpoint.read_arrays(workdir / AUTOENCODER)["params"])
-    is_snapshot = (workdir / f"{BEST}.json").is_file()  # training never continues there
+    is_snapshot = (workdir / SNAPSHOT).is_file()  # training never continues there
     if isinstance(prior, TrainedPrior) and name == settings.prior and not is_snapshot:
         raise UserError(
             f"{workdir} has no trained prior '{name}': training has not reached stage 2. Continue "

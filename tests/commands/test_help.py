@@ -5,6 +5,7 @@ import re
 import pytest
 
 from pmjax import cli, config, main, plugins, schema
+from pmjax.errors import UserError
 
 
 def printed_help(monkeypatch, capsys, *words):
@@ -18,6 +19,12 @@ def printed_help(monkeypatch, capsys, *words):
 def test_help_has_the_flags_and_says_how_to_list_keys(monkeypatch, capsys):
     text = printed_help(monkeypatch, capsys, "--help")
     assert "--workdir" in text and "--config=FILE --help" in text
+
+
+def test_abbreviated_flags_are_rejected(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["main", "--config=a.py", "--workdir=w", "--work=v"])
+    with pytest.raises(UserError, match="Unknown argument '--work=v'. Did you mean '--workdir'"):
+        main.main()
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +56,7 @@ def test_help_of_a_config_lists_all_plugins_with_their_purpose(digits_help):
         for name, summary in plugins.summaries(kind).items():
             assert summary and re.search(rf"^  {name}( |$)", digits_help, re.M), name
     assert re.search("^  fid +another name of fd_inception_2015$", digits_help, re.M)
+    assert len(re.findall("^  prdc( |$)", digits_help, re.M)) == 1
 
 
 def test_help_of_a_config_fits_in_100_columns(digits_help):

@@ -179,8 +179,8 @@ def wait_for_end(ends, reason):
 def test_a_process_that_makes_no_step_is_named(impatient_pair):
     first, second = impatient_pair
     for _ in range(2):
-        first.should_stop(together=True)
-    second.should_stop(together=True)
+        first.should_stop(spans_hosts=True)
+    second.should_stop(spans_hosts=True)
     wait_for_end(first, "process 1 made no step")
 
 
@@ -259,7 +259,7 @@ def test_a_stop_request_stops_all_after_the_same_step(pair, seed):
                     pair[0]._stop_reason = "SIGTERM"
                 else:
                     pair[1]._peers[0].send(kind="stop", by="SIGTERM on process 1")
-            if pair[index].should_stop(together=True):
+            if pair[index].should_stop(spans_hosts=True):
                 stopped[index] = step
 
     assert run_together([lambda: loop(0), lambda: loop(1)]) == []

@@ -257,7 +257,7 @@ def test_hidden_files_are_ignored_and_skipped_files_are_reported(tmp_path, folde
 def test_an_empty_or_missing_folder_is_named(tmp_path):
     with pytest.raises(UserError, match="holds no images"):
         image_sets.load(tmp_path)
-    with pytest.raises(UserError, match="is no folder of images"):
+    with pytest.raises(UserError, match="is neither a folder of images"):
         image_sets.load(tmp_path / "missing")
 
 
@@ -494,12 +494,12 @@ def test_arguments_come_as_the_types_that_a_metric_takes(metric, args, checked):
     [
         ("kit", {}, "Did you mean 'kid'"),
         ("kid", {"subset_sise": 3}, "Did you mean 'subset_size'"),
-        ("kid", {"subset_size": "all"}, "at.subset_size='all' is of type str; it must be int"),
-        ("kid", {"subset_size": True}, "is of type bool; it must be int"),
+        ("kid", {"subset_size": "all"}, "at.subset_size='all' must be an integer"),
+        ("kid", {"subset_size": True}, "=True must be an integer"),
         ("fd_efficientnet_lite0", {"resolution": 1.5}, "it must be int or None"),
-        ("fid", {"protocols": "50k_trian"}, "'50k_trian' is no protocol"),
+        ("fid", {"protocols": "50k_trian"}, "'50k_trian' is not a protocol"),
         ("fid", {"protocols": 3}, "it must be words"),
-        ("fid", {"protocols": ""}, "'' is no protocol"),
+        ("fid", {"protocols": ""}, "'' is not a protocol"),
     ],
 )
 def test_arguments_that_a_metric_does_not_take_are_refused(metric, args, message):
@@ -524,7 +524,7 @@ FLAGS = ["--evals=sliced_wasserstein"], ["--evals=kd_efficientnet_lite0"], ["--e
         ([*FLAGS[2], "--variant=clean_fidd"], "Did you mean 'clean_fid'"),
         ([*FLAGS[2], "--weights=missing.pth"], "There is no weights file missing.pth"),
         ([*FLAGS[0], "--config.eval.num_samples=3"], "belongs to a workdir"),
-        (["--config.eval.args.fd_efficientnet_lite0.protocols=k_test"], "is no protocol"),
+        (["--config.eval.args.fd_efficientnet_lite0.protocols=k_test"], "is not a protocol"),
     ],
 )
 def test_flags_that_cannot_be_are_refused_before_images_are_read(monkeypatch, args, message):

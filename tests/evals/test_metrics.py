@@ -267,14 +267,22 @@ def test_results_are_computed_once():
 def test_another_model_keeps_what_is_of_the_data_alone():
     ctx = point_context()
     for of in DEPENDS:
-        ctx.cached(of, lambda: "old", of=of)
+        ctx.cached(of, lambda: "old", depends_on=of)
     ctx.used["extractor"] = {"weights": "w"}
-    other = ctx.of_model(Model((3,), own=normal_points))
+    other = ctx.with_model(Model((3,), own=normal_points))
     assert other.model is not ctx.model and other.priors == ctx.priors
-    assert [other.cached(of, lambda: "new", of=of) for of in DEPENDS] == ["old", "new", "new"]
+    assert [other.cached(of, lambda: "new", depends_on=of) for of in DEPENDS] == [
+        "old",
+        "new",
+        "new",
+    ]
     assert other.used is ctx.used
-    other = ctx.of_model(Model((3,), own=normal_points), same_autoencoder=True)
-    assert [other.cached(of, lambda: "new", of=of) for of in DEPENDS] == ["old", "old", "new"]
+    other = ctx.with_model(Model((3,), own=normal_points), same_autoencoder=True)
+    assert [other.cached(of, lambda: "new", depends_on=of) for of in DEPENDS] == [
+        "old",
+        "old",
+        "new",
+    ]
 
 
 def test_values_are_shown_with_their_spreads():

@@ -136,5 +136,5 @@ def test_other_priors_have_no_steps(finished):
     settings = json.loads((finished / workdirs.CONFIG).read_text())
     settings["prior_args"] = {"steps": 77}
     (finished / workdirs.CONFIG).write_text(json.dumps(settings))
-    with pytest.raises(UserError, match="Unknown argument of prior 'gmm' 'steps'"):
+    with pytest.raises(UserError, match="Prior 'gmm' has no argument 'steps'"):
         api.load(finished)

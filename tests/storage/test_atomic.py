@@ -31,7 +31,7 @@ def test_a_full_disk_leaves_the_earlier_file_intact(tmp_path, monkeypatch, call)
     else:
         monkeypatch.setattr("pathlib.Path.write_bytes", full)
     with pytest.raises(NoSpace, match="for a.txt in .* MB are free there. The rest is intact."):
-        atomic.write(path, "new", kept="The rest is intact.")
+        atomic.write(path, "new", still_intact="The rest is intact.")
     assert path.read_text() == "old"
 
 

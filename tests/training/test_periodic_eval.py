@@ -241,7 +241,7 @@ FID = {"eval.during": "fid", "eval.fid_protocols": "2k_test"}
         (FID | {"eval.best": "fid/10k_test/pytorch_fid/gaussian"},
          "Unknown protocol of metric 'fid'.*Did you mean '2k_test'"),
         (FID | {"eval.best": "fid/2k_test/clean_fid/gaussian"}, "Unknown variant.*pytorch_fid"),
-        (FID | {"eval.best": "", "eval.fid_protocols": "2k_tests"}, "'2k_tests' is no protocol"),
+        (FID | {"eval.best": "", "eval.fid_protocols": "2k_tests"}, "'2k_tests' is not a protocol"),
         (FID | {"eval.best": "", "eval.inception_weights": "no.pth"}, "no weights file no.pth"),
         ({"eval.every": "0", "eval.best": "", "eval.metrics": "kid",
           "eval.inception_weights": "no.pth"}, "no weights file no.pth"),

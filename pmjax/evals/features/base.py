@@ -64,11 +64,13 @@ class Features:
 
     def of(self, source: str) -> np.ndarray:
         """Returns the features float32 [N, D] of a source of `images_of`, computed once."""
-        of = "autoencoder"
+        depends_on = "autoencoder"
         if source in OF_DATA or source in self.ctx.priors:
-            of = "data" if source in OF_DATA else "prior"
+            depends_on = "data" if source in OF_DATA else "prior"
         return self.cached(
-            source, lambda: self.extract_features(images_of(self.ctx, source)), of=of
+            source,
+            lambda: self.extract_features(images_of(self.ctx, source)),
+            depends_on=depends_on,
         )
 
     def logits(self, source: str) -> np.ndarray:
@@ -89,11 +91,13 @@ class Features:
                 about, data.fingerprint, lambda: moments(self.stream(data.data)), self.module.DIM
             )
 
-        return self.cached(f"moments of {split}", compute, of="data")
+        return self.cached(f"moments of {split}", compute, depends_on="data")
 
-    def cached(self, key: str, make: Any, *, of: str) -> Any:
+    def cached(self, key: str, make: Any, *, depends_on: str) -> Any:
         """Returns the context's cached result, for these arguments of the extractor."""
-        return self.ctx.cached((self.extractor, key, *sorted(self.args.items())), make, of=of)
+        return self.ctx.cached(
+            (self.extractor, key, *sorted(self.args.items())), make, depends_on=depends_on
+        )
 
 
 def extract_features(extractor: ModuleType, images: np.ndarray, **args: Any) -> np.ndarray:

@@ -114,7 +114,7 @@ def parse(protocol: str) -> tuple[int, str]:
     match = re.fullmatch(r"([1-9][0-9]*)(k?)_(train|test)", protocol)
     if not match:
         raise UserError(
-            f"'{protocol}' is no protocol of FID: give a number of samples and what they are "
+            f"'{protocol}' is not a protocol of FID: give a number of samples and what they are "
             "compared with, such as 50k_train, 10k_test or 2500_test."
         )
     return int(match[1]) * (1000 if match[2] else 1), match[3]

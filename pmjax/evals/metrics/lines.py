@@ -7,7 +7,7 @@ from pmjax.datasets import lines
 from pmjax.datasets.batches import to_float
 from pmjax.errors import UserError
 from pmjax.evals.base import Metric, Table, Value, lower
-from pmjax.evals.context import LEAVE, Context, finite
+from pmjax.evals.context import OMIT_HINT, Context, finite
 
 METRIC = Metric(
     Table(
@@ -43,7 +43,7 @@ def evaluate(ctx: Context, *, num: int = 256, frames: int = 16) -> dict[str, flo
     """
     num = min(num, len(ctx.test.data) // 2)
     if num < 1:
-        raise UserError(f"Metric 'lines' needs two test images. {LEAVE}")
+        raise UserError(f"Metric 'lines' needs two test images. {OMIT_HINT}")
     chosen = np.random.default_rng(ctx.derived_seed("lines")).permutation(len(ctx.test.data))
     a, b = (ctx.test.data[chosen[part * num : (part + 1) * num]] for part in range(2))
     shape = (lines.SIZE, lines.SIZE, 1)
@@ -51,7 +51,7 @@ def evaluate(ctx: Context, *, num: int = 256, frames: int = 16) -> dict[str, flo
     if a.shape[1:] == shape:
         floor = nearest_lines(to_float(np.concatenate([a, b])))[0].mean()
     if not floor < REAL:
-        raise UserError(f"Metric 'lines' needs the data set 'lines' at its own size. {LEAVE}")
+        raise UserError(f"Metric 'lines' needs the data set 'lines' at its own size. {OMIT_HINT}")
     images = finite("interpolations", ctx.model.interpolate(a, b, steps=frames))
     distances, angles = nearest_lines(images.reshape(-1, *shape))
     smoothness = smoothness_of(angles.reshape(num, frames))

@@ -68,7 +68,7 @@ def evaluate(
     extract = Features(ctx, extractor, metric="memorization")
     features = {what: extract.extract_features(to_uint8(x)) for what, x in data.items()}
     train = extract.cached(
-        "all training images", lambda: extract.extract_features(ctx.train.data), of="data"
+        "all training images", lambda: extract.extract_features(ctx.train.data), depends_on="data"
     )
     return values | _compare("features", features, train)
 

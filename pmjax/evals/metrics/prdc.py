@@ -81,9 +81,9 @@ class Manifold:
         ks = [neighbours, density_neighbours]
         if not 1 <= min(ks) <= max(ks) < len(features):
             raise UserError(
-                f"{len(features)} examples do not have {max(ks)} other ones nearest to each: set "
-                f"{where}neighbours and {where}density_neighbours to at least 1 and fewer than the "
-                "examples."
+                f"{len(features)} examples are too few for {max(ks)} nearest neighbors of each: "
+                f"set {where}neighbours and {where}density_neighbours to at least 1 and fewer than "
+                "the examples."
             )
         self.features, self.ks, self.where = features, ks, where
         self.radii, self.density_radii = np.concatenate(

@@ -6,7 +6,7 @@ from scipy.stats import kstest
 from pmjax.datasets import swiss_roll
 from pmjax.errors import UserError
 from pmjax.evals.base import Metric, Table, higher
-from pmjax.evals.context import LEAVE, Context, finite
+from pmjax.evals.context import OMIT_HINT, Context, finite
 from pmjax.evals.metrics.topology import preservation, require_neighbors
 
 METRIC = Metric(
@@ -56,7 +56,7 @@ def evaluate(ctx: Context, *, neighbours: int = 12, num: int = 2000) -> dict[str
     if not ctx.has_images and ctx.test.data.shape[1] == 3:
         off = swiss_roll.unroll(ctx.test.data)[2]
     if not np.max(off) < REAL:
-        raise UserError(f"Metric 'swiss_roll' needs the data set 'swiss_roll'. {LEAVE}")
+        raise UserError(f"Metric 'swiss_roll' needs the data set 'swiss_roll'. {OMIT_HINT}")
     require_neighbors("swiss_roll", neighbours, num)
     latents = {prior: ctx.latents(prior, num) for prior in ctx.priors}
     points = {prior: finite("samples", ctx.model.decode(z)) for prior, z in latents.items()}

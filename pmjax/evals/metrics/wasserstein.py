@@ -6,7 +6,7 @@ import numpy as np
 
 from pmjax.errors import UserError
 from pmjax.evals.base import Metric, Table, lower
-from pmjax.evals.context import LEAVE, Context
+from pmjax.evals.context import OMIT_HINT, Context
 
 METRIC = Metric(
     Table(
@@ -52,7 +52,7 @@ def mean_distances(
     if ctx.fresh is None:
         num = min(num, len(ctx.test.data) // 2)
     if num < 1:
-        raise UserError(f"Metric '{metric}' needs two test points. {LEAVE}")
+        raise UserError(f"Metric '{metric}' needs two test points. {OMIT_HINT}")
     found: dict[str, list[float]] = {name: [] for name in (*ctx.priors, "floor")}
     for draw in range(draws):
         real, other = real_points(ctx, num, draw)
