@@ -496,9 +496,9 @@ def test_arguments_come_as_the_types_that_a_metric_takes(metric, args, checked):
         ("kid", {"subset_sise": 3}, "Did you mean 'subset_size'"),
         ("kid", {"subset_size": "all"}, "at.subset_size='all' must be an integer"),
         ("kid", {"subset_size": True}, "=True must be an integer"),
-        ("fd_efficientnet_lite0", {"resolution": 1.5}, "it must be int or None"),
+        ("fd_efficientnet_lite0", {"resolution": 1.5}, "must be an integer or None"),
         ("fid", {"protocols": "50k_trian"}, "'50k_trian' is not a protocol"),
-        ("fid", {"protocols": 3}, "it must be words"),
+        ("fid", {"protocols": 3}, "must be a list of words"),
         ("fid", {"protocols": ""}, "'' is not a protocol"),
     ],
 )
