@@ -115,7 +115,7 @@ def start(kind: str, *, peer: str | None, title: str, **args: Any) -> dict[str, 
 
 
 def _serve(pipe: Connection, module: str, kind: str, args: dict[str, Any]) -> None:
-    """Is the main function of the process."""
+    """Makes the side, and answers requests until the pipe is closed."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves memory for the peer
     warnings.filterwarnings("ignore", category=FutureWarning)
     console.setup()

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from pmjax import errors
 from pmjax.distributed import collectives
 from pmjax.nets.base import Net, Nets, family
 from pmjax.nets.heads import Embedding, Posterior
@@ -24,7 +25,14 @@ from pmjax.nets.mlp import LatentCritic, LatentGenerator
 
 Metrics = dict[str, Array]
 
-Shared = SimpleNamespace  # what the forward pass returned: s.x, s.z, s.x_hat, …
+
+class Shared(SimpleNamespace):
+    """What the forward pass returned, such as s.x, s.z and s.x_hat."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"The forward pass returned no '{name}', only {list(vars(self))}.")
+
+
 LossValue = tuple[Array, Metrics]
 
 Forward = Callable[[Nets, Array, Array], dict[str, Array]]  # (nets, x, key)
@@ -48,9 +56,9 @@ class Objective:
 class MethodSpec:
     """A method as the training step sees it.
 
-    The forward pass, from which all losses start, runs once per step, before any update, and again
-    for further updates of an objective that changes one of its nets. The statistics change once per
-    step.
+    The forward pass, from which all losses start, runs before any update, and again before each
+    repeated update of one of its nets; only the first run records statistics. The gradients of the
+    losses flow through it into `shared_nets`.
     """
 
     nets: dict[str, Net]
@@ -58,6 +66,14 @@ class MethodSpec:
     shared_nets: tuple[str, ...]  # names of the nets that `forward` calls
     objectives: tuple[Objective, ...]  # in the order of their updates
     averaged: tuple[str, ...] = ()  # nets with an exponential moving average of their parameters
+
+    def __post_init__(self) -> None:
+        named = {f"objective '{objective.name}'": objective.nets for objective in self.objectives}
+        named |= {"shared_nets": self.shared_nets, "averaged": self.averaged}
+        for place, names in named.items():
+            for name in names:
+                if name not in self.nets:
+                    raise errors.unknown(f"net in {place}:", name, self.nets)
 
 
 def joint_spec(E: Net, G: Net, forward: Forward, loss: Loss) -> MethodSpec:

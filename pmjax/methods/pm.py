@@ -67,7 +67,7 @@ class Method:
         mu = sample_batch(jax.random.uniform, key, (len(x),)) / 2
         z_mu = mu[:, None] * z + (1 - mu[:, None]) * roll_batch(z)
         x_mu = nets.G(z_mu, update_stats=False)
-        # The critic's loss uses d of these three; E and G alone learn from d(x̂).
+        # The critic's loss uses d of these three. Only the autoencoder's loss uses d(x̂).
         blend = jax.lax.stop_gradient(self.gamma * x + (1 - self.gamma) * x_hat)
         d_x, d_blend, d_mu = nets.d.on_each(x, blend, x_mu)
         d_hat = nets.d(x_hat, update_stats=False)

@@ -126,19 +126,26 @@ class BoundNet:
 
 
 class Nets:
-    """The nets of a method in one pass, each a `BoundNet`: `nets.E`, `nets.G`."""
+    """The nets of a method in one pass, each a `BoundNet`: `nets.E`, `nets.G`.
+
+    Attributes:
+      used: names of the nets that the pass has asked for.
+    """
 
     def __init__(
         self, nets: Mapping[str, Net], params: Mapping[str, Params], stats: Mapping[str, Stats]
     ):
         """Binds all nets to their parameters and statistics, given by the nets' names."""
+        self.used: set[str] = set()
         self._nets = {n: BoundNet(net.module, params[n], stats[n]) for n, net in nets.items()}
 
     def __getattr__(self, name: str) -> BoundNet:
         try:
-            return self._nets[name]
+            net = self._nets[name]
         except KeyError:
             raise AttributeError(f"There is no net '{name}', only {list(self._nets)}.") from None
+        self.used.add(name)
+        return net
 
     @property
     def stats(self) -> dict[str, Stats]:

@@ -38,8 +38,8 @@ class StatusLine:
         self._bar: _Bar | None = None
 
     def due(self, *, last: bool = False) -> bool:
-        """Returns whether to show a line now; on a terminal, the last one always is."""
-        return self._clock() - self._shown >= self._every or (self._live and last)
+        """Returns whether to show a line now; the last one always is."""
+        return self._clock() - self._shown >= self._every or last
 
     def show(self, parts: Sequence[str], *, last: bool = False) -> None:
         """Shows the parts; on a terminal, as many as fit, so that no number is cut in two.

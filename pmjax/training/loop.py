@@ -12,7 +12,7 @@ import numpy as np
 from pmjax.datasets.batches import batch_indices, stream
 from pmjax.distributed.compile import compile_step
 from pmjax.distributed.host_memory import free_memory
-from pmjax.distributed.mesh import local_rows, place_dataset, replicate, spans_processes
+from pmjax.distributed.mesh import local_rows, on_cpu, place_dataset, replicate, spans_processes
 from pmjax.distributed.processes import ProcessGroup, Stopped
 from pmjax.finite import NotFinite, require_finite
 from pmjax.methods.base import MethodSpec
@@ -90,7 +90,7 @@ def train(
     batches = _batches(data, dispatches, options, from_table=table is not None, mesh=mesh)
     step = partial(train_step, spec=spec, optimizer=optimizer, ema_decay=options.ema_decay)
     step = partial(step, skip_nonfinite=options.skip_nonfinite > 0)
-    run = compile_step(
+    compiled_step = compile_step(
         step, mode=options.mode, mesh=mesh, gather=table is not None, divided=example_shape
     )
 
@@ -102,7 +102,7 @@ def train(
         with group.signals(), jax.transfer_guard("disallow"):
             for (first, last), batch in zip(dispatches, batches, strict=True):
                 profiler.before(first, last)
-                state, metrics = run(state, table, batch)
+                state, metrics = compiled_step(state, table, batch)
                 profiler.after(last, metrics)
                 if pending:
                     monitor.update(*pending)
@@ -150,7 +150,7 @@ def _place(
     CPU devices share the memory of their machine, and may use half of what is free.
     """
     budget, free = options.device_budget, free_memory()
-    if mesh.devices.flat[0].platform == "cpu" and free is not None:
+    if on_cpu(mesh) and free is not None:
         own = min(budget, free / 2 / len(mesh.local_devices))
         budget = min(group.all_gather_object("the free memory", own))
     table, example_shape = place_dataset(data, mesh, budget=budget)

@@ -29,7 +29,9 @@ class SharedPass(NamedTuple):
     jvp: Callable[[Params], Tree]
 
 
-def run(forward: Callable[[Params], tuple[Tree, Tree]], params: Params) -> tuple[SharedPass, Tree]:
+def linearize_forward(
+    forward: Callable[[Params], tuple[Tree, Tree]], params: Params
+) -> tuple[SharedPass, Tree]:
     """Runs `forward(params) -> (output, aux)`; returns the pass, and `aux`."""
     output, jvp, aux = jax.linearize(forward, params, has_aux=True)
     return SharedPass(params, output, jvp), aux
@@ -38,7 +40,7 @@ def run(forward: Callable[[Params], tuple[Tree, Tree]], params: Params) -> tuple
 def value_and_grad(
     loss: Callable[..., Any], shared: SharedPass, has_aux: bool = False
 ) -> Callable[[Params], tuple[Any, Params]]:
-    """Is `jax.value_and_grad` for a loss that continues from a shared pass.
+    """Returns `jax.value_and_grad` of a loss that continues from a shared pass.
 
     The gradient has two parts: of the loss itself, and through the shared pass for those of its
     parameters that are differentiated. Both are one linear map, and its transpose is the gradient:
@@ -46,9 +48,9 @@ def value_and_grad(
 
     Example: the loss is d·(3E)² = 5·(3·2)², once as a function of d and once as a function of E.
 
-    >>> shared, _ = run(lambda params: (3 * params["E"], None), {"E": 2.0})
-    >>> def loss(moving, output):
-    ...     params = {"E": 2.0, "d": 5.0} | moving
+    >>> shared, _ = linearize_forward(lambda params: (3 * params["E"], None), {"E": 2.0})
+    >>> def loss(trainable, output):
+    ...     params = {"E": 2.0, "d": 5.0} | trainable
     ...     return params["d"] * output**2
     >>> value, grads = value_and_grad(loss, shared)({"d": 5.0})
     >>> print(value, grads["d"])  # (3E)²
@@ -67,18 +69,18 @@ def value_and_grad(
       ((value, aux), gradient).
     """
 
-    def with_aux(moving: Params, output: Tree) -> tuple[Any, Any]:
-        return loss(moving, output) if has_aux else (loss(moving, output), None)
+    def with_aux(trainable: Params, output: Tree) -> tuple[Any, Any]:
+        return loss(trainable, output) if has_aux else (loss(trainable, output), None)
 
-    def fn(moving: Params) -> tuple[Any, Params]:
-        value, jvp, aux = jax.linearize(with_aux, moving, shared.output, has_aux=True)
+    def fn(trainable: Params) -> tuple[Any, Params]:
+        value, jvp, aux = jax.linearize(with_aux, trainable, shared.output, has_aux=True)
 
         def total_jvp(changes: Params) -> jax.Array:
             through = {name: changes[name] for name in shared.params}
-            return jvp({name: changes[name] for name in moving}, shared.jvp(through))
+            return jvp({name: changes[name] for name in trainable}, shared.jvp(through))
 
-        (grads,) = jax.linear_transpose(total_jvp, shared.params | moving)(jnp.ones_like(value))
-        grads = {name: grads[name] for name in moving}
+        (grads,) = jax.linear_transpose(total_jvp, shared.params | trainable)(jnp.ones_like(value))
+        grads = {name: grads[name] for name in trainable}
         return ((value, aux) if has_aux else value), grads
 
     return fn

@@ -11,10 +11,11 @@ from flax import struct
 
 from pmjax.datasets.batches import to_float
 from pmjax.distributed import collectives
+from pmjax.errors import UserError
 from pmjax.methods.base import MethodSpec, Metrics, Objective, Shared
 from pmjax.nets import base as nets
 from pmjax.training.optimizers import Optimizer, for_objective
-from pmjax.training.shared_forward import SharedPass, run, value_and_grad
+from pmjax.training.shared_forward import SharedPass, linearize_forward, value_and_grad
 
 Array = jax.Array
 Tree = Any
@@ -61,8 +62,8 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """Updates every objective's nets on one batch, in the order of the objectives.
 
-    All losses start from one forward pass, made before any update. What a loss computes itself
-    sees the updates of the objectives before it.
+    All losses start from one forward pass, made before any update, and again before each repeated
+    update of one of its nets. What a loss computes itself sees the updates before it.
 
     Args:
       state: before the step.
@@ -82,18 +83,19 @@ def train_step(
     params, opt, metrics = state.params, dict(state.opt), dict[str, Array]()
     shared, stats = forward(params, state.stats)
     for objective in spec.objectives:
+        name = objective.name
         transformation = for_objective(optimizer, objective)
         for repeat in range(objective.updates_per_step):
             if repeat and set(objective.nets) & set(spec.shared_nets):
                 shared, _ = forward(params, stats)
             loss = partial(_loss, spec, objective, next(keys), params, stats)
-            moving = _pick(params, objective.nets)
-            (value, (extra, stats)), grads = value_and_grad(loss, shared, has_aux=True)(moving)
+            trainable = _pick(params, objective.nets)
+            (value, (extra, stats)), grads = value_and_grad(loss, shared, has_aux=True)(trainable)
             grads = collectives.mean(grads)
-            updates, opt[objective.name] = transformation.update(grads, opt[objective.name], moving)
-            params = params | optax.apply_updates(moving, updates)
-        metrics |= {f"loss/{objective.name}": value, **extra}
-        metrics[f"grad_norm/{objective.name}"] = optax.tree.norm(grads)
+            updates, opt[name] = transformation.update(grads, opt[name], trainable)
+            params = params | optax.apply_updates(trainable, updates)
+        metrics |= {f"loss/{name}": value, **extra}
+        metrics[f"grad_norm/{name}"] = optax.tree.norm(grads)
 
     decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
     ema = optax.incremental_update(_pick(params, spec.averaged), state.ema, 1 - decay)
@@ -107,11 +109,18 @@ def _forward(
 ) -> tuple[SharedPass, Tree]:
     """Runs the method's forward pass; returns the pass and the new statistics."""
 
-    def forward(moving: Tree) -> tuple[Tree, Tree]:
-        bound = nets.Nets(spec.nets, params | moving, stats)
-        return spec.forward(bound, x, key), bound.stats
+    def forward(trainable: Tree) -> tuple[Tree, Tree]:
+        bound = nets.Nets(spec.nets, params | trainable, stats)
+        output = spec.forward(bound, x, key)
+        for objective in spec.objectives:
+            if missing := bound.used.intersection(objective.nets) - set(spec.shared_nets):
+                raise UserError(
+                    f"The forward pass calls {sorted(missing)}, which objective '{objective.name}' "
+                    f"updates: add to shared_nets, now {list(spec.shared_nets)}."
+                )
+        return output, bound.stats
 
-    return run(forward, _pick(params, spec.shared_nets))
+    return linearize_forward(forward, _pick(params, spec.shared_nets))
 
 
 def _loss(
@@ -120,12 +129,19 @@ def _loss(
     key: Array,
     params: Tree,
     stats: Tree,
-    moving: Tree,
+    trainable: Tree,
     output: dict[str, Array],
 ) -> tuple[Array, tuple[Metrics, Tree]]:
     """Computes an objective's loss; returns it, its metrics and the new statistics."""
-    bound = nets.Nets(spec.nets, params | moving, stats)
-    value, metrics = objective.loss(bound, Shared(**output), key)
+    bound = nets.Nets(spec.nets, params | trainable, stats)
+    returned = objective.loss(bound, Shared(**output), key)
+    if not (isinstance(returned, tuple) and len(returned) == 2):
+        raise UserError(f"The loss of objective '{objective.name}' must return (loss, metrics).")
+    value, metrics = returned
+    if shape := jnp.shape(value):
+        raise UserError(
+            f"The loss of objective '{objective.name}' has shape {shape}: return a scalar."
+        )
     return value, (metrics, bound.stats)
 
 

@@ -66,14 +66,15 @@ def test_a_status_line_says_stage_steps_rate_eta_and_losses(tmp_path):
     ]
 
 
-def test_plain_lines_come_at_most_every_ten_seconds(tmp_path):
+def test_plain_lines_come_every_ten_seconds_and_at_the_last_step(tmp_path):
     clock, stream = Clock(), io.StringIO()
     writer = RunLog(tmp_path, stream=stream, clock=clock)
     for step in range(100):
         clock.now = 100.0 + step
         writer.status("stage1", step + 1, 100, {})
     writer.close()
-    assert [int(n) for n in re.findall(r"(\d+)/100", stream.getvalue())] == list(range(1, 101, 10))
+    shown = [int(n) for n in re.findall(r"(\d+)/100", stream.getvalue())]
+    assert shown == [*range(1, 101, 10), 100]
 
 
 def test_the_rate_is_that_of_the_last_thirty_seconds(tmp_path):

@@ -30,32 +30,32 @@ def loss(params, s):
 
 @pytest.mark.parametrize("names", ["d", "G", "E", "EG", "EGd"])
 def test_gradients_are_those_of_the_whole_function(names):
-    shared, aux = shared_forward.run(
-        lambda moving: (forward(PARAMS | moving), "aux"), {n: PARAMS[n] for n in "EG"}
+    shared, aux = shared_forward.linearize_forward(
+        lambda trainable: (forward(PARAMS | trainable), "aux"), {n: PARAMS[n] for n in "EG"}
     )
     assert aux == "aux"
-    moving = {name: PARAMS[name] for name in names}
-    found = value_and_grad(lambda m, s: loss(PARAMS | m, s), shared, has_aux=True)(moving)
+    trainable = {name: PARAMS[name] for name in names}
+    found = value_and_grad(lambda m, s: loss(PARAMS | m, s), shared, has_aux=True)(trainable)
 
-    def whole(moving):
-        params = PARAMS | moving
+    def whole(trainable):
+        params = PARAMS | trainable
         return loss(params, forward(params))
 
-    expected = jax.value_and_grad(whole, has_aux=True)(moving)
+    expected = jax.value_and_grad(whole, has_aux=True)(trainable)
     chex.assert_trees_all_close(found, expected, rtol=1e-6)
-    value, grads = value_and_grad(lambda m, s: loss(PARAMS | m, s)[0], shared)(moving)
+    value, grads = value_and_grad(lambda m, s: loss(PARAMS | m, s)[0], shared)(trainable)
     chex.assert_trees_all_equal(((value, found[0][1]), grads), found)
 
 
 def test_two_losses_run_the_pass_once():
     runs = []
 
-    def counted(moving):
-        runs.append(moving)
-        return forward(PARAMS | moving), None
+    def counted(trainable):
+        runs.append(trainable)
+        return forward(PARAMS | trainable), None
 
-    shared, _ = shared_forward.run(counted, {n: PARAMS[n] for n in "EG"})
+    shared, _ = shared_forward.linearize_forward(counted, {n: PARAMS[n] for n in "EG"})
     for names in ("d", "EG"):
-        moving = {name: PARAMS[name] for name in names}
-        value_and_grad(lambda m, s: loss(PARAMS | m, s), shared, has_aux=True)(moving)
+        trainable = {name: PARAMS[name] for name in names}
+        value_and_grad(lambda m, s: loss(PARAMS | m, s), shared, has_aux=True)(trainable)
     assert len(runs) == 1

@@ -15,6 +15,7 @@ from pmjax import plugins
 from pmjax.datasets.batches import to_float
 from pmjax.distributed.compile import compile_step
 from pmjax.distributed.mesh import make_mesh, replicate
+from pmjax.errors import UserError
 from pmjax.methods.base import MethodSpec, NetBuilder, Objective, combine
 from pmjax.nets.base import Net, Nets, family
 from pmjax.nets.layers import LatentBatchNorm
@@ -168,22 +169,37 @@ def test_values_of_the_shared_pass_that_no_loss_uses_cost_nothing(batches):
     assert flops(dataclasses.replace(spec, forward=with_more)) == flops(spec)
 
 
+def linear_spec(loss, forward=lambda nets, x, key: {"z": x}, updates="w", shared_nets=(), **args):
+    linear = Net(family("mlp").Critic(width=2, layers=0), (1,))
+    objective = Objective("p", (updates,), loss, **args)
+    return MethodSpec({"w": linear}, forward, shared_nets=shared_nets, objectives=(objective,))
+
+
 def test_an_objective_makes_its_updates_per_step():
     def loss(nets, s, key):
         return jnp.sum(nets.w.params["MLP_0"]["Dense_0"]["kernel"]) * jnp.mean(s.z), {}
 
-    linear = family("mlp").Critic(width=2, layers=0)
-    spec = MethodSpec(
-        {"w": Net(linear, (1,))},
-        lambda nets, x, key: {"z": x},
-        (),
-        (Objective("p", ("w",), loss, updates_per_step=3),),
-    )
+    spec = linear_spec(loss, updates_per_step=3)
     state = init(spec)
     after, _ = step_of(spec)(state, jnp.ones((2, 1)))
     before = state.params["w"]["MLP_0"]["Dense_0"]["kernel"]
     change = before - after.params["w"]["MLP_0"]["Dense_0"]["kernel"]
     np.testing.assert_allclose(change, 3 * 0.05, rtol=1e-5)
+
+
+@pytest.mark.parametrize("error, message, loss, args", [
+    (UserError, "must return .loss, metrics.", lambda nets, s, key: s.z.mean(), {}),
+    (UserError, r"'p' has shape \(2, 1\): return a scalar", lambda nets, s, key: (s.z, {}), {}),
+    (AttributeError, "returned no 'x_hat', only .'z'.", lambda nets, s, key: (s.x_hat, {}), {}),
+    (UserError, r"calls \['w'\], which objective 'p' updates: add to shared_nets, now \[\]",
+     lambda nets, s, key: (s.z.mean(), {}), {"forward": lambda nets, x, key: {"z": nets.w(x)}}),
+    (UserError, "Unknown net in objective 'p': 'W'. .*Valid: w", None, {"updates": "W"}),
+    (UserError, "Unknown net in shared_nets: 'E'. Valid: w", None, {"shared_nets": ("E",)}),
+])  # fmt: skip
+def test_a_mistake_in_a_method_is_named(error, message, loss, args):
+    with pytest.raises(error, match=message):
+        spec = linear_spec(loss, **args)
+        step_of(spec)(init(spec), jnp.ones((2, 1)))
 
 
 def test_average_follows_its_definition(batches):
