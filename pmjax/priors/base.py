@@ -13,6 +13,7 @@ import numpy as np
 
 from pmjax import plugins
 from pmjax.methods.base import MethodSpec
+from pmjax.nets.base import Nets
 
 Array = jax.Array
 Tree = Any  # arrays by name, possibly nested
@@ -50,28 +51,23 @@ class TrainedPrior(BasePrior):
     def spec(self, latent_dim: int) -> MethodSpec:
         """Returns the nets, and the objectives that update them."""
 
+    def forward(self, nets: Nets, z: Array, key: Array) -> dict[str, Array]:
+        """Returns the embeddings z; the losses share nothing else."""
+        return {"z": z}
+
     def init_from_embeddings(self, spec: MethodSpec, z: np.ndarray, *, seed: int) -> MethodSpec:
         """Returns the spec with all that is computed from embeddings z [N, d] before training."""
         return spec
 
     @abc.abstractmethod
     def export(self, params: Tree, stats: Tree) -> Tree:
-        """Returns the arrays that `sample` takes.
-
-        Args:
-          params: the nets' parameters, averaged where the spec says so, by the nets' names.
-          stats: the nets' statistics.
-        """
+        """Returns the arrays that `sample` takes, from the nets' (averaged) params and stats."""
 
 
 class SharedPrior(BasePrior):
-    """A prior made of nets that stage 1 has trained.
+    """A prior made of nets that stage 1 has trained."""
 
-    Attributes:
-      nets: their names. A workdir keeps their parameters, if its method has these nets.
-    """
-
-    nets: ClassVar[tuple[str, ...]]
+    nets: ClassVar[tuple[str, ...]]  # workdirs keep the parameters of nets with these names
 
     @abc.abstractmethod
     def from_stage1(self, params: Tree) -> Tree:

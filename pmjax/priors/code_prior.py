@@ -7,7 +7,6 @@ Autoregressive Distribution Estimator (2011).
 
 import dataclasses
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +19,7 @@ from pmjax.distributed import collectives
 from pmjax.errors import UserError
 from pmjax.methods.base import LossValue, MethodSpec, Objective, Shared
 from pmjax.nets.base import Net, Nets
-from pmjax.priors.base import TrainedPrior
-
-Array = jax.Array
-Params = dict[str, Array]
+from pmjax.priors.base import Array, TrainedPrior, Tree
 
 _MAX_CODES = 4096
 _MAX_ROWS = 5000  # embeddings from which the size of the slots is found
@@ -49,7 +45,7 @@ def find_codes(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         book, codes = distinct(z[:_MAX_ROWS], size)
         return codes.size * np.log2(len(book)) + 32 * book.size
 
-    sizes = [size for size in range(1, z.shape[1] + 1) if z.shape[1] % size == 0]
+    sizes = (size for size in range(1, z.shape[1] + 1) if z.shape[1] % size == 0)
     book, codes = distinct(z, min(sizes, key=bits))
     if len(book) > min(_MAX_CODES, codes.size / 2):
         raise UserError(
@@ -59,7 +55,7 @@ def find_codes(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return book, codes.astype(np.int32)
 
 
-def _logits(net: Params, previous: Array, mask: Array | float = 1.0) -> Array:
+def _logits(net: Tree, previous: Array, mask: Array | float = 1.0) -> Array:
     """Maps sums over the codes before each slot, [N, S, width], to logits [N, S, K]."""
     hidden = jax.nn.relu(previous + net["enter"]) * mask
     hidden = hidden + jax.nn.relu(hidden @ net["hidden"])
@@ -102,11 +98,7 @@ class Prior(TrainedPrior):
     dropout: float = 0.5  # of the first hidden layer
     weight_decay: float = 1.0  # λ; with 0 it overfits to few embeddings
     b1: float = 0.9  # of Adam, instead of config.stage2.optimizer.b1
-
-    @property
-    def needs_embeddings(self) -> bool:
-        """Whether training starts from the embeddings: they hold the codebook."""
-        return True
+    needs_embeddings = True  # which hold the codebook
 
     def spec(self, latent_dim: int) -> MethodSpec:
         """Returns the net 'density', and the objective that updates it.
@@ -125,27 +117,24 @@ class Prior(TrainedPrior):
         objective = Objective("prior", ("density",), partial(self.loss, num=num), b1=self.b1)
         return MethodSpec(nets, self.forward, (), (objective,), averaged=("density",))
 
-    def forward(self, nets: Nets, z: Array, key: Array) -> dict[str, Array]:
-        """Returns the embeddings z."""
-        return {"z": z}
-
     def loss(self, nets: Nets, s: Shared, key: Array, *, num: int) -> LossValue:
         """-Σ_s log p(c_s | c_1, …, c_{s-1}) / S + λ ‖W‖² / N, for S codes c of N embeddings."""
         params = nets.density.params
-        shape = (len(s.z), *params["enter"].shape)
-        on = collectives.sample_batch(partial(_bernoulli, 1 - self.dropout), key, shape)
-        nats = nets.density(s.z, on / (1 - self.dropout)).mean()
+        shape, keep = (len(s.z), *params["enter"].shape), 1 - self.dropout
+        on = collectives.sample_batch(
+            lambda k, size: jax.random.bernoulli(k, keep, size), key, shape
+        )
+        nats = nets.density(s.z, on / keep).mean()
         squares = sum(jnp.square(params[name]).sum() for name in ("embed", "hidden", "leave"))
         return nats + self.weight_decay / num * squares, {"nats": nats}
 
-    def export(self, params: dict[str, Any], stats: dict[str, Any]) -> dict[str, Any]:
+    def export(self, params: Tree, stats: Tree) -> Tree:
         """Returns the density's parameters, and the codebook."""
-        return dict(params["density"]) | {"book": stats["density"]["codebook"]["vectors"]}
+        return params["density"] | {"book": stats["density"]["codebook"]["vectors"]}
 
-    def sample(self, params: Params, key: Array, num: int) -> Array:
+    def sample(self, params: Tree, key: Array, num: int) -> Array:
         """Draws z [num, d]: the code of each slot given the codes before it."""
         net = jax.tree.map(jnp.asarray, params)
-        slots = len(net["bias"])
 
         def draw(previous: Array, slot: tuple[Array, Array]) -> tuple[Array, Array]:
             index, slot_key = slot
@@ -154,10 +143,6 @@ class Prior(TrainedPrior):
             code = jax.random.categorical(slot_key, logits)
             return previous + net["embed"][index, code], code
 
-        start = jnp.zeros((num, net["hidden"].shape[0]))
+        slots, start = len(net["bias"]), jnp.zeros((num, net["hidden"].shape[0]))
         _, codes = lax.scan(draw, start, (jnp.arange(slots), jax.random.split(key, slots)))
         return net["book"][codes.T].reshape(num, -1)
-
-
-def _bernoulli(p: float, key: Array, shape: tuple[int, ...]) -> Array:
-    return jax.random.bernoulli(key, p, shape)

@@ -6,7 +6,6 @@ Liu et al., Flow Straight and Fast (2022); Lipman et al., Flow Matching for Gene
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +15,12 @@ from jax import lax
 
 from pmjax import errors
 from pmjax.distributed import collectives
-from pmjax.methods.base import LossValue, MethodSpec
+from pmjax.methods.base import LossValue
 from pmjax.methods.losses import squared_error
 from pmjax.nets.base import Net, Nets, apply
-from pmjax.priors import standardized
-from pmjax.priors.base import TrainedPrior
+from pmjax.priors.base import Array, Tree
+from pmjax.priors.standardized import StandardizedPrior
 
-Array = jax.Array
 Field = Callable[[Array, Array | float], Array]
 
 _FREQUENCIES = 6  # of the time, each twice the one before
@@ -61,7 +59,7 @@ SOLVERS = {"euler": _euler, "heun": _heun}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prior(TrainedPrior):
+class Prior(StandardizedPrior):
     """A flow from N(0, I) to the standardized embeddings."""
 
     width: int = 256  # of the hidden layers
@@ -69,41 +67,33 @@ class Prior(TrainedPrior):
     solver: str = "heun"  # or 'euler'
     ode_steps: int = 32  # of the solver
     b1: float = 0.9  # of Adam, instead of config.stage2.optimizer.b1
+    sampled = "v"
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
             raise errors.unknown("solver", self.solver, SOLVERS)
 
-    def spec(self, latent_dim: int) -> MethodSpec:
-        """Returns the net v, and the objective that updates it."""
-        v = Net(Velocity(self.width, self.blocks), (latent_dim + 1,))
-        return standardized.spec({"v": v}, self.loss, latent_dim, b1=self.b1)
+    def nets(self, latent_dim: int) -> dict[str, Net]:
+        """Returns the net v."""
+        return {"v": Net(Velocity(self.width, self.blocks), (latent_dim + 1,))}
 
-    def loss(self, nets: Nets, z: Array, key: Array) -> LossValue:
-        """E‖v((1 - t) z' + t z, t) - (z - z')‖², the mean over coordinates."""
+    def loss(self, nets: Nets, y: Array, key: Array) -> LossValue:
+        """E‖v((1 - t) z' + t y, t) - (y - z')‖², the mean over coordinates."""
         time_key, noise_key = jax.random.split(key)
-        t = collectives.sample_batch(jax.random.uniform, time_key, (len(z), 1))
-        noise = collectives.sample_batch(jax.random.normal, noise_key, z.shape)
-        z_and_t = jnp.concatenate([noise + t * (z - noise), t], -1)
-        return squared_error(nets.v(z_and_t), z - noise), {}
+        t = collectives.sample_batch(jax.random.uniform, time_key, (len(y), 1))
+        noise = collectives.sample_batch(jax.random.normal, noise_key, y.shape)
+        z_and_t = jnp.concatenate([noise + t * (y - noise), t], -1)
+        return squared_error(nets.v(z_and_t), y - noise), {}
 
-    def export(self, params: dict[str, Any], stats: dict[str, Any]) -> dict[str, Any]:
-        """Returns v's parameters, and the standardization."""
-        return standardized.export(params, stats, "v")
-
-    def sample_base(self, params: dict[str, Any], key: Array, num: int) -> Array:
-        """Draws z' [num, d]."""
-        return jax.random.normal(key, (num, len(params["mean"])))
-
-    def sample(self, params: dict[str, Any], key: Array, num: int) -> Array:
+    def sample(self, params: Tree, key: Array, num: int) -> Array:
         """Solves the equation from z' as `sample_base` draws it; returns z [num, d]."""
         net, dt = Velocity(self.width, self.blocks), 1 / self.ode_steps
 
-        def v(z: Array, t: Array | float) -> Array:
-            return apply(net, params["v"], {}, jnp.concatenate([z, jnp.full((num, 1), t)], -1))
+        def v(y: Array, t: Array | float) -> Array:
+            return apply(net, params["v"], {}, jnp.concatenate([y, jnp.full((num, 1), t)], -1))
 
-        def step(index: int, z: Array) -> Array:
-            return SOLVERS[self.solver](v, z, index * dt, dt)
+        def step(index: int, y: Array) -> Array:
+            return SOLVERS[self.solver](v, y, index * dt, dt)
 
-        z = lax.fori_loop(0, self.ode_steps, step, self.sample_base(params, key, num))
-        return standardized.restore(params, z)
+        y = lax.fori_loop(0, self.ode_steps, step, self.sample_base(params, key, num))
+        return self.restore(params, y)

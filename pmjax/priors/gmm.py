@@ -1,7 +1,7 @@
 """A mixture of Gaussians: the baseline that any learned prior must beat.
 
-Ghosh et al., From Variational to Deterministic Autoencoders (2020), fit ten
-full-covariance components to the codes of a plain autoencoder.
+Ghosh et al., From Variational to Deterministic Autoencoders (2020), fit ten full-covariance
+components to the codes of a plain autoencoder.
 """
 
 import dataclasses
@@ -12,9 +12,7 @@ import numpy as np
 from sklearn.mixture import GaussianMixture
 
 from pmjax import errors
-from pmjax.priors.base import FittedPrior
-
-Array = jax.Array
+from pmjax.priors.base import Array, FittedPrior
 
 # scikit-learn's covariances of each type -> full matrices [K, d, d] (or broadcast to them).
 _AS_FULL = {
@@ -50,11 +48,8 @@ class Prior(FittedPrior):
         shape = (len(mixture.weights_), z.shape[1], z.shape[1])
         covariances = _AS_FULL[self.covariance](mixture.covariances_, np.eye(z.shape[1]))
         roots = np.linalg.cholesky(np.broadcast_to(covariances, shape))
-        return {
-            "weights": mixture.weights_.astype(np.float32),
-            "means": mixture.means_.astype(np.float32),
-            "roots": roots.astype(np.float32),
-        }
+        arrays = {"weights": mixture.weights_, "means": mixture.means_, "roots": roots}
+        return {name: array.astype(np.float32) for name, array in arrays.items()}
 
     def sample(self, params: dict[str, Array], key: Array, num: int) -> Array:
         """Draws z [num, d]."""

@@ -11,9 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
-from pmjax.priors.base import FittedPrior
-
-Array = jax.Array
+from pmjax.priors.base import Array, FittedPrior
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,13 +1,11 @@
 """The paper's latent mapping: a GAN whose g maps draws z' of a base prior to the embeddings.
 
-Geng et al. (arXiv 2009.11016), equations (12) and (13): the prior is fitted to the embedding. Their
-base prior is a Gaussian. The default here is a mixture of Gaussians that is fitted to the same
-embeddings first, and that g corrects.
+Geng et al. (arXiv 2009.11016), equations (12) and (13). Their base prior is a Gaussian. The default
+here is a mixture of Gaussians that is fitted to the embeddings first, and that g corrects.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,16 +16,13 @@ from jax import lax
 
 from pmjax import errors
 from pmjax.distributed import collectives
-from pmjax.errors import UserError
 from pmjax.methods.base import LossValue, MethodSpec, Objective, Shared
 from pmjax.methods.losses import hinge_critic, hinge_generator
 from pmjax.nets.base import Net, Nets, apply
 from pmjax.nets.mlp import LatentCritic, LatentGenerator
 from pmjax.priors import gmm
-from pmjax.priors.base import TrainedPrior
+from pmjax.priors.base import Array, TrainedPrior, Tree
 from pmjax.priors.sphere_uniform import sphere
-
-Array = jax.Array
 
 BASES = {"gaussian": jax.random.normal, "sphere": sphere}
 FITTED_BASES = {"gmm": gmm.Prior()}  # to the embeddings: z = z' + g(z'), instead of g(z')
@@ -62,7 +57,7 @@ class Prior(TrainedPrior):
         if self.base_prior not in BASES | FITTED_BASES:
             raise errors.unknown("base_prior", self.base_prior, BASES | FITTED_BASES)
         if self.base_dim and self.needs_embeddings:
-            raise UserError(
+            raise errors.UserError(
                 f"prior_args.base_dim={self.base_dim} must be 0, the embedding's, as the base is "
                 f"fitted to it. Or set --config.prior_args.base_prior=gaussian."
             )
@@ -94,10 +89,6 @@ class Prior(TrainedPrior):
         base = Net(FittedBase(FrozenDict(arrays)), (z.shape[1],))
         return dataclasses.replace(spec, nets=spec.nets | {"base": base})
 
-    def forward(self, nets: Nets, z: Array, key: Array) -> dict[str, Array]:
-        """Returns the embeddings z; the losses share nothing else."""
-        return {"z": z}
-
     def critic_loss(self, nets: Nets, s: Shared, key: Array) -> LossValue:
         """E[relu(1 - D(z))] + E[relu(1 + D(g(z')))], equation (12)."""
         z = lax.stop_gradient(s.z)
@@ -113,22 +104,22 @@ class Prior(TrainedPrior):
 
     def _generate(self, nets: Nets, z: Array, key: Array, *, update_stats: bool = True) -> Array:
         """Draws g(z'), or z' + g(z') with a fitted base: as many as embeddings z."""
-        fitted = nets.stats.get("base", {}).get("base", {})
+        sampler = self.sampler(nets.stats.get("base", {}).get("base", {}))
         dim = nets.g.params["enter"]["kernel"].shape[0]
-        base = collectives.sample_batch(self.sampler(fitted), key, (len(z), dim))
+        base = collectives.sample_batch(sampler, key, (len(z), dim))
         out = nets.g(base, update_stats=update_stats)
         return base + out if self.needs_embeddings else out
 
-    def export(self, params: dict[str, Any], stats: dict[str, Any]) -> dict[str, Any]:
+    def export(self, params: Tree, stats: Tree) -> Tree:
         """Returns g's parameters, and the arrays of a fitted base."""
-        return dict(params["g"]) | stats.get("base", {})
+        return params["g"] | stats.get("base", {})
 
-    def sample_base(self, params: dict[str, Any], key: Array, num: int) -> Array:
+    def sample_base(self, params: Tree, key: Array, num: int) -> Array:
         """Draws z' [num, p]."""
-        shape = (num, params["enter"]["kernel"].shape[0])
-        return self.sampler(params.get("base", {}))(key, shape)
+        dim = params["enter"]["kernel"].shape[0]
+        return self.sampler(params.get("base", {}))(key, (num, dim))
 
-    def sample(self, params: dict[str, Any], key: Array, num: int) -> Array:
+    def sample(self, params: Tree, key: Array, num: int) -> Array:
         """Draws g(z') [num, d], or z' + g(z'), with z' as `sample_base` draws it for this key."""
         g = LatentGenerator(params["leave"]["kernel"].shape[1], self.width, self.blocks)
         base = self.sample_base(params, key, num)

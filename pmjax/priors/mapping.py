@@ -8,11 +8,9 @@ import dataclasses
 import jax
 
 from pmjax.errors import UserError
-from pmjax.nets import base as nets_base
+from pmjax.nets.base import apply
 from pmjax.nets.mlp import LatentGenerator
-from pmjax.priors.base import SharedPrior
-
-Array = jax.Array
+from pmjax.priors.base import Array, SharedPrior, Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +19,7 @@ class Prior(SharedPrior):
 
     nets = ("F",)
 
-    def from_stage1(self, params: dict) -> dict:
+    def from_stage1(self, params: Tree) -> Tree:
         """Returns F's parameters, from the parameters of stage 1's nets by name."""
         if "F" not in params:
             raise UserError(
@@ -30,13 +28,13 @@ class Prior(SharedPrior):
             )
         return params["F"]
 
-    def sample_base(self, params: dict, key: Array, num: int) -> Array:
+    def sample_base(self, params: Tree, key: Array, num: int) -> Array:
         """Draws z' [num, p]."""
         return jax.random.normal(key, (num, params["enter"]["kernel"].shape[0]))
 
-    def sample(self, params: dict, key: Array, num: int) -> Array:
+    def sample(self, params: Tree, key: Array, num: int) -> Array:
         """Draws F(z') [num, d], with z' as `sample_base` draws it for this key."""
         blocks = sum(name.startswith("Dense_") for name in params) // 2
         width, latent_dim = params["leave"]["kernel"].shape
         F = LatentGenerator(latent_dim, width, blocks)
-        return nets_base.apply(F, params, {}, self.sample_base(params, key, num))
+        return apply(F, params, {}, self.sample_base(params, key, num))

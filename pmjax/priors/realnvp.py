@@ -4,7 +4,6 @@ Dinh, Sohl-Dickstein, Bengio: Density Estimation Using Real NVP (2017).
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +11,10 @@ import numpy as np
 from flax import linen as nn
 
 from pmjax.distributed import collectives
-from pmjax.methods.base import LossValue, MethodSpec
+from pmjax.methods.base import LossValue
 from pmjax.nets.base import Net, Nets, apply
-from pmjax.priors import standardized
-from pmjax.priors.base import TrainedPrior
-
-Array = jax.Array
+from pmjax.priors.base import Array, Tree
+from pmjax.priors.standardized import StandardizedPrior
 
 
 class Couplings(nn.Module):
@@ -39,14 +36,10 @@ class Couplings(nn.Module):
         hidden = [f for _ in range(self.layers) for f in (nn.Dense(self.width), nn.relu)]
         return nn.Sequential([*hidden, nn.Dense(2 * self.dim, kernel_init=nn.initializers.zeros)])
 
-    def _given(self, index: int) -> np.ndarray:
-        """Returns which coordinates the coupling does not change: booleans [d]."""
-        order = np.random.default_rng(index // 2).permutation(self.dim)
-        return (order % 2 == 0) != bool(index % 2)
-
     def _terms(self, index: int, z: Array) -> tuple[Array, Array]:
         """Returns log-scales and shifts [N, d], 0 for the given coordinates."""
-        given = self._given(index)
+        order = np.random.default_rng(index // 2).permutation(self.dim)
+        given = (order % 2 == 0) != bool(index % 2)  # the coordinates that do not change
         scale, shift = jnp.split(self.nets[index](jnp.where(given, z, 0)), 2, -1)
         return jnp.where(given, 0, 2 * jnp.tanh(scale / 2)), jnp.where(given, 0, shift)
 
@@ -68,7 +61,7 @@ class Couplings(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prior(TrainedPrior):
+class Prior(StandardizedPrior):
     """A flow from the standardized embeddings to N(0, I), by maximum likelihood."""
 
     couplings: int = 8  # affine coupling layers
@@ -76,31 +69,23 @@ class Prior(TrainedPrior):
     layers: int = 2  # hidden layers of each coupling
     noise: float = 0.05  # added to the data: a density on a subspace has no maximum
     b1: float = 0.9  # of Adam, instead of config.stage2.optimizer.b1
+    sampled = "f"
 
     def _flow(self, latent_dim: int) -> Couplings:
         return Couplings(latent_dim, self.couplings, self.width, self.layers)
 
-    def spec(self, latent_dim: int) -> MethodSpec:
-        """Returns the net f, and the objective that updates it."""
-        f = Net(self._flow(latent_dim), (latent_dim,))
-        return standardized.spec({"f": f}, self.loss, latent_dim, b1=self.b1)
+    def nets(self, latent_dim: int) -> dict[str, Net]:
+        """Returns the net f."""
+        return {"f": Net(self._flow(latent_dim), (latent_dim,))}
 
-    def loss(self, nets: Nets, z: Array, key: Array) -> LossValue:
-        """E[-log p(z + ε)] / d up to a constant: -log p(z) = ‖f(z)‖²/2 - log |det ∂f/∂z|."""
-        z = z + self.noise * collectives.sample_batch(jax.random.normal, key, z.shape)
-        u, log_det = nets.f(z)
-        return (jnp.square(u).sum(-1) / 2 - log_det).mean() / z.shape[-1], {}
+    def loss(self, nets: Nets, y: Array, key: Array) -> LossValue:
+        """E[-log p(y + ε)] / d up to a constant: -log p(y) = ‖f(y)‖²/2 - log |det ∂f/∂y|."""
+        y = y + self.noise * collectives.sample_batch(jax.random.normal, key, y.shape)
+        u, log_det = nets.f(y)
+        return (jnp.square(u).sum(-1) / 2 - log_det).mean() / y.shape[-1], {}
 
-    def export(self, params: dict[str, Any], stats: dict[str, Any]) -> dict[str, Any]:
-        """Returns f's parameters, and the standardization."""
-        return standardized.export(params, stats, "f")
-
-    def sample_base(self, params: dict[str, Any], key: Array, num: int) -> Array:
-        """Draws u [num, d]."""
-        return jax.random.normal(key, (num, len(params["mean"])))
-
-    def sample(self, params: dict[str, Any], key: Array, num: int) -> Array:
+    def sample(self, params: Tree, key: Array, num: int) -> Array:
         """Draws f⁻¹(u) [num, d], with u as `sample_base` draws it for this key."""
         u = self.sample_base(params, key, num)
         f = self._flow(u.shape[1])
-        return standardized.restore(params, apply(f, params["f"], {}, u, method="inverse"))
+        return self.restore(params, apply(f, params["f"], {}, u, method="inverse"))

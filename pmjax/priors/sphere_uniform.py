@@ -6,9 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pmjax.priors.base import FittedPrior
-
-Array = jax.Array
+from pmjax.priors.base import Array, FittedPrior
 
 
 def sphere(key: Array, shape: tuple[int, ...]) -> Array:

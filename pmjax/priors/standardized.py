@@ -1,7 +1,7 @@
 """What several trained priors share: their nets see embeddings with mean 0 and variance 1."""
 
-from collections.abc import Callable
-from typing import Any
+import abc
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,7 @@ from flax import linen as nn
 from pmjax.distributed import collectives
 from pmjax.methods.base import LossValue, MethodSpec, Objective, Shared
 from pmjax.nets.base import Net, Nets
-
-Array = jax.Array
-Loss = Callable[[Nets, Array, Array], LossValue]
+from pmjax.priors.base import Array, TrainedPrior, Tree
 
 _MIN_DEVIATION = 1e-6  # constant coordinates become 0
 _MEMORY = 1000  # batches: the first ones have equal weights, later ones fade slowly
@@ -38,38 +36,40 @@ class Standardize(nn.Module):
         return (z - mean.value) / jnp.maximum(jnp.sqrt(variance.value), _MIN_DEVIATION)
 
 
-def spec(nets: dict[str, Net], loss: Loss, latent_dim: int, *, b1: float) -> MethodSpec:
-    """Returns the spec of one objective that updates all nets.
+class StandardizedPrior(TrainedPrior):
+    """A trained prior with one objective, whose nets see embeddings with mean 0 and variance 1."""
 
-    Args:
-      nets: by name; they have no statistics.
-      loss: (nets, y, key) -> (loss, metrics), with the standardized embeddings y [N, d].
-      latent_dim: d.
-      b1: of the objective's Adam.
-    """
+    sampled: ClassVar[str]  # the net that `sample` needs
+    b1: float  # of the objective's Adam
 
-    def forward(nets: Nets, z: Array, key: Array) -> dict[str, Array]:
-        return {"z": z}
+    @abc.abstractmethod
+    def nets(self, latent_dim: int) -> dict[str, Net]:
+        """Returns the nets by name; they have no statistics."""
 
-    def prior_loss(nets: Nets, s: Shared, key: Array) -> LossValue:
-        return loss(nets, nets.standardize(s.z), key)
+    @abc.abstractmethod
+    def loss(self, nets: Nets, y: Array, key: Array) -> LossValue:
+        """Returns the loss on standardized embeddings y [N, d], and metrics."""
 
-    return MethodSpec(
-        nets | {"standardize": Net(Standardize(), (latent_dim,))},
-        forward,
-        (),
-        (Objective("prior", tuple(nets), prior_loss, b1=b1),),
-        averaged=tuple(nets),
-    )
+    def spec(self, latent_dim: int) -> MethodSpec:
+        """Returns the nets, and the objective that updates all of them."""
+        nets = self.nets(latent_dim)
+        objective = Objective("prior", tuple(nets), self._loss, b1=self.b1)
+        all_nets = nets | {"standardize": Net(Standardize(), (latent_dim,))}
+        return MethodSpec(all_nets, self.forward, (), (objective,), averaged=tuple(nets))
 
+    def _loss(self, nets: Nets, s: Shared, key: Array) -> LossValue:
+        return self.loss(nets, nets.standardize(s.z), key)
 
-def export(params: dict[str, Any], stats: dict[str, Any], name: str) -> dict[str, Any]:
-    """Returns a net's parameters, and the mean and standard deviation of the embeddings."""
-    moments = stats["standardize"]["moments"]
-    deviation = jnp.sqrt(moments["variance"])
-    return {"mean": moments["mean"], "deviation": deviation, name: params[name]}
+    def export(self, params: Tree, stats: Tree) -> Tree:
+        """Returns the parameters of the net, and the mean and deviation of the embeddings."""
+        moments = stats["standardize"]["moments"]
+        deviation = jnp.sqrt(moments["variance"])
+        return {"mean": moments["mean"], "deviation": deviation, self.sampled: params[self.sampled]}
 
+    def sample_base(self, params: Tree, key: Array, num: int) -> Array:
+        """Draws from N(0, I): [num, d]."""
+        return jax.random.normal(key, (num, len(params["mean"])))
 
-def restore(params: dict[str, Any], y: Array) -> Array:
-    """Maps standardized embeddings y [N, d] back to z."""
-    return jnp.asarray(params["mean"]) + jnp.asarray(params["deviation"]) * y
+    def restore(self, params: Tree, y: Array) -> Array:
+        """Maps standardized embeddings y [N, d] back to z."""
+        return jnp.asarray(params["mean"]) + jnp.asarray(params["deviation"]) * y

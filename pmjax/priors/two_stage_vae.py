@@ -7,20 +7,17 @@ hence the weight decay.
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from pmjax.methods.base import LossValue, MethodSpec, reparameterize
+from pmjax.methods.base import LossValue, reparameterize
 from pmjax.methods.losses import gaussian_kl
 from pmjax.nets.base import Net, Nets, apply
 from pmjax.nets.mlp import LatentGenerator
-from pmjax.priors import standardized
-from pmjax.priors.base import TrainedPrior
-
-Array = jax.Array
+from pmjax.priors.base import Array, Tree
+from pmjax.priors.standardized import StandardizedPrior
 
 
 class Decoder(nn.Module):
@@ -40,7 +37,7 @@ class Decoder(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prior(TrainedPrior):
+class Prior(StandardizedPrior):
     """A VAE on the standardized embeddings; encoder and decoder are residual perceptrons."""
 
     dim: int = 0  # of its latent u (0: the embedding's)
@@ -49,23 +46,23 @@ class Prior(TrainedPrior):
     gamma: float = 0.5  # initial value; smaller ones overfit to few embeddings
     weight_decay: float = 1e-4  # λ; with 0 it overfits too, or q(u|z) collapses to N(0, I)
     b1: float = 0.9  # of Adam, instead of config.stage2.optimizer.b1
+    sampled = "decoder"
 
-    def spec(self, latent_dim: int) -> MethodSpec:
-        """Returns the nets 'encoder' and 'decoder', and the objective that updates both."""
+    def nets(self, latent_dim: int) -> dict[str, Net]:
+        """Returns the nets 'encoder' and 'decoder'."""
         dim = self.dim or latent_dim
-        nets = {
+        return {
             "encoder": Net(LatentGenerator(2 * dim, self.width, self.blocks), (latent_dim,)),
             "decoder": Net(self._decoder(latent_dim), (dim,)),
         }
-        return standardized.spec(nets, self.loss, latent_dim, b1=self.b1)
 
-    def loss(self, nets: Nets, z: Array, key: Array) -> LossValue:
-        """(KL(q(u|z) ‖ N(0, I)) + ‖z - ẑ‖²/(2γ²) + d log γ) / d + λ ‖W‖²."""
-        u_mean, u_log_variance = jnp.split(nets.encoder(z), 2, -1)
+    def loss(self, nets: Nets, y: Array, key: Array) -> LossValue:
+        """(KL(q(u|y) ‖ N(0, I)) + ‖y - ŷ‖²/(2γ²) + d log γ) / d + λ ‖W‖²."""
+        u_mean, u_log_variance = jnp.split(nets.encoder(y), 2, -1)
         u = reparameterize(u_mean, u_log_variance, key)
         mean, log_gamma = nets.decoder(u)
-        error = jnp.square((z - mean) * jnp.exp(-log_gamma)).mean() / 2 + log_gamma
-        kl = gaussian_kl(u_mean, u_log_variance).mean() / z.shape[-1]
+        error = jnp.square((y - mean) * jnp.exp(-log_gamma)).mean() / 2 + log_gamma
+        kl = gaussian_kl(u_mean, u_log_variance).mean() / y.shape[-1]
         weights = jax.tree.leaves((nets.decoder.params, nets.encoder.params))
         squares = sum(jnp.square(W).sum() for W in weights if W.ndim > 1)
         total = error + kl + self.weight_decay * squares
@@ -74,20 +71,14 @@ class Prior(TrainedPrior):
     def _decoder(self, latent_dim: int) -> Decoder:
         return Decoder(latent_dim, self.width, self.blocks, self.gamma)
 
-    def export(self, params: dict[str, Any], stats: dict[str, Any]) -> dict[str, Any]:
-        """Returns the decoder's parameters, and the standardization."""
-        return standardized.export(params, stats, "decoder")
-
-    def sample_base(self, params: dict[str, Any], key: Array, num: int) -> Array:
+    def sample_base(self, params: Tree, key: Array, num: int) -> Array:
         """Draws u [num, k]."""
-        u_key, _ = jax.random.split(key)
         dim = params["decoder"]["mean"]["enter"]["kernel"].shape[0]
-        return jax.random.normal(u_key, (num, dim))
+        return jax.random.normal(jax.random.split(key)[0], (num, dim))
 
-    def sample(self, params: dict[str, Any], key: Array, num: int) -> Array:
+    def sample(self, params: Tree, key: Array, num: int) -> Array:
         """Draws z [num, d] from p(z|u), with u as `sample_base` draws it for this key."""
-        _, noise_key = jax.random.split(key)
         u = self.sample_base(params, key, num)
         mean, log_gamma = apply(self._decoder(len(params["mean"])), params["decoder"], {}, u)
-        noise = jax.random.normal(noise_key, mean.shape)
-        return standardized.restore(params, mean + jnp.exp(log_gamma) * noise)
+        noise = jax.random.normal(jax.random.split(key)[1], mean.shape)
+        return self.restore(params, mean + jnp.exp(log_gamma) * noise)

@@ -64,7 +64,7 @@ def train(
         checkpoint remains valid.
       Stopped: after SIGTERM or Ctrl-C, once the state is saved.
     """
-    stage, steps = options.stage, options.steps
+    stage, steps, every = options.stage, options.steps, options.checkpoint_every
     group = group or ProcessGroup()
     spans_hosts = spans_processes(mesh)
     training_group = group if spans_hosts else ProcessGroup()
@@ -109,7 +109,7 @@ def train(
                 pending = first, metrics
                 stop = group.should_stop(spans_hosts=spans_hosts)
                 due = evaluator is not None and evaluator.due(first, last)
-                save = last == steps or _crosses(first, last, options.checkpoint_every)
+                save = last == steps or first // every != last // every
                 if save or due or stop:
                     monitor.update(*pending)
                     pending = None
@@ -172,23 +172,16 @@ def _batches(
     mesh: jax.sharding.Mesh,
 ) -> Iterator[np.ndarray]:
     """Yields the batches of each dispatch: row numbers [K, B], or this process's examples."""
+    size, seed, start = options.batch_size, options.seed, dispatches[0][0]
+    batches: Iterator[np.ndarray]
     if from_table:
-        for dispatch in dispatches:
-            yield np.stack(
-                [
-                    batch_indices(len(data), options.batch_size, step, seed=options.seed)
-                    for step in range(*dispatch)
-                ]
-            )
-        return
-    batches = stream(
-        data,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        start=dispatches[0][0],
-        stop=options.steps,
-        rows=local_rows(options.batch_size, mesh),
-    )
+        numbers = range(start, options.steps)
+        batches = (batch_indices(len(data), size, step, seed=seed) for step in numbers)
+    else:
+        own = local_rows(size, mesh)
+        batches = stream(
+            data, batch_size=size, seed=seed, start=start, stop=options.steps, rows=own
+        )
     for dispatch in dispatches:
         yield np.stack([next(batches) for _ in range(*dispatch)])
 
@@ -197,8 +190,3 @@ def _dispatches(start: int, steps: int, per_dispatch: int) -> list[tuple[int, in
     """Cuts [start, steps) at the multiples of `per_dispatch`."""
     cuts = [start, *range((start // per_dispatch + 1) * per_dispatch, steps, per_dispatch), steps]
     return list(zip(cuts[:-1], cuts[1:], strict=True))
-
-
-def _crosses(first: int, last: int, every: int) -> bool:
-    """Returns whether a multiple of `every` lies in (first, last]."""
-    return first // every != last // every

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -24,11 +23,8 @@ class MetricsMonitor:
     A non-finite loss or gradient ends the training, or is counted if the step was skipped. An
     objective whose gradient has almost vanished (a critic that wins by every margin, or whose units
     are dead) is logged once for each such stretch. The test compares medians of gradient norms, so
-    it suits losses of any scale. It starts anew in each process.
-
-    Attributes:
-      skipped: number of steps skipped so far.
-      saved: step of the newest checkpoint (0: none).
+    it suits losses of any scale. It starts anew in each process. `skipped` counts the steps skipped
+    so far; `saved` is the step of the newest checkpoint (0: none).
     """
 
     def __init__(
@@ -60,9 +56,8 @@ class MetricsMonitor:
             objective whose gradient it is.
         """
         arrays = {name: np.asarray(values) for name, values in jax.device_get(metrics).items()}
-        skipped = arrays.pop("skipped", None)
-        bad = ~np.all([np.isfinite(values) for values in arrays.values()], axis=0)
-        bad = bad if skipped is None else bad | (skipped > 0)
+        skipped = arrays.pop("skipped", np.zeros(1)) > 0
+        bad = skipped | ~np.all([np.isfinite(values) for values in arrays.values()], axis=0)
         steps = np.arange(first + 1, first + len(bad) + 1)
         stage, last = self._options.stage, self._options.steps
         logged = (steps % self._options.log_every == 0) | (steps == last)
@@ -77,10 +72,8 @@ class MetricsMonitor:
         for name in self._objectives:
             columns = steps, arrays[f"grad_norm/{name}"], arrays[f"loss/{name}"]
             self._check_saturation(name, np.stack(columns, axis=1)[~bad])
-        latest: dict[str, Any] = {
-            name: float(values[-1]) for name, values in arrays.items() if name.startswith("loss/")
-        }
-        self._run_log.status(stage, first + len(bad), last, latest | self.counts())
+        losses = {n: float(a[-1]) for n, a in arrays.items() if n.startswith("loss/")}
+        self._run_log.status(stage, first + len(bad), last, losses | self.counts())
 
     def _count_skipped(self, step: int, values: Mapping[str, float]) -> None:
         """Counts a skipped step, or raises `NotFinite` if it is one too many."""
@@ -91,9 +84,8 @@ class MetricsMonitor:
                 f"{stage}: step {step} is skipped: {cause} ({self.skipped} of {limit} such steps)."
             )
             return
-        saved = "No checkpoint is saved yet"
-        if self.saved:
-            saved = f"The checkpoint of step {self.saved} is valid"
+        valid = f"The checkpoint of step {self.saved} is valid"
+        saved = valid if self.saved else "No checkpoint is saved yet"
         raise NotFinite(
             f"{stage}: {cause} at step {step}. {saved}. Lower the learning rate or clip "
             f"gradients (--{self._keys}.optimizer.clip=1.0), with a new --workdir. Or repeat the "
@@ -106,19 +98,15 @@ class MetricsMonitor:
         bad = [name for name, value in values.items() if not np.isfinite(value)]
         terms = [name for name in bad if not name.startswith(("loss/", "grad_norm/"))]
         for name in self._objectives:
-            loss = values[f"loss/{name}"]
-            if f"loss/{name}" in bad:
-                also = f" (and {', '.join(terms)})" if terms else ""
-                return f"loss/{name} is {loss}{also}"
-            if f"grad_norm/{name}" in bad:
-                norm = values[f"grad_norm/{name}"]
+            loss, norm = values[f"loss/{name}"], values[f"grad_norm/{name}"]
+            if not np.isfinite(loss):
+                return f"loss/{name} is {loss}" + (f" (and {', '.join(terms)})" if terms else "")
+            if not np.isfinite(norm):
                 return (
                     f"the gradient of objective '{name}' is not finite (its norm is {norm}, its "
                     f"loss {loss:.4g})"
                 )
-        if terms:
-            return f"{terms[0]} is {values[terms[0]]}"
-        return "the updated state is not finite"
+        return f"{terms[0]} is {values[terms[0]]}" if terms else "the updated state is not finite"
 
     def _check_saturation(self, name: str, rows: np.ndarray) -> None:
         """Warns if an objective saturates; rows are [steps, 3]: step, gradient norm, loss."""

@@ -5,7 +5,6 @@ workdir of its own (`snapshots`).
 """
 
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from pmjax.priors.base import FittedPrior, SharedPrior, TrainedPrior
 from pmjax.reporting import history
 from pmjax.reporting.run_log import RunLog
 from pmjax.storage import resource_errors
-from pmjax.storage.workdir import BEST, BEST_PRIOR, SNAPSHOT, read_embeddings
+from pmjax.storage.workdir import BEST, BEST_PRIOR, read_embeddings
 from pmjax.training import snapshots
 from pmjax.training.snapshots import Snapshot, of_stage1, of_stage2
 from pmjax.training.step import TrainState
@@ -46,22 +45,13 @@ def _priors_of_stage1(settings: ConfigDict) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """How the evaluations of the two stages differ.
+    """How the evaluations of the two stages differ."""
 
-    Attributes:
-      name: of the stage, in logs.
-      prefix: of its keys in `config.eval`.
-      folder: of its best model, in the workdir.
-      trains_autoencoder: whether the embeddings change.
-      priors: (config) -> names of the priors that can be sampled during the stage.
-      snapshot: (config, state, shape of an example, workdir) -> the model of a state.
-    """
-
-    name: str
-    prefix: str
-    folder: str
-    trains_autoencoder: bool
-    priors: Callable[[ConfigDict], list[str]]
+    name: str  # in logs
+    prefix: str  # of its keys in `config.eval`
+    folder: str  # of its best model, in the workdir
+    fixed: bool  # whether the embeddings stay the same
+    priors: Callable[[ConfigDict], list[str]]  # those that can be sampled during the stage
     snapshot: Callable[[ConfigDict, TrainState, tuple[int, ...], Path], Snapshot]
 
 
@@ -69,7 +59,7 @@ STAGE1 = Stage(
     "stage1",
     "",
     BEST,
-    trains_autoencoder=True,
+    fixed=False,
     priors=_priors_of_stage1,
     snapshot=lambda settings, state, shape, workdir: of_stage1(settings, state, shape),
 )
@@ -77,7 +67,7 @@ STAGE2 = Stage(
     "stage2",
     "stage2_",
     BEST_PRIOR,
-    trains_autoencoder=False,
+    fixed=True,
     priors=lambda settings: [settings.prior],
     snapshot=lambda settings, state, shape, workdir: of_stage2(settings, state, workdir),
 )
@@ -100,16 +90,7 @@ class PeriodicEvaluator:
         run_log: RunLog,
         group: ProcessGroup,
     ):
-        """Evaluates a stage of a run.
-
-        Args:
-          stage: `STAGE1` or `STAGE2`.
-          settings: the config of the run.
-          workdir: of the run.
-          train: the training set.
-          run_log: records the values.
-          group: the processes that train, one of which evaluates.
-        """
+        """Evaluates a stage of a run on the primary process of the group that trains it."""
         self._stage, self._settings, self._workdir = stage, settings, workdir
         self._train, self._run_log, self._group = train, run_log, group
         self._steps = (settings if stage is STAGE1 else settings.stage2).steps
@@ -127,12 +108,8 @@ class PeriodicEvaluator:
         """Evaluates a restored state whose evaluation was due and did not finish."""
 
         def evaluate_if_missing() -> None:
-            rows = [
-                row
-                for row in history.evaluations(self._workdir)
-                if row["stage"] == self._stage.name
-            ]
-            done = max((row["step"] for row in rows), default=0)
+            rows = history.evaluations(self._workdir)
+            done = max((r["step"] for r in rows if r["stage"] == self._stage.name), default=0)
             if step > done and self.due(done, step):
                 self._evaluate(state, step)
 
@@ -160,7 +137,7 @@ class PeriodicEvaluator:
             if is_best:
                 about = {"step": step, "by": best, "metrics": values}
                 folder = self._workdir / self._stage.folder
-                fixed = not self._stage.trains_autoencoder
+                fixed = self._stage.fixed
                 z = read_embeddings(self._workdir) if fixed else ctx.embeddings("train")
                 with resource_errors.disk("the best model", self._workdir):
                     snapshots.write(folder, self._settings, snapshot, z, about)
@@ -178,8 +155,7 @@ class PeriodicEvaluator:
         arrays, fit = snapshot.autoencoder, partial(self._fit_prior, snapshot)
         if self._ctx and self._model:
             self._model = self._model.updated(fit, arrays)
-            fixed = not self._stage.trains_autoencoder
-            return self._ctx.with_model(self._model, same_autoencoder=fixed)
+            return self._ctx.with_model(self._model, same_autoencoder=self._stage.fixed)
         self._model = model.Model(self._settings, arrays, fit_prior=fit)
         priors = self._stage.priors(self._settings)
         return runner.context(
@@ -202,13 +178,11 @@ class PeriodicEvaluator:
         return prior.fit(self._ctx.embeddings("train"), seed=self._settings.seed)
 
     def _is_best(self, value: float) -> bool:
-        try:
-            about = (self._workdir / self._stage.folder / SNAPSHOT).read_text()
-            before = json.loads(about)
-            sign = registry.direction(self._best)
-            return before["by"] != self._best or sign * value > sign * before["metrics"][self._best]
-        except (OSError, ValueError, KeyError):  # there is no best model, or it is damaged
+        before = snapshots.read_about(self._workdir / self._stage.folder)
+        if before.get("by") != self._best or self._best not in before.get("metrics", {}):
             return True
+        sign = registry.direction(self._best)
+        return sign * value > sign * before["metrics"][self._best]
 
 
 def validate(settings: ConfigDict) -> None:

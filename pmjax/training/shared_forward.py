@@ -16,17 +16,11 @@ Params = dict[str, Tree]  # by the nets' names
 
 
 class SharedPass(NamedTuple):
-    """A forward pass at some parameters.
+    """A forward pass at some parameters."""
 
-    Attributes:
-      params: the parameters that the pass depends on.
-      output: what the pass returned.
-      jvp: the linear map from changes of `params` to changes of `output`.
-    """
-
-    params: Params
+    params: Params  # that the pass depends on
     output: Tree
-    jvp: Callable[[Params], Tree]
+    jvp: Callable[[Params], Tree]  # the linear map from changes of `params` to those of `output`
 
 
 def linearize_forward(

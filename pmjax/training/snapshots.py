@@ -4,6 +4,7 @@ WORKDIR/best and WORKDIR/best-prior are the best models during training (`period
 WORKDIR/at-STEP and WORKDIR/at-stage2-STEP are checkpoints that were evaluated.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -41,15 +42,10 @@ Arrays = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """The arrays of a run's model at one step, on the host.
+    """The arrays of a run's model at one step, on the host."""
 
-    Attributes:
-      autoencoder: those of E and G, as `model.Model` takes them.
-      own_prior: those of the run's own prior (None: not trained yet).
-    """
-
-    autoencoder: Arrays
-    own_prior: Arrays | None
+    autoencoder: Arrays  # as `model.Model` takes them
+    own_prior: Arrays | None  # those of the run's own prior (None: not trained yet)
 
 
 def of_stage1(settings: ConfigDict, state: TrainState, shape: tuple[int, ...]) -> Snapshot:
@@ -67,11 +63,9 @@ def autoencoder_arrays(state: TrainState, shape: tuple[int, ...]) -> Arrays:
     """Returns E, G and the nets that priors share, averaged where the state has an average."""
     params = state.params | state.ema
     names = [name for name in ("E", "G", *shared_nets()) if name in params]
-    arrays = {
-        "params": {name: params[name] for name in names},
-        "stats": {name: state.stats[name] for name in ("E", "G")},
-    }
-    return jax.device_get(arrays) | {"shape": np.asarray(shape)}
+    chosen = {name: params[name] for name in names}
+    stats = {name: state.stats[name] for name in ("E", "G")}
+    return jax.device_get({"params": chosen, "stats": stats}) | {"shape": np.asarray(shape)}
 
 
 def prior_arrays(settings: ConfigDict, state: TrainState, name: str | None = None) -> Arrays:
@@ -89,12 +83,8 @@ def write(
 ) -> None:
     """Replaces a folder by a workdir of a model.
 
-    Args:
-      folder: the new workdir.
-      settings: the config of the run.
-      snapshot: the model.
-      embeddings: those of the training set, [N, d].
-      about: which model it is, for the file SNAPSHOT.
+    It also holds the embeddings of the training set [N, d], and in the file SNAPSHOT what the model
+    is.
     """
     fresh = folder.with_name(f".{folder.name}")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -107,6 +97,14 @@ def write(
     (fresh / SNAPSHOT).write_text(json.dumps(about, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """Returns what `write` recorded about a model: {} if it is missing or damaged."""
+    try:
+        return json.loads((folder / SNAPSHOT).read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def from_checkpoint(workdir: Path, which: str) -> Path:
@@ -134,19 +132,16 @@ def from_checkpoint(workdir: Path, which: str) -> Path:
         spec, optimizer = builders.stage2_spec(settings, z=z), stage2_optimizer(settings)
         folder = workdir / f"at-{stage}-{step}"
     directory = workdir / "checkpoints" / stage
-    checkpoints = Checkpoints(directory, keep=settings.checkpoint.keep)
-    try:
-        like = jax.eval_shape(partial(init_state, spec, optimizer), jax.random.key(0))
+    like = jax.eval_shape(partial(init_state, spec, optimizer), jax.random.key(0))
+    with contextlib.closing(Checkpoints(directory, keep=settings.checkpoint.keep)) as checkpoints:
         state, info = checkpoints.read(step, like)
-    finally:
-        checkpoints.close()
     if info.get("data") != data_hash:
         raise UserError(
             f"The checkpoint {directory / str(step)} belongs to other training data "
             f"({info.get('data')}, now {data_hash}). Restore the original data."
         )
     about = {"step": step, "by": "checkpoint", "digest": info["digest"]}
-    if _describes(folder, about):  # with the priors and metrics that were added to it
+    if read_about(folder) == about:  # with the priors and metrics that were added to it
         config.save(settings, folder / CONFIG)
     elif stage == "stage1":
         snapshot = of_stage1(settings, state, shape)
@@ -161,33 +156,14 @@ def from_checkpoint(workdir: Path, which: str) -> Path:
 
 def _find(workdir: Path, which: str) -> tuple[str, int]:
     """Returns stage and step of a checkpoint; raises `UserError` if there is none."""
-    stages = ("stage1", "stage2")
-    steps = {
-        stage: sorted(
-            int(path.name)
-            for path in (workdir / "checkpoints" / stage).glob("*")
-            if path.name.isdigit()
-        )
-        for stage in stages
-    }
-    stage, _, step = f"stage1/{which}".removeprefix("stage1/").rpartition("/")
-    stage = stage or "stage1"
-    if stage in stages and steps[stage] and step in ("latest", *map(str, steps[stage])):
-        return stage, steps[stage][-1] if step == "latest" else int(step)
-    names = [
-        f"{prefix}{name}"
-        for stage, prefix in zip(stages, ("", "stage2/"), strict=True)
-        if steps[stage]
-        for name in ("latest", *steps[stage])
-    ]
+    found = {}
+    for stage, prefix in ("stage1", ""), ("stage2", "stage2/"):
+        names = [path.name for path in (workdir / "checkpoints" / stage).glob("*")]
+        if steps := sorted(int(name) for name in names if name.isdigit()):
+            found[f"{prefix}latest"] = stage, steps[-1]
+            found |= {f"{prefix}{step}": (stage, step) for step in steps}
+    if (name := which.removeprefix("stage1/")) in found:
+        return found[name]
     raise UserError(
-        f"There is no checkpoint {which} in {workdir}. There are: {', '.join(names) or 'none'}."
+        f"There is no checkpoint {which} in {workdir}. There are: {', '.join(found) or 'none'}."
     )
-
-
-def _describes(folder: Path, about: dict[str, Any]) -> bool:
-    """Returns whether a folder holds this very model."""
-    try:
-        return json.loads((folder / SNAPSHOT).read_text()) == about
-    except (OSError, ValueError):
-        return False

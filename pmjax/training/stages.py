@@ -1,5 +1,6 @@
 """The two stages of a run: the autoencoder, then the prior over its embeddings."""
 
+import contextlib
 import logging
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pmjax import builders, model
-from pmjax.datasets.base import Dataset
 from pmjax.distributed.mesh import check_batch, make_mesh, spans_processes
 from pmjax.distributed.processes import ProcessGroup, Stopped, processes
 from pmjax.errors import UserError
@@ -33,7 +33,7 @@ from pmjax.training import periodic_eval, profiler, snapshots
 from pmjax.training.loop import train
 from pmjax.training.optimizers import Optimizer, stage1_optimizer, stage2_optimizer
 from pmjax.training.options import LoopOptions
-from pmjax.training.periodic_eval import STAGE1, STAGE2, PeriodicEvaluator
+from pmjax.training.periodic_eval import STAGE1, STAGE2, PeriodicEvaluator, Stage
 from pmjax.training.step import TrainState
 
 log = logging.getLogger(__name__)
@@ -52,37 +52,64 @@ def fit(settings: ConfigDict, workdir: Path, run_log: RunLog, group: ProcessGrou
     mesh1, mesh2 = make_mesh(settings.devices), make_mesh(settings.stage2.devices)
     check_batch(settings.data.batch_size, mesh1, "config.data.batch_size")
     check_batch(settings.stage2.batch_size, mesh2, "config.stage2.batch_size")
+    trained = isinstance(builders.prior(settings), TrainedPrior)
+    in_stage2 = trained and settings.schedule == "two_stage"
+    spans_hosts = spans_processes(mesh2)
     data = builders.dataset(settings, "train")
+    shape = data.data.shape[1:]
     _require_same_data(
         group.all_gather_object("the training data", data.fingerprint, no_timeout=True)
     )
     for name in data.skipped:
         log.warning("Skipped, as it cannot be read: %s", name)
     log.info(
-        f"{settings.data.name}: {len(data.data)} examples of shape {data.data.shape[1:]}, "
+        f"{settings.data.name}: {len(data.data)} examples of shape {shape}, "
         f"{mesh1.size} × {jax.devices()[0].device_kind}, {settings.parallel}."
     )
-    state = _train_autoencoder(settings, workdir, data, mesh1, run_log, group)
-    write = partial(_write_autoencoder, settings, workdir, data, state)
-    group.run_on_primary("the embeddings of the training set", write)
+    paths = {"directory": workdir / "checkpoints"}
+    where: dict[str, Any] = paths | {"run_log": run_log, "group": group}
 
-    train_own = partial(_train_own_prior, settings, workdir, data, mesh2, run_log, group)
-    trained = isinstance(builders.prior(settings), TrainedPrior)
-    in_stage2 = trained and settings.schedule == "two_stage"
-    spans_hosts = spans_processes(mesh2)
-    if in_stage2 and spans_hosts:
-        state = train_own()
+    def evaluator(stage: Stage, group: ProcessGroup) -> PeriodicEvaluator | None:
+        if not settings.eval[f"{stage.prefix}every"]:
+            return None
+        return PeriodicEvaluator(stage, settings, workdir, train=data, run_log=run_log, group=group)
+
+    def train_own_prior() -> TrainState:
+        evaluates = evaluator(STAGE2, group if spans_hosts else ProcessGroup())
+        z = read_embeddings(workdir)
+        return _train_prior(settings, z, mesh=mesh2, evaluator=evaluates, **where)
+
+    def write_autoencoder() -> None:
+        arrays = snapshots.autoencoder_arrays(state, shape)
+        checkpoint.write_arrays(workdir / AUTOENCODER, arrays)
+        z = model.Model(settings, arrays).encode(data.data)
+        require_finite(z, _EMBEDDING, _DIVERGED)
+        write_embeddings(workdir, z)
 
     def write_prior() -> None:
         if in_stage2 and not spans_hosts:
-            arrays = snapshots.prior_arrays(settings, train_own())
+            arrays = snapshots.prior_arrays(settings, train_own_prior())
         elif in_stage2 or settings.schedule == "joint":
             arrays = snapshots.prior_arrays(settings, state)
         else:
             arrays = fit_prior(settings, workdir, settings.prior)
-        arrays = _require_finite_prior(settings.prior, arrays)
+        require_finite_arrays(arrays, f"The prior '{settings.prior}'", _DIVERGED)
         checkpoint.write_arrays(prior_path(workdir, settings.prior), arrays)
 
+    state = _train(
+        settings,
+        stage1_options(settings),
+        builders.stage1_spec(settings, shape),
+        stage1_optimizer(settings),
+        data.data,
+        data.fingerprint,
+        mesh=mesh1,
+        evaluator=evaluator(STAGE1, group),
+        **where,
+    )
+    group.run_on_primary("the embeddings of the training set", write_autoencoder)
+    if in_stage2 and spans_hosts:
+        state = train_own_prior()
     group.run_on_primary("the prior", write_prior)
 
 
@@ -113,7 +140,8 @@ def fit_prior(settings: ConfigDict, workdir: Path, name: str) -> dict[str, Any]:
     else:
         log.info("Training the prior '%s' on %d embeddings.", name, len(z))
         arrays = _train_other_prior(settings, z, name, prior_path(workdir, name).with_suffix(""))
-    return _require_finite_prior(name, arrays)
+    require_finite_arrays(arrays, f"The prior '{name}'", _DIVERGED)
+    return arrays
 
 
 def validate(settings: ConfigDict) -> None:
@@ -153,86 +181,19 @@ def _options(
     )
 
 
-def _train_autoencoder(
-    settings: ConfigDict,
-    workdir: Path,
-    data: Dataset,
-    mesh: jax.sharding.Mesh,
-    run_log: RunLog,
-    group: ProcessGroup,
-) -> TrainState:
-    """Trains stage 1 on the training set."""
-    evaluator = None
-    if settings.eval.every:
-        evaluator = PeriodicEvaluator(
-            STAGE1, settings, workdir, train=data, run_log=run_log, group=group
-        )
-    return _train(
-        settings,
-        stage1_options(settings),
-        builders.stage1_spec(settings, data.data.shape[1:]),
-        stage1_optimizer(settings),
-        data.data,
-        data.fingerprint,
-        mesh=mesh,
-        directory=workdir / "checkpoints",
-        run_log=run_log,
-        evaluator=evaluator,
-        group=group,
-    )
-
-
-def _write_autoencoder(
-    settings: ConfigDict, workdir: Path, data: Dataset, state: TrainState
-) -> None:
-    """Writes the trained autoencoder and the embeddings of the training set."""
-    arrays = snapshots.autoencoder_arrays(state, data.data.shape[1:])
-    checkpoint.write_arrays(workdir / AUTOENCODER, arrays)
-    z = model.Model(settings, arrays).encode(data.data)
-    require_finite(z, _EMBEDDING, _DIVERGED)
-    write_embeddings(workdir, z)
-
-
-def _train_own_prior(
-    settings: ConfigDict,
-    workdir: Path,
-    data: Dataset,
-    mesh: jax.sharding.Mesh,
-    run_log: RunLog,
-    group: ProcessGroup,
-) -> TrainState:
-    """Trains stage 2, the run's own prior, on the embeddings of stage 1."""
-    evaluator = None
-    if settings.eval.stage2_every:
-        alone = group if spans_processes(mesh) else ProcessGroup()
-        evaluator = PeriodicEvaluator(
-            STAGE2, settings, workdir, train=data, run_log=run_log, group=alone
-        )
-    return _train_prior(
-        settings,
-        read_embeddings(workdir),
-        mesh=mesh,
-        directory=workdir / "checkpoints",
-        run_log=run_log,
-        evaluator=evaluator,
-        group=group,
-    )
-
-
 def _train_other_prior(
     settings: ConfigDict, z: np.ndarray, name: str, directory: Path
 ) -> dict[str, Any]:
     """Trains a prior that is not the run's own, in a directory of its own; returns its arrays."""
-    run_log, checkpoints = RunLog(directory), directory / "checkpoints"
-    try:
-        state = _train_prior(
-            settings, z, name, mesh=make_mesh(1), directory=checkpoints, run_log=run_log
-        )
-    except Stopped as stopped:
-        log.warning("%s The same command resumes there.", stopped)
-        raise
-    finally:
-        run_log.close()
+    checkpoints = directory / "checkpoints"
+    with contextlib.closing(RunLog(directory)) as run_log:
+        try:
+            state = _train_prior(
+                settings, z, name, mesh=make_mesh(1), directory=checkpoints, run_log=run_log
+            )
+        except Stopped as stopped:
+            log.warning("%s The same command resumes there.", stopped)
+            raise
     return snapshots.prior_arrays(settings, state, name)
 
 
@@ -256,24 +217,16 @@ def _train(
     **where: Any,
 ) -> TrainState:
     """Runs the loop; an out-of-memory error of the devices names the config keys to change."""
-    first = options.stage == "stage1"
-    part = settings if first else settings.stage2
+    part, keys = settings, ("config.data.batch_size", "config.optimizer.accumulate")
+    if options.stage != "stage1":
+        part = settings.stage2
+        keys = "config.stage2.batch_size", "config.stage2.optimizer.accumulate"
+    accumulate = part.optimizer.accumulate
     with resource_errors.device_memory(
-        options.stage,
-        batch_size=options.batch_size,
-        accumulate=part.optimizer.accumulate,
-        keys=("config.data.batch_size", "config.optimizer.accumulate")
-        if first
-        else ("config.stage2.batch_size", "config.stage2.optimizer.accumulate"),
+        options.stage, batch_size=options.batch_size, accumulate=accumulate, keys=keys
     ):
         info = {"config": training_config(settings), "data": data_hash}
         return train(spec, optimizer, data, options, info=info, **where)
-
-
-def _require_finite_prior(name: str, arrays: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arrays of a prior; raises `NotFinite` if one of them is not finite."""
-    require_finite_arrays(arrays, f"The prior '{name}'", _DIVERGED)
-    return arrays
 
 
 def _require_same_data(fingerprints: list[str]) -> None:

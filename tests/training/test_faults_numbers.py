@@ -221,7 +221,7 @@ def test_an_embedding_that_is_not_finite_is_named(tmp_path, monkeypatch):
             z[11, 2] = np.nan
             return z
 
-    monkeypatch.setattr(stages.model, "build", lambda settings, arrays: Diverged())
+    monkeypatch.setattr(stages.model, "Model", lambda settings, arrays: Diverged())
     with pytest.raises(NotFinite, match="The embedding of training example 11 holds nan"):
         stages.fit(settings, tmp_path, Metrics(), ProcessGroup())
     assert not (tmp_path / "embeddings.npy").exists()
