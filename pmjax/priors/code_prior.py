@@ -109,8 +109,7 @@ class Prior(TrainedPrior):
 
     def init_from_embeddings(self, spec: MethodSpec, z: np.ndarray, *, seed: int) -> MethodSpec:
         """Returns the spec with the codebook of embeddings z [N, d]."""
-        book, _ = find_codes(z)
-        return self._spec(book, z.shape[1], num=len(z))
+        return self._spec(find_codes(z)[0], z.shape[1], num=len(z))
 
     def _spec(self, book: np.ndarray, latent_dim: int, *, num: int) -> MethodSpec:
         nets = {"density": Net(Density(book, self.width), (latent_dim,))}

@@ -73,12 +73,14 @@ class Prior(StandardizedPrior):
 
     def sample_base(self, params: Tree, key: Array, num: int) -> Array:
         """Draws u [num, k]."""
+        u_key, _ = jax.random.split(key)
         dim = params["decoder"]["mean"]["enter"]["kernel"].shape[0]
-        return jax.random.normal(jax.random.split(key)[0], (num, dim))
+        return jax.random.normal(u_key, (num, dim))
 
     def sample(self, params: Tree, key: Array, num: int) -> Array:
         """Draws z [num, d] from p(z|u), with u as `sample_base` draws it for this key."""
+        _, noise_key = jax.random.split(key)
         u = self.sample_base(params, key, num)
         mean, log_gamma = apply(self._decoder(len(params["mean"])), params["decoder"], {}, u)
-        noise = jax.random.normal(jax.random.split(key)[1], mean.shape)
+        noise = jax.random.normal(noise_key, mean.shape)
         return self.restore(params, mean + jnp.exp(log_gamma) * noise)
