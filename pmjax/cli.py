@@ -51,7 +51,7 @@ def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict[str
 
     With --help, prints the help, and describes the config that --config names.
     """
-    parser.allow_abbrev = False  # --seed is no abbreviation of a flag that is added later
+    parser.allow_abbrev = False  # a flag added later could make one ambiguous
     words = [word for word in sys.argv[1:] if word not in ("-h", "--help")]
     if wants_help := len(words) < len(sys.argv[1:]):
         for action in parser._actions:

@@ -58,7 +58,7 @@ CASES = {
     },
     "fitted base": {"prior_args.base_prior": "gmm"},
 }
-COLOURED = ("no batch norm", "perceptrons")  # channels have an order only if there are several
+COLORED = ("no batch norm", "perceptrons")  # channels have an order only if there are several
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +74,14 @@ def settings_of(case, **more):
 
 
 def batches_of(case, stage, digits, *, double):
-    """Returns the batches as JAX has them: digits, or embeddings that are not centred."""
+    """Returns the batches as JAX has them: digits, or embeddings that are not centered."""
     if stage == 2:
         shape = (STEPS, BATCH, SMALL["latent_dim"])
         batches = np.random.default_rng(0).normal(0.3, 1.2, shape)
         return batches if double else batches.astype(np.float32)
     if case == "mimicry":
         digits = np.pad(digits, [(0, 0), (0, 0), (2, 2), (2, 2), (0, 0)])
-    if case in COLOURED:
+    if case in COLORED:
         digits = np.concatenate([digits, 255 - digits, np.roll(digits, 3, 2)], -1)
     return digits / 127.5 - 1 if double else digits
 

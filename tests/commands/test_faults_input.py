@@ -156,7 +156,7 @@ def test_a_config_file_that_is_no_python_is_named(tmp_path):
 # Single images. The oracle is arithmetic over the pixels that were written.
 
 SIZES = st.sampled_from([(1, 1), (1, 9), (8, 8), (13, 7), (64, 48), (20000, 3)])
-COLOURS = st.tuples(*[st.integers(0, 255)] * 4)
+COLORS = st.tuples(*[st.integers(0, 255)] * 4)
 FORMS = {  # mode -> formats that keep it exactly
     "1": ("PNG", "BMP", "TIFF"), "L": ("PNG", "BMP", "TIFF", "GIF", "WEBP"),
     "LA": ("PNG", "TIFF"), "P": ("PNG", "GIF"), "RGB": ("PNG", "BMP", "TIFF", "PPM", "TGA"),
@@ -164,12 +164,12 @@ FORMS = {  # mode -> formats that keep it exactly
     "I;16": ("PNG", "TIFF", "PPM"), "I": ("TIFF",), "F": ("TIFF",), "I;16B": ("TIFF",),
     "PA": ("TIFF",), "RGBX": ("TIFF",),
 }  # fmt: skip
-ROUNDING = {"YCbCr": 3, "LAB": 3, "RGBA": 1, "LA": 1, "PA": 1}  # of colour spaces, and of blending
+ROUNDING = {"YCbCr": 3, "LAB": 3, "RGBA": 1, "LA": 1, "PA": 1}  # of color spaces, and of blending
 
 
-def picture(mode, size, colour):
-    """Returns an image of a mode in one colour, and what it must look like: grey or RGB."""
-    r, g, b, a = colour
+def picture(mode, size, color):
+    """Returns an image of a mode in one color, and what it must look like: gray or RGB."""
+    r, g, b, a = color
     over = lambda value: round(255 + (value - 255) * a / 255)  # noqa: E731
     match mode:
         case "1":
@@ -191,15 +191,15 @@ def picture(mode, size, colour):
         case "I;16B":
             return Image.new("I;16B", size, r * 257), r
         case "RGBA":
-            return Image.new("RGBA", size, colour), (over(r), over(g), over(b))
+            return Image.new("RGBA", size, color), (over(r), over(g), over(b))
         case "CMYK":
             return Image.new("CMYK", size, (255 - r, 255 - g, 255 - b, 0)), (r, g, b)
         case "YCbCr":
             return Image.new("RGB", size, (r, g, b)).convert("YCbCr"), (r, g, b)
         case "LAB":
             linear = ((f + 16) / 116) ** 3 if (f := r * 100 / 255) > 8 else f / 903.3
-            grey = 1.055 * linear ** (1 / 2.4) - 0.055 if linear > 0.0031308 else 12.92 * linear
-            return Image.new("LAB", size, (r, 128, 128)), round(255 * grey)
+            gray = 1.055 * linear ** (1 / 2.4) - 0.055 if linear > 0.0031308 else 12.92 * linear
+            return Image.new("LAB", size, (r, 128, 128)), round(255 * gray)
         case "I;16":
             values = np.full(size[::-1], r * 257, np.uint16)
             return Image.fromarray(values), r
@@ -224,7 +224,7 @@ def files(draw):
     kind, size = draw(st.sampled_from(FORMS[mode])), draw(SIZES)
     if kind == "WEBP":
         size = tuple(min(side, 16383) for side in size)  # the most that its header can hold
-    image, expected = picture(mode, size, draw(COLOURS))
+    image, expected = picture(mode, size, draw(COLORS))
     options = {"lossless": True} if kind == "WEBP" else {}
     if draw(st.booleans()) and kind in ("PNG", "TIFF") and mode in ("L", "RGB"):
         exif = Image.Exif()
@@ -298,7 +298,7 @@ GOOD = encoded(Image.new("L", (6, 6), 200), "PNG")
 
 
 def broken_things(folder):
-    """Fills a folder with what is no image; returns the names that have to be told."""
+    """Fills a folder with what is no image; returns the names that have to be listed."""
     (folder / "empty.png").write_bytes(b"")
     (folder / "cut.png").write_bytes(WHOLE["PNG"][:500])
     (folder / "text with space.jpg").write_text("hello")
@@ -412,7 +412,7 @@ def tarred(names):
 
 
 def zipped(names):
-    """Returns a zip of grey images."""
+    """Returns a zip of gray images."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in names:

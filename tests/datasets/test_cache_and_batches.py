@@ -22,7 +22,7 @@ from pmjax.errors import UserError
 from tests.datasets.stock_set import Generated, png
 from tests.readme_example import import_example
 
-GREY = np.random.default_rng(0).integers(0, 256, (9, 12, 12), np.uint8)
+GRAY = np.random.default_rng(0).integers(0, 256, (9, 12, 12), np.uint8)
 ORDER = [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]  # of the first epoch of ten examples under seed 0
 
 
@@ -40,7 +40,7 @@ def digits(tmp_path_factory):
     return lambda split, **kwargs: loader.load("digits", split, cache_dir=cache, **kwargs)
 
 
-def write_idx(folder, *, images=GREY, labels=None, suffix=".gz"):
+def write_idx(folder, *, images=GRAY, labels=None, suffix=".gz"):
     """Writes the four files of MNIST, the test split being the first four images."""
     folder.mkdir(exist_ok=True)
     labels = np.arange(len(images), dtype=np.uint8) if labels is None else labels
@@ -56,7 +56,7 @@ def write_idx(folder, *, images=GREY, labels=None, suffix=".gz"):
 def prepare_stock(name, version, folder, splits=loader.SPLITS):
     """Prepares a small set where TFDS would put the stock set of that name."""
     splits = {
-        split: [{"image": png(image), "label": i} for i, image in enumerate(GREY)]
+        split: [{"image": png(image), "label": i} for i, image in enumerate(GRAY)]
         for split in splits
     }
     builder = Generated(name=name, version=version, splits=splits, data_dir=folder)
@@ -76,7 +76,7 @@ def test_every_data_set_gives_read_only_arrays_and_the_same_ones_again(name, tmp
     if "path" in taken:
         folder = tmp_path / "images"
         folder.mkdir()
-        for i, image in enumerate(GREY):
+        for i, image in enumerate(GRAY):
             (folder / f"{i}.png").write_bytes(png(image))
         kwargs = {"path": folder, "size": 8}
     stock = loader._source(name, path=kwargs.get("path"), manual_dir=None, seed=0)
@@ -158,7 +158,7 @@ def test_digits_can_be_had_in_another_size(digits):
     assert digits("test", size=32).data.shape == (1000, 32, 32, 1)
 
 
-def test_the_swiss_roll_is_scaled_alike_on_all_axes_and_labelled_along_the_roll():
+def test_the_swiss_roll_is_scaled_alike_on_all_axes_and_labeled_along_the_roll():
     data = loader.load("swiss_roll", "train")
     assert data.data.shape == (5000, 3) and data.labels.shape == (5000,)
     radius = np.linalg.norm(data.data[:, [0, 2]], axis=1) * 14.2
@@ -196,7 +196,7 @@ def test_a_stock_set_that_cannot_be_downloaded_says_so(monkeypatch):
 def test_a_stock_set_that_tfds_has_prepared_is_read_without_tensorflow(tmp_path):
     prepare_stock("mnist", "3.0.1", tmp_path / "tfds")
     data = loader.load("mnist", "train", size=12)
-    np.testing.assert_array_equal(data.data[..., 0], GREY)
+    np.testing.assert_array_equal(data.data[..., 0], GRAY)
     assert data.labels.tolist() == list(range(9))
 
 
@@ -220,7 +220,7 @@ def to_tfrecords(builder):
 def test_a_stock_set_prepared_as_tfrecords_is_read_without_tensorflow(tmp_path):
     to_tfrecords(prepare_stock("mnist", "3.0.1", tmp_path / "tfds"))
     data = loader.load("mnist", "test", size=12)
-    np.testing.assert_array_equal(data.data[..., 0], GREY)
+    np.testing.assert_array_equal(data.data[..., 0], GRAY)
 
 
 def test_a_truncated_tfrecord_is_named(tmp_path):
@@ -241,8 +241,8 @@ def test_idx_files_are_taken_from_manual_dir(name, suffix, tmp_path):
     folder = write_idx(tmp_path / "idx", suffix=suffix)
     train = loader.load(name, "train", manual_dir=folder, size=12)
     test = loader.load(name, "test", manual_dir=folder, size=12)
-    np.testing.assert_array_equal(train.data[..., 0], GREY)
-    np.testing.assert_array_equal(test.data[..., 0], GREY[:4])
+    np.testing.assert_array_equal(train.data[..., 0], GRAY)
+    np.testing.assert_array_equal(test.data[..., 0], GRAY[:4])
     assert train.labels.tolist() == list(range(9)) and test.labels.tolist() == list(range(4))
 
 
@@ -289,7 +289,7 @@ def test_a_second_load_reads_the_cache_without_decoding(idx, monkeypatch):
 
 def test_changed_files_remake_the_cache_and_change_the_fingerprint(idx, tmp_path):
     first = idx()
-    write_idx(tmp_path / "idx", images=255 - GREY)
+    write_idx(tmp_path / "idx", images=255 - GRAY)
     second = idx()
     assert second.fingerprint != first.fingerprint
     assert not np.array_equal(second.data, first.data)

@@ -12,7 +12,7 @@ from pmjax.errors import UserError
 from pmjax.reporting import progress
 from tests.datasets.stock_set import png
 
-COLOUR = (200, 100, 50)
+COLOR = (200, 100, 50)
 CHOSEN = ["15.png", "6.png"]  # for testing out of 0.png to 19.png under seed 0
 
 
@@ -58,9 +58,9 @@ def deep(value, dtype):
 
 
 def palette(**kwargs):
-    """An image that looks its colour up in a table."""
+    """An image that looks its color up in a table."""
     image = Image.new("P", (8, 8), 1)
-    image.putpalette([0, 0, 0, *COLOUR])
+    image.putpalette([0, 0, 0, *COLOR])
     image.info.update(kwargs)
     return image
 
@@ -70,21 +70,21 @@ def palette(**kwargs):
     [
         (Image.new("1", (8, 8), 1), "PNG", 255),
         (Image.new("L", (8, 8), 90), "PNG", 90),
-        (Image.new("RGB", (8, 8), COLOUR), "PNG", COLOUR),
-        (Image.new("RGB", (8, 8), COLOUR), "BMP", COLOUR),
-        (Image.new("RGB", (8, 8), COLOUR), "GIF", COLOUR),
-        (Image.new("RGB", (8, 8), COLOUR), "JPEG", COLOUR),
-        (Image.new("RGB", (8, 8), COLOUR), "PPM", COLOUR),
-        (Image.new("RGB", (8, 8), COLOUR), "TIFF", COLOUR),
-        (palette(), "PNG", COLOUR),
+        (Image.new("RGB", (8, 8), COLOR), "PNG", COLOR),
+        (Image.new("RGB", (8, 8), COLOR), "BMP", COLOR),
+        (Image.new("RGB", (8, 8), COLOR), "GIF", COLOR),
+        (Image.new("RGB", (8, 8), COLOR), "JPEG", COLOR),
+        (Image.new("RGB", (8, 8), COLOR), "PPM", COLOR),
+        (Image.new("RGB", (8, 8), COLOR), "TIFF", COLOR),
+        (palette(), "PNG", COLOR),
         (palette(transparency=1), "PNG", (255, 255, 255)),
-        (Image.new("RGBA", (8, 8), (*COLOUR, 255)), "PNG", COLOUR),
-        (Image.new("RGBA", (8, 8), (*COLOUR, 0)), "PNG", (255, 255, 255)),
+        (Image.new("RGBA", (8, 8), (*COLOR, 255)), "PNG", COLOR),
+        (Image.new("RGBA", (8, 8), (*COLOR, 0)), "PNG", (255, 255, 255)),
         (Image.new("RGBA", (8, 8), (0, 100, 250, 51)), "PNG", (204, 224, 254)),
         (Image.new("LA", (8, 8), (50, 51)), "PNG", (214, 214, 214)),
-        (Image.new("CMYK", (8, 8), (55, 155, 205, 0)), "JPEG", COLOUR),
+        (Image.new("CMYK", (8, 8), (55, 155, 205, 0)), "JPEG", COLOR),
         (Image.new("CMYK", (8, 8), (0, 0, 0, 255)), "TIFF", (0, 0, 0)),
-        (Image.new("RGB", (8, 8), COLOUR).convert("YCbCr"), "TIFF", COLOUR),
+        (Image.new("RGB", (8, 8), COLOR).convert("YCbCr"), "TIFF", COLOR),
         (deep(65535, np.uint16), "PNG", 255),
         (deep(90 * 257, np.uint16), "PNG", 90),
         (deep(90 * 257, np.uint16), "TIFF", 90),
@@ -121,7 +121,7 @@ def test_photographs_are_rotated_upright(orientation):
 
 
 @pytest.mark.parametrize("shape", [(10, 20), (20, 10), (11, 20)])
-def test_the_centre_is_cropped(shape):
+def test_the_center_is_cropped(shape):
     side = min(shape)
     top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
     image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -152,15 +152,15 @@ def test_an_image_of_the_right_size_is_unchanged_and_a_small_one_enlarged():
 
 
 def test_the_first_frame_of_an_animation_is_taken():
-    frames = [Image.new("RGB", (8, 8), c) for c in (COLOUR, (0, 0, 0))]
+    frames = [Image.new("RGB", (8, 8), c) for c in (COLOR, (0, 0, 0))]
     data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert (image_codec.decode(data, 4) == COLOUR).all()
+    assert (image_codec.decode(data, 4) == COLOR).all()
 
 
 # A directory.
 
 
-def test_images_are_rgb_unless_every_one_of_both_splits_is_grey(folder):
+def test_images_are_rgb_unless_every_one_of_both_splits_is_gray(folder):
     fill(folder, [f"{i}.png" for i in range(20)], mode="L")
     fill(folder, ["20.png"], mode="RGB")
     Image.new("RGB", (5, 5), (7, 7, 7)).save(folder / "20.png")
@@ -180,7 +180,7 @@ def test_files_of_all_sizes_modes_and_formats_form_one_array(folder):
             ("1", "BMP"),
         ]
     ):
-        Image.new("RGB", (30 + i, 20), COLOUR).convert(mode).save(folder / f"{i}.{kind}")
+        Image.new("RGB", (30 + i, 20), COLOR).convert(mode).save(folder / f"{i}.{kind}")
     (folder / "notes.txt").write_text("not an image, and not called one")
     (folder / "._0.png").write_text("what a Mac leaves behind")
     parts = [load(folder, split, size=16).data for split in loader.SPLITS]
@@ -242,7 +242,7 @@ def test_links_are_followed_but_never_in_circles(folder, tmp_path):
 def test_a_changed_image_is_noticed(folder):
     fill(folder, ["train/a.png", "test/b.png"])
     first = load(folder)
-    Image.new("RGB", (9, 7), COLOUR).save(folder / "train" / "a.png")
+    Image.new("RGB", (9, 7), COLOR).save(folder / "train" / "a.png")
     assert load(folder).fingerprint != first.fingerprint
 
 

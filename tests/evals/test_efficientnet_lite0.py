@@ -306,9 +306,9 @@ def test_frechet_distance_has_the_closed_form_of_commuting_covariances(variances
 def test_frechet_distance_of_fewer_examples_than_dimensions_is_exact():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(20, 50)), rng.normal(size=(30, 50)) + 0.5
-    centred = [(x - x.mean(0)) / np.sqrt(len(x) - 1) for x in (a, b)]
-    root = np.linalg.norm(centred[0] @ centred[1].T, "nuc")  # of the small Gram matrix
-    squares = sum(np.sum(x**2) for x in centred)
+    centered = [(x - x.mean(0)) / np.sqrt(len(x) - 1) for x in (a, b)]
+    root = np.linalg.norm(centered[0] @ centered[1].T, "nuc")  # of the small Gram matrix
+    squares = sum(np.sum(x**2) for x in centered)
     expected = np.sum((a.mean(0) - b.mean(0)) ** 2) + squares - 2 * root
     assert frechet_distance(*gaussian(a), *gaussian(b)) == pytest.approx(expected, rel=1e-9)
 

@@ -342,8 +342,8 @@ def test_a_missing_floor_is_reported(tmp_path, folder, caplog):
         runner.compare(
             path, path, metrics=["sliced_wasserstein"], floor=floor, out=tmp_path / "m.json"
         )
-    told = [line for line in caplog.messages if "There is no floor" in line]
-    assert len(told) == 1 and "--floor=FOLDER" in told[0] and "--floor=split" in told[0]
+    warned = [line for line in caplog.messages if "There is no floor" in line]
+    assert len(warned) == 1 and "--floor=FOLDER" in warned[0] and "--floor=split" in warned[0]
 
 
 def bag(images):

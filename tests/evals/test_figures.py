@@ -78,7 +78,7 @@ def test_interpolations_are_rows_of_nine_from_one_test_image_to_another(image_fi
         assert [cell.tobytes() in known for cell in row] == [True] + [False] * 7 + [True]
 
 
-def test_few_unlabelled_images_are_enough(tmp_path):
+def test_few_unlabeled_images_are_enough(tmp_path):
     data = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1)).astype(np.uint8)
     drawn = figures.draw(context(data, None, Mirror((8, 8, 1)), ("gaussian",)), tmp_path)
     assert len(drawn) == 5 and all(figure.path.stat().st_size for figure in drawn)

@@ -336,10 +336,10 @@ def test_weights_are_looked_for_in_the_argument_the_variable_the_cache_and_the_n
 ):
     monkeypatch.setenv("PMJAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(inception_weights, "URL", (tmp_path / "published").as_uri())
-    with pytest.raises(UserError, match=r"Put pt_inception-2015-12-05-6726825d.pth") as told:
+    with pytest.raises(UserError, match=r"Put pt_inception-2015-12-05-6726825d.pth") as missing:
         inception_weights.find()
     for way in ("--weights=FILE", "config.eval.inception_weights=FILE", "PMJAX_INCEPTION_WEIGHTS"):
-        assert way in str(told.value)
+        assert way in str(missing.value)
 
     (tmp_path / "published").write_bytes(b"something else")
     with pytest.raises(UserError, match="begins with 6726825d"):

@@ -53,7 +53,7 @@ def run(model, data=None, **args):
     }
 
 
-def test_a_line_begins_at_the_centre_ends_at_the_border_and_is_two_pixels_wide():
+def test_a_line_begins_at_the_center_ends_at_the_border_and_is_two_pixels_wide():
     right, up = lines.render([0, np.pi / 2]) / 255
     assert right.sum() == 32 and (right[15:17, 16:] == 1).all()
     assert up.sum() == 32 and (up[:16, 15:17] == 1).all()
@@ -74,7 +74,7 @@ def test_lines_turn_with_their_angle_and_are_antialiased():
     assert 0 < near < 0.03 * 255
 
 
-def test_the_data_set_is_labelled_with_the_angle_it_is_drawn_at(tmp_path):
+def test_the_data_set_is_labeled_with_the_angle_it_is_drawn_at(tmp_path):
     loaded = [loader.load("lines", split, cache_dir=tmp_path) for split in ("train", "test")]
     assert [split.data.shape for split in loaded] == [(5000, 32, 32, 1), (1000, 32, 32, 1)]
     for split in loaded:

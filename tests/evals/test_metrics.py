@@ -547,7 +547,7 @@ def test_distance_correlation_agrees_with_its_definition(dim):
     z = np.sin(x[:, :1]) + 0.3 * normal_points(30, 1, 1)
     a, b = (np.linalg.norm(y[:, None] - y, axis=-1) for y in (x, z))
 
-    def centred(d):
+    def centered(d):
         n = len(d)
         u = np.zeros_like(d)
         for i, j in np.ndindex(d.shape):
@@ -556,7 +556,7 @@ def test_distance_correlation_agrees_with_its_definition(dim):
                 u[i, j] = d[i, j] - means + d.sum() / (n - 1) / (n - 2)
         return u
 
-    u, v = centred(a), centred(b)
+    u, v = centered(a), centered(b)
     expected = max(np.sum(u * v) / np.sqrt(np.sum(u * u) * np.sum(v * v)), 0) ** 0.5
     assert topology.distance_correlation(a, b) == pytest.approx(expected)
     assert topology.distance_correlation(a, 3 * a) == pytest.approx(1)

@@ -19,8 +19,8 @@ FITTED = [n for n in plugins.names("priors") if isinstance(priors.make(n), Fitte
 
 def mixture_points(num, seed):
     rng = np.random.default_rng(seed)
-    centres = np.array([[-1.2, 0.0], [1.2, 0.5]])
-    return (centres[rng.integers(2, size=num)] + 0.3 * rng.normal(size=(num, 2))).astype("float32")
+    centers = np.array([[-1.2, 0.0], [1.2, 0.5]])
+    return (centers[rng.integers(2, size=num)] + 0.3 * rng.normal(size=(num, 2))).astype("float32")
 
 
 def fit_and_sample(name, z, num, **args):

@@ -69,16 +69,16 @@ def test_parameters_metrics_and_history_end_with_the_same_bits(chain, small_run)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "key, told",
+    "key, message",
     [
         (("SIGUSR1", "step"), "stage1: stopped by SIGUSR1 after step"),
         (("maintenance", "step"), "Maintenance is announced (TERMINATE_ON_HOST_MAINTENANCE)"),
         (("SIGTERM", "evaluation"), "Stopped by SIGTERM; everything finished so far is saved."),
     ],
 )
-def test_a_stopped_run_says_what_is_saved_and_how_to_resume(chain, key, told):
+def test_a_stopped_run_says_what_is_saved_and_how_to_resume(chain, key, message):
     workdir, done = chain
-    assert told in done[key].stderr
+    assert message in done[key].stderr
     assert f"python -m pmjax.main {SMALL[0]}" in done[key].stderr
     assert f"--workdir={workdir}" in done[key].stderr
     assert "Traceback" not in done[key].stderr
@@ -135,7 +135,7 @@ def verdict(*rounds, reference=STEADY):
 
 
 @pytest.mark.parametrize(
-    "rounds, reference, told",
+    "rounds, reference, message",
     [
         ([a_round(STEADY), a_round(Measured(*[106 * 10**6] * 8))], STEADY, "changed by +6.0%"),
         ([a_round(STEADY, GROWING_ON)], STEADY, "1 starts that went on changed by +7.8%"),
@@ -143,11 +143,11 @@ def verdict(*rounds, reference=STEADY):
         ([], GROWING, "changed by +7.8% in the median (allowed: +5%; +7.8% to +7.8%)"),
         ([a_round(STEADY, LEAKING)], STEADY, "descriptors by at most +1"),
     ],
-    ids=["rounds", "going on", "anew", "reference", "descriptors"],
+    ids=["rounds", "continued", "anew", "reference", "descriptors"],
 )
-def test_memory_and_descriptors_that_grow_are_named(rounds, reference, told):
+def test_memory_and_descriptors_that_grow_are_named(rounds, reference, message):
     good, said = verdict(*rounds, reference=reference)
-    assert not good and told in said
+    assert not good and message in said
 
 
 @pytest.mark.parametrize("behind", range(4))

@@ -1,4 +1,4 @@
-"""Evaluation while a stage trains: it changes nothing, goes on after a stop, and keeps the best."""
+"""Evaluation while a stage trains: changes nothing, continues after a stop, keeps the best."""
 
 import io
 import json
@@ -53,7 +53,7 @@ class Run:
         self.start()
 
     def start(self, step=0):
-        """Begins, or goes on from a checkpoint."""
+        """Begins, or continues from a checkpoint."""
         self.run_log = RunLog(self.workdir, stream=io.StringIO())
         self.run_log.resume("stage1", step)
         self.evaluator = periodic_eval.PeriodicEvaluator(
@@ -165,11 +165,11 @@ def test_the_best_by_another_value_gives_way(tmp_path, monkeypatch):
     assert run.best == 20
 
 
-@pytest.mark.parametrize("kept", [False, True], ids=["in the evaluation", "behind the best"])
-def test_an_interrupted_evaluation_is_repeated(tmp_path, monkeypatch, kept):
+@pytest.mark.parametrize("best_saved", [False, True], ids=["in the evaluation", "after the best"])
+def test_an_interrupted_evaluation_is_repeated(tmp_path, monkeypatch, best_saved):
     run = Run(tmp_path, monkeypatch)
     run.evaluate(10, 2.0)
-    if kept:
+    if best_saved:
         monkeypatch.setattr(run.run_log, "scalars", lambda *args: exec("raise KeyboardInterrupt"))
         with pytest.raises(KeyboardInterrupt):
             run.evaluate(20, 1.0)
