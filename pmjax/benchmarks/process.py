@@ -57,7 +57,6 @@ class Side(Protocol):
 
     def block(self, seconds: float) -> Block:
         """Works for about this long, at least one unit."""
-        ...
 
 
 class Process:

@@ -1,5 +1,6 @@
 """Sets of images made by any tool: a folder of files, or an array in .npy or .npz."""
 
+import abc
 import contextlib
 import copy
 import dataclasses
@@ -238,7 +239,7 @@ def _eight_bits(path: Path, images: np.ndarray) -> np.ndarray:
     return found
 
 
-class Lazy:
+class Lazy(abc.ABC):
     """Images uint8 [N, H, W, C] that are read when they are indexed, like an array."""
 
     dtype = np.dtype(np.uint8)
@@ -248,8 +249,9 @@ class Lazy:
     def __len__(self) -> int:
         return self.shape[0]
 
+    @abc.abstractmethod
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
-        raise NotImplementedError
+        """Reads the images of an index."""
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[:].astype(dtype or np.uint8, copy=False)
