@@ -270,6 +270,7 @@ def test_losses_gradients_statistics_and_updates_agree(case, stage, double, digi
         assert_stats_agree(pair.twin, pair.state.stats, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case, stage, optimizer", [
     ("author", 1, {"nets": "mlp", "optimizer.schedule": "cosine", "optimizer.warmup": 2,
                    "steps": 6}),

@@ -13,20 +13,20 @@ def test_freed_memory_is_kept_until_it_is_returned():
     code = """
 import resource
 from pathlib import Path
-from pmjax import heaps
+from pmjax.distributed import host_memory
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 def use():
     blocks = [bytearray(b"1" * 2**20) for _ in range(200)]
-    return bytearray(1000)  # behind them in the heap
+    return bytearray(1000)  # after them in the heap
 
-heaps.keep_freed_memory()
+host_memory.keep_freed_memory()
 before = resident()
 kept = use()
 after = resident()
-heaps.return_freed_memory()
+host_memory.return_freed_memory()
 print(after - before, resident() - before)
 """
     command = [sys.executable, "-c", code]

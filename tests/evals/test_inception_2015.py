@@ -547,7 +547,7 @@ def test_the_context_s_arguments_reach_the_extractor(tiny_inception):
 
 @pytest.mark.parametrize("protocol", ["50k", "0_test", "k_train", "10k_val"])
 def test_an_unknown_protocol_is_refused(tiny_inception, protocol):
-    with pytest.raises(UserError, match="no protocol of FID"):
+    with pytest.raises(UserError, match="is not a protocol of FID"):
         runner.run(["fid"], context(), {"fid": {"protocols": (protocol,)}})
 
 

@@ -569,7 +569,7 @@ def test_fd_by_protocol_has_its_name_in_the_keys_and_fid_s_sets(digits, cheap_fe
             assert named[f"{head}100_test/{what}/spread"] < plain[f"{head}{what}/spread"]
     assert f"{head}250_train/recon_test" in named and f"{head}250_train/own" in named
     assert named[f"{head}250_train/flag/floor_images"] == 200
-    with pytest.raises(UserError, match="no protocol of FID"):
+    with pytest.raises(UserError, match="is not a protocol of FID"):
         runner.run(
             ["fd_efficientnet_lite0"], ctx, {"fd_efficientnet_lite0": {"protocols": ("50k",)}}
         )

@@ -91,6 +91,7 @@ def test_half_precision_gives_float32_outputs_and_statistics_near_single_precisi
     chex.assert_trees_all_close(half_stats, single_stats, atol=0.05)
 
 
+@pytest.mark.slow
 def test_a_short_run_in_half_precision_follows_single_precision_within_two_percent():
     x = np.linspace(-1, 1, 16)
     frequencies = np.random.default_rng(0).uniform(1, 6, (32, 1, 1, 3))
@@ -154,6 +155,7 @@ def test_three_batches_in_one_pass_as_on_tpus_are_those_one_by_one(monkeypatch):
     chex.assert_trees_all_close(in_one, one_by_one, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_generators_batch_norm_is_over_the_whole_batch_on_four_devices():
     z = np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32)
     z[8:] += 2  # halves that differ, so that a device's own statistics would be wrong

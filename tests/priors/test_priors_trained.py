@@ -93,6 +93,7 @@ def test_standardised_embeddings_have_the_moments_of_the_whole_table():
     np.testing.assert_allclose(arrays["deviation"], z.std(0), rtol=1e-3, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_latent_gan_finds_both_modes():
     z = mixture_points(2000, 0)
     prior = priors.make("latent_gan", {"width": 64, "critic_repeats": 3})

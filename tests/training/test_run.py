@@ -155,6 +155,7 @@ def test_mistakes_end_with_one_message(small_run, tmp_path, args, message):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_prior_can_be_swapped(tmp_path):
     workdir = tmp_path / "run"
     small = [arg for arg in SMALL if "prior_args" not in arg]
