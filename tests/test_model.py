@@ -54,7 +54,10 @@ def test_draws_of_a_size_are_compiled_once(small_run, monkeypatch):
         (lambda model: model.decode(np.zeros((2, 9))), "decode takes"),
         (lambda model: model.sample(0), "at least 1"),
         (lambda model: model.sample(1, prior="gm"), "Did you mean 'gmm'"),
-        (lambda model: model.interpolate(*np.zeros((2, 1, 28, 28, 1)), steps=1), "`steps` must be at least 2"),
+        (
+            lambda model: model.interpolate(*np.zeros((2, 1, 28, 28, 1)), steps=1),
+            "`steps` must be at least 2",
+        ),
         (lambda model: pmjax.load("/nowhere"), "is not a workdir"),
     ],
     ids=["shape", "range", "latent", "none", "prior", "steps", "workdir"],
