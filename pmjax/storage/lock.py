@@ -174,12 +174,11 @@ def _read(owner: Path) -> dict[str, Any]:
 
 
 def _alive(pid: Any) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, TypeError):
-        return False
-    except PermissionError:  # a process of another user
-        pass
+    with contextlib.suppress(PermissionError):  # a process of another user
+        try:
+            os.kill(pid, 0)
+        except (ProcessLookupError, TypeError):
+            return False
     return True
 
 
