@@ -155,7 +155,8 @@ def _latent_scatter(ctx: Context, folder: Path) -> Figure:
 def _moments(ctx: Context, folder: Path) -> Figure:
     z = ctx.embeddings("train").astype(np.float64)
     mean, deviation, coordinates = z.mean(0), z.std(0), np.arange(z.shape[1])
-    correlation = np.cov(z.T).reshape(2 * [len(mean)]) / np.outer(deviation, deviation).clip(1e-12)
+    y = (z - mean) / np.where(deviation > 0, deviation, 1)
+    correlation = y.T @ y / len(z)
     canvas = plots.canvas(11.7, 3.3)
     axes = canvas.subplots(1, 3, width_ratios=(4, 4, 3))
     for axis, values, ideal, name in (

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from pmjax import plugins
+from pmjax.errors import UserError
 from pmjax.methods.base import MethodSpec
 from pmjax.nets.base import Nets
 
@@ -20,7 +21,23 @@ Tree = Any  # arrays by name, possibly nested
 
 
 class BasePrior(abc.ABC):
-    """What priors of every kind do, given their arrays `params`."""
+    """What priors of every kind do, given their arrays `params`.
+
+    Attributes:
+        min_embeddings: the fewest training examples from which the prior can be made.
+    """
+
+    min_embeddings: ClassVar[int] = 1
+
+    def require_embeddings(self, num: int) -> None:
+        """Raises `UserError` if `num` training examples are too few."""
+        if num < self.min_embeddings:
+            name = type(self).__module__.rpartition(".")[2]
+            raise UserError(
+                f"Prior '{name}' takes at least {self.min_embeddings} training examples, and there "
+                f"is {num}. Add examples, or choose another prior (config.prior, "
+                "config.eval.baselines)."
+            )
 
     @abc.abstractmethod
     def sample(self, params: Tree, key: Array, num: int) -> Array:

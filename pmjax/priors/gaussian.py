@@ -13,10 +13,14 @@ from pmjax.priors.base import Array, FittedPrior
 class Prior(FittedPrior):
     """N(mean, covariance) by maximum likelihood."""
 
+    min_embeddings = 2
+
     def fit(self, z: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
         """Fits embeddings z [N, d]; N < d and constant coordinates are allowed."""
+        self.require_embeddings(len(z))
         mean = z.mean(0, dtype=np.float64)
-        values, vectors = np.linalg.eigh(np.cov(z, rowvar=False, bias=True).reshape(z.shape[1], -1))
+        centered = z - mean
+        values, vectors = np.linalg.eigh(centered.T @ centered / len(z))
         root = vectors * np.sqrt(np.maximum(values, 0))
         return {"mean": mean.astype(np.float32), "root": root.astype(np.float32)}
 

@@ -5,6 +5,7 @@ components to the codes of a plain autoencoder.
 """
 
 import dataclasses
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ from sklearn.mixture import GaussianMixture
 
 from pmjax import errors
 from pmjax.priors.base import Array, FittedPrior
+
+log = logging.getLogger(__name__)
 
 # scikit-learn's covariances of each type -> full matrices [K, d, d] (or broadcast to them).
 _AS_FULL = {
@@ -29,26 +32,43 @@ class Prior(FittedPrior):
 
     components: int = 10  # Gaussians
     covariance: str = "full"  # or 'tied', 'diag', 'spherical', as in scikit-learn
-    regularization: float = 1e-4  # added to the diagonals of the covariances
+    regularization: float = 1e-4  # times the mean variance: added to each covariance's diagonal
     max_iter: int = 100  # of expectation-maximization
+    min_embeddings = 2
 
     def __post_init__(self):
         if self.covariance not in _AS_FULL:
             raise errors.unknown("covariance", self.covariance, _AS_FULL)
 
     def fit(self, z: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
-        """Fits embeddings z [N, d], starting from a seeded k-means."""
+        """Fits embeddings z [N, d], starting from a seeded k-means.
+
+        There are at most as many components as different embeddings.
+        """
+        self.require_embeddings(len(z))
+        distinct = len(np.unique(z, axis=0))
+        if distinct < self.components:
+            log.warning(
+                "Prior 'gmm' fits %d components instead of %d: there are %d different embeddings.",
+                distinct,
+                self.components,
+                distinct,
+            )
+        center = z.mean(0, dtype=np.float64)
+        centered = z - center
+        scale = np.sqrt(np.square(centered).mean())  # 0 if all embeddings are equal
         mixture = GaussianMixture(
-            min(self.components, len(z)),
+            min(self.components, distinct),
             covariance_type=self.covariance,
             reg_covar=self.regularization,
             max_iter=self.max_iter,
             random_state=seed,
-        ).fit(z.astype(np.float64))
+        ).fit(centered / (scale or 1))
         shape = (len(mixture.weights_), z.shape[1], z.shape[1])
         covariances = _AS_FULL[self.covariance](mixture.covariances_, np.eye(z.shape[1]))
-        roots = np.linalg.cholesky(np.broadcast_to(covariances, shape))
-        arrays = {"weights": mixture.weights_, "means": mixture.means_, "roots": roots}
+        roots = scale * np.linalg.cholesky(np.broadcast_to(covariances, shape))
+        means = center + scale * mixture.means_
+        arrays = {"weights": mixture.weights_, "means": means, "roots": roots}
         return {name: array.astype(np.float32) for name, array in arrays.items()}
 
     def sample(self, params: dict[str, Array], key: Array, num: int) -> Array:

@@ -12,7 +12,8 @@ from pmjax.methods.base import LossValue, MethodSpec, Objective, Shared
 from pmjax.nets.base import Net, Nets
 from pmjax.priors.base import Array, TrainedPrior, Tree
 
-_MIN_DEVIATION = 1e-6  # constant coordinates become 0
+_MIN_DEVIATION = 1e-6  # of the mean: constant coordinates become 0 up to rounding
+_TINY = 1e-19  # its square is the smallest normal float32
 _MEMORY = 1000  # batches: the first ones have equal weights, later ones fade slowly
 
 
@@ -31,9 +32,10 @@ class Standardize(nn.Module):
             moment = collectives.mean(jnp.square(z - mean.value).mean(0))
             change = (collectives.mean(z.mean(0)) - mean.value) / count.value
             mean.value += change
-            updated = variance.value + (moment - variance.value) / count.value - jnp.square(change)
-            variance.value = jnp.maximum(updated, 0)
-        return (z - mean.value) / jnp.maximum(jnp.sqrt(variance.value), _MIN_DEVIATION)
+            kept = variance.value * (1 - 1 / count.value)  # nothing of the initial value
+            variance.value = jnp.maximum(kept + moment / count.value - jnp.square(change), 0)
+        least = _MIN_DEVIATION * jnp.abs(mean.value) + _TINY
+        return (z - mean.value) / jnp.maximum(jnp.sqrt(variance.value), least)
 
 
 class StandardizedPrior(TrainedPrior):

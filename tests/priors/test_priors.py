@@ -74,6 +74,51 @@ def test_mixture_has_the_likelihood_of_scikit_learns_own_samples(covariance):
     np.testing.assert_allclose(np.sort(refitted.means_, 0), np.sort(reference.means_, 0), atol=0.03)
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_mixture_is_that_of_standardized_embeddings_at_any_scale_and_place(scale):
+    z = mixture_points(100, 0).astype(np.float64)
+    z = (z - z.mean(0)) / z.std(0)
+    reference = GaussianMixture(2, reg_covar=1e-4, random_state=0).fit(z)
+    prior = priors.make("gmm", {"components": 2})
+    arrays = prior.fit((scale * (z + 1)).astype("float32"), seed=0)
+    np.testing.assert_allclose(arrays["means"] / scale - 1, reference.means_, atol=1e-5)
+    covariances = arrays["roots"] @ arrays["roots"].transpose(0, 2, 1) / scale**2
+    np.testing.assert_allclose(covariances, reference.covariances_, rtol=1e-3, atol=1e-6)
+
+
+def test_mixture_of_fewer_different_embeddings_has_fewer_components_and_says_so(caplog):
+    rng = np.random.default_rng(0)
+    z = np.repeat(rng.normal(size=(3, 6)), 4, axis=0).astype("float32")
+    _, arrays, samples = fit_and_sample("gmm", z, 50)
+    assert len(arrays["weights"]) == 3
+    assert "3 components instead of 10: there are 3 different embeddings" in caplog.text
+    assert np.abs(ot.dist(samples, z, "euclidean").min(1)).max() < 0.1
+
+
+@pytest.mark.parametrize("name", ["gaussian", "gmm"])
+def test_equal_embeddings_give_samples_equal_to_them(name):
+    z = np.full((5, 3), 1e6, np.float32)
+    np.testing.assert_array_equal(fit_and_sample(name, z, 4)[2], 1e6)
+
+
+@pytest.mark.parametrize("name", plugins.names("priors"))
+def test_fewer_embeddings_than_a_prior_declares_are_refused(name):
+    prior = priors.make(name)
+    prior.require_embeddings(prior.min_embeddings)
+    with pytest.raises(UserError, match=f"'{name}' takes at least {prior.min_embeddings} "):
+        prior.require_embeddings(prior.min_embeddings - 1)
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_the_least_embeddings_of_a_prior_give_finite_samples(name):
+    least = priors.make(name).min_embeddings
+    z = np.random.default_rng(0).normal(size=(least, 3)).astype("float32")
+    assert np.isfinite(fit_and_sample(name, z, 5)[2]).all()
+    if least > 1:
+        with pytest.raises(UserError, match="takes at least 2 training examples, and there is 1"):
+            priors.make(name).fit(z[:1], seed=0)
+
+
 def test_sphere_draws_have_their_radius_and_no_direction():
     z = np.zeros((4, 7), np.float32)
     _, _, samples = fit_and_sample("sphere_uniform", z, 50_000, radius=3.0)

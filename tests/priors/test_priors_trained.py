@@ -16,6 +16,7 @@ from pmjax.nets.mlp import LatentGenerator
 from pmjax.priors import base as priors
 from pmjax.priors.base import TrainedPrior
 from pmjax.priors.latent_gan import BASES
+from pmjax.priors.standardized import Standardize
 from pmjax.storage import checkpoint
 from pmjax.storage import workdir as workdirs
 from pmjax.training import stages
@@ -91,6 +92,16 @@ def test_standardised_embeddings_have_the_moments_of_the_whole_table():
     arrays = fit(priors.make("realnvp", SMALL["realnvp"]), z, 10)  # one epoch
     np.testing.assert_allclose(arrays["mean"], z.mean(0), rtol=1e-4)
     np.testing.assert_allclose(arrays["deviation"], z.std(0), rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_standardization_is_the_same_at_any_scale(scale):
+    z = np.random.default_rng(0).normal(3, [0.1, 2.0, 0.0], (64, 3)).astype("float32")
+    z[:, 2] = 0
+    expected = (z - z.mean(0)) / np.where(z.std(0) > 0, z.std(0), 1)
+    variables = Standardize().init(jax.random.key(0), z, train=False)
+    y, _ = Standardize().apply(variables, scale * z, train=True, mutable=["moments"])
+    np.testing.assert_allclose(y, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.slow
