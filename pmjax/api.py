@@ -2,9 +2,8 @@
 
 import os
 from functools import partial
-from pathlib import Path
 
-from pmjax import config
+from pmjax import config, paths
 from pmjax.datasets.batches import to_float, to_uint8
 from pmjax.errors import UserError
 from pmjax.model import Model
@@ -23,7 +22,7 @@ def load(workdir: str | os.PathLike) -> Model:
     Raises:
       UserError: if there is no model, or if one of its files is damaged.
     """
-    workdir = Path(workdir)
+    workdir = paths.local(workdir)
     if not (workdir / CONFIG).is_file():
         raise UserError(f"{workdir} is not a workdir of pmjax: it has no {CONFIG}.")
     settings = config.read(workdir / CONFIG)

@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pmjax import builders, cli, config, errors, plugins
+from pmjax import builders, cli, config, errors, paths, plugins
 from pmjax.benchmarks import aot, evaluation, training_step
 from pmjax.datasets.decode_pool import cores
 from pmjax.errors import UserError
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--peer", help="the other side: torch, torch_compiled")
     parser.add_argument("--stage", choices=("1", "2", "both"), help="both by default")
     parser.add_argument("--seconds", type=float, default=20.0, help="per side and stage")
-    parser.add_argument("--json", type=Path, help="output file for the results")
+    parser.add_argument("--json", type=paths.local, help="output file for the results")
     parser.add_argument("--aot", help="only compile, for TPUs: v5e:2x2,v5e:16x16")
     parser.add_argument("--aot_batch", type=int, default=128, help="images per chip")
     parser.add_argument("--aot_data", default=aot.DATA, help="shape of the set of images")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pmjax import config, errors, plugins, schema
+from pmjax import config, errors, paths, plugins, schema
 from pmjax.errors import UserError
 from pmjax.evals import registry
 from pmjax.reporting import console
@@ -172,7 +172,7 @@ def cache_compilations() -> None:
 
     if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
-    path = Path(os.environ.get("PMJAX_CACHE") or Path("~/.cache/pmjax").expanduser(), "jax")
+    path = paths.cache() / "jax"
     os.makedirs(path, mode=0o700, exist_ok=True)
     _delete_truncated(path)
     jax.config.update("jax_compilation_cache_dir", str(path))

@@ -8,9 +8,10 @@ import argparse
 import contextlib
 from pathlib import Path
 
-from pmjax import api, cli
+from pmjax import api, cli, paths
 from pmjax.distributed import host_memory
 from pmjax.errors import UserError
+from pmjax.evals.image_sets import SPLIT
 from pmjax.evals.runner import compare, evaluate
 from pmjax.evals.tables import listing
 from pmjax.schema import words
@@ -34,28 +35,33 @@ def main() -> None:
         "other keys of the config's group eval: --config.eval.num_samples=10000.",
     )
     add = parser.add_argument
-    add("--workdir", type=Path, help="of a run")
+    add("--workdir", type=paths.local, help="of a run")
     add(
         "--checkpoint",
         default="",
         help="a step of stage 1, or latest, stage2/STEP, stage2/latest: creates WORKDIR/at-STEP",
     )
-    add("--samples", type=Path, help="folder, .npy or .npz of generated images")
-    add("--reference", type=Path, help="folder, .npy or .npz of real images, or of statistics")
+    add("--samples", type=paths.local, help="folder, .npy or .npz of generated images")
+    add(
+        "--reference",
+        type=paths.local,
+        help="folder, .npy or .npz of real images, or of statistics",
+    )
     add(
         "--floor",
+        type=lambda text: text if text == SPLIT else paths.local(text),
         help="folder, .npy or .npz of other real images, as a real-against-real floor; split: a "
         "part of the reference (a folder of that name is ./split)",
     )
     add("--evals", help="metrics, such as fid,kid,prdc_efficientnet_lite0; see pmjax/evals")
     add("--protocols", default="", help="of FID on a workdir, such as 50k_train,10k_test")
     add("--variant", help="of Inception's input: pytorch_fid, torch_fidelity, clean_fid")
-    add("--weights", help="file of the 2015 Inception weights")
+    add("--weights", type=paths.local, help="file of the 2015 Inception weights")
     add("--unverified", action="store_true", help="accept other weights than the published ones")
     add("--resolution", type=int, help="of EfficientNet-Lite0's input, in pixels")
     add("--precision", help="of features: float32, or bfloat16 on accelerators")
     add("--seed", type=int, help="with --samples (default 0); a workdir has its own")
-    add("--out", type=Path, help=f"file that values of two sets are added to ({METRICS})")
+    add("--out", type=paths.local, help=f"file that values of two sets are added to ({METRICS})")
     flags, overrides = cli.parse(parser)
     if flags.resolution is not None and not 1 <= flags.resolution <= 2**14:
         raise UserError(f"--resolution={flags.resolution} must be from 1 to {2**14}.")

@@ -3,9 +3,8 @@
 import argparse
 import logging
 import sys
-from pathlib import Path
 
-from pmjax import cli, config
+from pmjax import cli, config, paths
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +19,9 @@ def main() -> None:
         "runlocal; a file's get_config lists more.",
     )
     parser.add_argument("--config", required=True, help="Python file, optionally with :variant")
-    parser.add_argument("--workdir", required=True, type=Path, help="where results are written")
+    parser.add_argument(
+        "--workdir", required=True, type=paths.local, help="where results are written"
+    )
     flags, overrides = cli.parse(parser)
 
     settings = config.load(flags.config, overrides)

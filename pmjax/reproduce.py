@@ -7,9 +7,8 @@ where the last one stopped: it skips finished runs, resumes others, and retries 
 import argparse
 import shlex
 import sys
-from pathlib import Path
 
-from pmjax import cli, plugins
+from pmjax import cli, paths, plugins
 
 
 def main() -> None:
@@ -20,7 +19,9 @@ def main() -> None:
         epilog="Single values for all runs: --config.name=value, such as --config.steps=1000.",
     )
     parser.add_argument("name", help=", ".join(plugins.names("reproductions")))
-    parser.add_argument("--workdir", required=True, type=Path, help="of all runs and results")
+    parser.add_argument(
+        "--workdir", required=True, type=paths.local, help="of all runs and results"
+    )
     parser.add_argument("--seeds", help="of each run, such as 0,1,2")
     parser.add_argument("--methods", help="names of runs, separated by commas (default: all)")
     parser.add_argument("--runlocal", action="store_true", help="tiny nets, few steps, one seed")

@@ -1,9 +1,8 @@
 """Samples a model: python -m pmjax.sample --workdir=runs/digits --num=64 --out=grid.png."""
 
 import argparse
-from pathlib import Path
 
-from pmjax import cli, errors
+from pmjax import cli, errors, paths
 from pmjax.errors import UserError
 
 _FORMATS = (".png", ".npy")
@@ -12,11 +11,11 @@ _FORMATS = (".png", ".npy")
 def main() -> None:
     """Writes a grid of all samples (.png), or their array (.npy: uint8 images or float points)."""
     parser = argparse.ArgumentParser(prog="python -m pmjax.sample", description=__doc__)
-    parser.add_argument("--workdir", required=True, type=Path, help="of a finished run")
+    parser.add_argument("--workdir", required=True, type=paths.local, help="of a finished run")
     parser.add_argument("--num", type=int, default=64, help="number of samples (64)")
     parser.add_argument("--seed", type=int, default=0, help="of the samples (0)")
     parser.add_argument("--prior", help="another prior than the run's own, such as gmm")
-    parser.add_argument("--out", required=True, type=Path, help="a .png or .npy file")
+    parser.add_argument("--out", required=True, type=paths.local, help="a .png or .npy file")
     flags, rest = cli.parse(parser)
     if rest:
         raise errors.unknown("argument", f"--config.{next(iter(rest))}", ["--workdir", "--prior"])

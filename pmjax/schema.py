@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pmjax import errors, plugins
+from pmjax import errors, paths, plugins
 from pmjax.errors import UserError
 
 METRIC_ARGS = "eval.args."  # followed by METRIC.NAME
@@ -48,6 +48,8 @@ class Key:
         """Returns the value in the key's type; `UserError` if it is of another or out of range."""
         name = f"config.{name}"
         value = as_type(name, value, self.default)
+        if self.local:
+            paths.refuse_url(value)
         if self.plugin:
             for plugin in value if isinstance(value, tuple) else (value,):
                 plugins.load(self.plugin, plugin)
@@ -174,7 +176,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "eval.fid_protocols": Free(("10k_test",), "protocols of metric fid: 10k_test, 50k_train, …",
                                    since=(_NOV_23, ("10k_test",))),
         "eval.inception_weights": Free("", "weights file ('': $PMJAX_INCEPTION_WEIGHTS, the cache, "
-                                       "or a download)", since=(_NOV_23, "")),
+                                       "or a download)", local=True, since=(_NOV_23, "")),
         "eval.inception_variant": Free("pytorch_fid", "variant of Inception's input: pytorch_fid, "
                                        "torch_fidelity or clean_fid",
                                        since=(_NOV_23, "pytorch_fid")),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pmjax import paths
 from pmjax.datasets.base import Dataset, Source
 from pmjax.datasets.decode_pool import CHUNK, Decoded, WorkerDied, decode_all, require_space
 from pmjax.errors import UserError
@@ -32,7 +33,7 @@ def load(
     skip_broken: bool,
 ) -> Dataset:
     """Returns a split from the cache, preparing the data set if it is missing or damaged."""
-    root = Path(cache_dir or os.environ.get("PMJAX_CACHE") or "~/.cache/pmjax").expanduser()
+    root = paths.local(cache_dir) if cache_dir else paths.cache()
     entry = root / name / _key(name, source, size)
     if (dataset := _open(entry, split)) is None:
         with lock(entry, f"data set '{name}' in {entry.parent}"):

@@ -3,7 +3,7 @@
 import inspect
 from pathlib import Path
 
-from pmjax import plugins
+from pmjax import paths, plugins
 from pmjax.datasets import cache
 from pmjax.datasets.base import SPLITS, Dataset, Source
 from pmjax.errors import UserError, unknown
@@ -73,15 +73,15 @@ def _source(
     """Returns the `Source` of a data set, called with the arguments that it declares."""
     source = plugins.load("datasets", name).source
     declared = inspect.signature(source).parameters
-    paths = {
-        argument: value if value is None else Path(value).expanduser().absolute()
+    files = {
+        argument: value if value is None else paths.local(value).absolute()
         for argument, value in {"path": path, "manual_dir": manual_dir}.items()
     }
-    for argument, value in {**paths, "verify": None if verify else False}.items():
+    for argument, value in {**files, "verify": None if verify else False}.items():
         if value is not None and argument not in declared:
             raise UserError(
                 f"Data set '{name}' has no argument {argument}: leave --config.data.{argument} "
                 "unset."
             )
-    given = {**paths, "verify": verify, "seed": seed}
+    given = {**files, "verify": verify, "seed": seed}
     return source(**{k: v for k, v in given.items() if k in declared})

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from pmjax import paths
 from pmjax.datasets.base import Source
 from pmjax.errors import UserError
 
@@ -36,7 +37,7 @@ def registered(stock: str) -> dict[str, tuple[int, str]]:
 
 def stock_dir() -> Path:
     """Returns the directory of TFDS's own data sets."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return paths.local(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def _prepare(builder: tfds.core.DatasetBuilder, name: str) -> None:

@@ -18,6 +18,7 @@ from tensorboardX.proto.graph_pb2 import GraphDef
 from tensorboardX.proto.tensor_pb2 import TensorProto
 from tensorboardX.proto.types_pb2 import DT_FLOAT
 
+from pmjax import paths
 from pmjax.errors import UserError
 from pmjax.evals.features import inception_graph, torch_file
 from pmjax.evals.features.statistics import cache_directory
@@ -47,9 +48,9 @@ def find(weights: str | Path | None = None) -> Path:
         (os.environ.get(VARIABLE), VARIABLE),
     ):
         if path:
-            if not Path(path).expanduser().is_file():
+            if not (file := paths.local(path)).is_file():
                 raise UserError(f"There is no weights file {path} ({source}).")
-            return Path(path).expanduser()
+            return file
     folder = cache_directory("inception")
     for name in NAMES:
         if (folder / name).is_file():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pmjax import paths
 from pmjax.errors import UserError
 from pmjax.evals.registry import metric_for_dimension
 from pmjax.storage.lock import lock
@@ -20,7 +21,7 @@ Moments = tuple[np.ndarray, np.ndarray, int]
 
 def cache_directory(name: str) -> Path:
     """Returns the folder for files of one kind, in $PMJAX_CACHE or ~/.cache/pmjax."""
-    return Path(os.environ.get("PMJAX_CACHE") or "~/.cache/pmjax").expanduser() / name
+    return paths.cache() / name
 
 
 def read(path: Path, *, dim: int, about: dict[str, str] | None = None) -> Moments:

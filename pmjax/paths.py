@@ -1,0 +1,36 @@
+"""Paths as people write them: ~ is the home directory, and URLs are refused."""
+
+import os
+import re
+from pathlib import Path
+
+from pmjax.errors import UserError
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: pathlib's form of gs://BUCKET
+
+
+def local(path: str | os.PathLike[str]) -> Path:
+    """Returns a path of this machine, with ~ expanded.
+
+    Raises:
+      UserError: for a URL, and for a ~ without a home directory.
+    """
+    refuse_url(path)
+    expanded = os.path.expanduser(path)
+    if os.fspath(expanded).startswith("~"):
+        raise UserError(f"{path}: there is no such home directory. Give the full path instead.")
+    return Path(expanded)
+
+
+def refuse_url(path: str | os.PathLike[str]) -> None:
+    """Raises `UserError` for a URL such as gs://BUCKET/DIR."""
+    if _URL.match(os.fspath(path)):
+        raise UserError(
+            f"{path} is a URL, and pmjax reads and writes local files only. Mount a bucket as a "
+            f"directory (for gs://, with gcsfuse) or download the files, and give the local path."
+        )
+
+
+def cache() -> Path:
+    """Returns the directory of what pmjax caches: $PMJAX_CACHE, or ~/.cache/pmjax."""
+    return local(os.environ.get("PMJAX_CACHE") or "~/.cache/pmjax")
