@@ -196,7 +196,7 @@ def read(path: Path) -> ConfigDict:
             f"version that wrote it, or train again in another --workdir."
         )
     try:
-        return complete(ConfigDict(values))
+        return complete(ConfigDict(_with_earlier_arguments(values)))
     except (UserError, TypeError, ValueError, AttributeError) as error:  # values of other types
         raise UserError(f"{path}: {error}") from error
 
@@ -218,10 +218,19 @@ def _of_this_version(values: dict[str, Any]) -> tuple[dict[str, Any], str]:
     problems = [f"has unknown keys ({', '.join(sorted(unknown))})"] if unknown else []
     if missing := sorted({*schema.KEYS} - {*schema.ADDED} - found):
         problems.append(f"lacks keys ({', '.join(missing)})")
-    for name in {*schema.ADDED} & {*schema.KEYS} - found:  # `complete` adds plugins' arguments
+    for name in {*schema.ADDED} & {*schema.KEYS} - found:
         if not problems:
             schema.put(values, name, schema.ADDED[name])
     return values, " and it ".join(problems)
+
+
+def _with_earlier_arguments(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns a stored config with the arguments of plugins that its version lacked."""
+    for name, key in schema.PLUGINS.items():
+        for argument in arguments(plugin_class(name, values[name])):
+            if (full := f"{key.args}.{argument}") in schema.ADDED:
+                values[key.args].setdefault(argument, schema.ADDED[full])
+    return values
 
 
 def _import(path: Path) -> ModuleType:

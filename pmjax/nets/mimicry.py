@@ -47,6 +47,7 @@ class _Trunk(nn.Module):
     """The blocks of D, which E shares."""
 
     scale: float
+    relu_shortcut: bool
     spectral_norm: bool
     dtype: str
 
@@ -58,32 +59,37 @@ class _Trunk(nn.Module):
                 channels,
                 down=down,
                 optimized=index == 0,
+                relu_shortcut=self.relu_shortcut,
                 spectral_norm=self.spectral_norm,
                 dtype=self.dtype,
             )(x, train=train)
         return each(nn.relu, x)
 
 
-class Encoder(nn.Module):
+class _Options(nn.Module):
+    """The family's arguments, all of which each of its nets accepts."""
+
+    scale: float = 1.0  # multiplies all numbers of channels
+    relu_shortcut: bool = True  # E's and d's shortcuts receive relu(x), as Mimicry's; or x
+    dtype: str = "float32"
+
+
+class Encoder(_Options, kw_only=True):
     """E before its BatchNorm: [N, H, W, C] to [N, latent_dim]."""
 
     latent_dim: int
-    scale: float = 1.0  # multiplies all numbers of channels
-    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Flattens the trunk's features into a linear layer."""
-        x = _Trunk(self.scale, False, self.dtype)(x, train=train)
+        x = _Trunk(self.scale, self.relu_shortcut, False, self.dtype)(x, train=train)
         return at_least_float32(dense(self.latent_dim, self.dtype)(x.reshape(len(x), -1)))
 
 
-class Decoder(nn.Module):
+class Decoder(_Options, kw_only=True):
     """G32 and G64: [N, latent_dim] to images [N, H, W, C] within [-1, 1]."""
 
     shape: tuple[int, int, int]
-    scale: float = 1.0
-    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, z: Array, *, train: bool) -> Array:
@@ -97,18 +103,15 @@ class Decoder(nn.Module):
         return jnp.tanh(at_least_float32(Conv(channels, fold_pixels=True, dtype=self.dtype)(x)))
 
 
-class Critic(BaseCritic):
+class Critic(BaseCritic, _Options):
     """D32 and D64: [N, H, W, C] to one number per image [N], with spectral norm in every layer."""
-
-    scale: float = 1.0
-    dtype: str = "float32"
 
     supports_multi_batch: ClassVar[bool] = True
 
     @nn.compact
     def features(self, x: Batches, *, train: bool) -> tuple[Batches, Batches]:
         """Maps images to the trunk's features [N, k], and their sums over pixels to [N]."""
-        x = _Trunk(self.scale, True, self.dtype)(x, train=train)
+        x = _Trunk(self.scale, self.relu_shortcut, True, self.dtype)(x, train=train)
         sums = each(lambda x: x.sum((1, 2)), x)
         if isinstance(sums, tuple):
             sums = jnp.stack(sums, 1)

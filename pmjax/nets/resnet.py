@@ -1,7 +1,9 @@
 """Residual convolutional nets after Mimicry (Lee and Town 2020), in laptop size.
 
-The blocks are Mimicry's. The nets first fold `patch`×`patch` pixels into channels, so that all
-convolutions run at half the resolution or less.
+The blocks are Mimicry's, but for the shortcut of `DBlock`: it receives x, as in Miyato et al.
+(2018), with which the numbers of the small configs were measured. Mimicry's, as in `nets.mimicry`,
+receives relu(x). The nets first fold `patch`×`patch` pixels into channels, so that all convolutions
+run at half the resolution or less.
 """
 
 from functools import partial
@@ -21,12 +23,14 @@ _GAIN = 2**0.5  # of the initial weights of a convolution after a ReLU, which ha
 class DBlock(nn.Module):
     """Discriminator block: ReLU-conv-ReLU-conv-(pool), shortcut 1×1-(pool); hidden width = in.
 
-    The first block of a net is `optimized`: no first ReLU, and hidden width = out.
+    The first block of a net is `optimized`: no first ReLU, and hidden width = out. With
+    `relu_shortcut`, the shortcut of the others receives relu(x), as after Mimicry's in-place ReLU.
     """
 
     features: int
     down: bool = False
     optimized: bool = False
+    relu_shortcut: bool = False
     spectral_norm: bool = False
     dtype: str = "float32"
 
@@ -39,7 +43,9 @@ class DBlock(nn.Module):
             return layers.spectral_norm(layer, x, train=train) if self.spectral_norm else layer(x)
 
         hidden = self.features if self.optimized else layers.channels(x)
-        h = conv(x if self.optimized else layers.each(nn.relu, x), hidden, gain=_GAIN)
+        h = x if self.optimized else layers.each(nn.relu, x)
+        x = h if self.relu_shortcut else x
+        h = conv(h, hidden, gain=_GAIN)
         h = conv(layers.each(nn.relu, h), self.features, gain=_GAIN, down=self.down)
         if self.down or layers.channels(x) != self.features:
             x = conv(x, self.features, kernel=1, down=self.down)

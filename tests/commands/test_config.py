@@ -168,6 +168,14 @@ def test_a_stored_config_of_an_earlier_version_is_completed(tmp_path):
     assert not read.eval.args
 
 
+def test_a_stored_config_gets_arguments_of_nets_as_its_version_had_them(tmp_path):
+    values = config.load("configs/cifar10.py").to_dict()
+    assert values["nets_args"].pop("relu_shortcut") is True
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(values))
+    assert config.read(path).nets_args.relu_shortcut is False
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

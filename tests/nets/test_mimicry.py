@@ -1,4 +1,4 @@
-"""Mimicry's networks: their published sizes, their geometry, and half precision."""
+"""Mimicry's networks: their published sizes and values, their geometry, and half precision."""
 
 from functools import partial
 
@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
+import torch.nn.functional as F
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -34,7 +36,7 @@ def millions(net, *inputs):
 @pytest.mark.parametrize("size, generator, critic", [(64, 12.22, 10.14), (32, 4.28, 1.05)])
 def test_generators_and_critics_have_the_published_numbers_of_parameters(size, generator, critic):
     shape = (size, size, 3)
-    assert round(millions(mimicry.Decoder(shape), jnp.zeros((2, 128))), 2) == generator
+    assert round(millions(mimicry.Decoder(shape=shape), jnp.zeros((2, 128))), 2) == generator
     assert round(millions(mimicry.Critic(), jnp.zeros((2, *shape))), 2) == critic
 
 
@@ -42,13 +44,69 @@ def test_the_encoder_is_the_critics_trunk_and_a_linear_layer():
     x = jnp.zeros((2, 64, 64, 3))
     flattened = 2 * 2 * 1024
     trunk = millions(mimicry.Critic(), x) - (1024 + 1) / 1e6
-    assert millions(mimicry.Encoder(128), x) == pytest.approx(trunk + (flattened + 1) * 128 / 1e6)
+    assert millions(mimicry.Encoder(latent_dim=128), x) == pytest.approx(
+        trunk + (flattened + 1) * 128 / 1e6
+    )
+
+
+def as_mimicry_computes(images, params, spectral, downs):
+    """Returns D's outputs as Mimicry's modules compute them, whose ReLUs work in place.
+
+    A residual branch runs before its shortcut, which thus receives what the first ReLU left.
+    """
+
+    def layer(block, name):
+        kernel = torch.tensor(np.asarray(params[block][name]["kernel"]))
+        vectors = spectral[block][name.replace("Conv", "SpectralNorm")]
+        w, u = kernel.flatten(0, -2), torch.tensor(np.asarray(vectors[f"{name}/kernel/u"]))[0]
+        v = F.normalize(w @ u, dim=0)
+        kernel = kernel / (v @ w).norm()
+        bias = torch.tensor(np.asarray(params[block][name]["bias"]))
+        pad = kernel.shape[0] // 2
+        return lambda x: F.conv2d(x, kernel.permute(3, 2, 0, 1), bias, padding=pad)
+
+    relu, x = torch.nn.ReLU(inplace=True), torch.tensor(images).permute(0, 3, 1, 2)
+    for index, down in enumerate(downs):
+        c1, c2 = (layer(f"DBlock_{index}", f"Conv_{number}") for number in range(2))
+        changes = down or c2(c1(x)).shape[1] != x.shape[1]
+        c_sc = layer(f"DBlock_{index}", "Conv_2") if changes else lambda x: x
+        pool = partial(F.avg_pool2d, kernel_size=2) if down else lambda x: x
+        if index == 0:  # DBlockOptimized
+            h = pool(c2(relu(c1(x))))
+            x = h + c_sc(pool(x))
+        else:
+            h = pool(c2(relu(c1(relu(x)))))
+            x = h + pool(c_sc(x))
+    return relu(x)
+
+
+@pytest.mark.parametrize("size, downs", [(64, [True] * 5), (32, [True, True, False, False])])
+def test_the_critics_trunk_computes_what_mimicrys_does(size, downs):
+    rng = np.random.default_rng(0)
+    images = rng.uniform(-1, 1, (4, size, size, 3)).astype(np.float32)
+
+    critic = mimicry.Critic(scale=1 / 16)
+    params, stats = shapes(critic, images)
+    params, stats = jax.tree.map(
+        lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), (params, stats)
+    )
+    expected = (
+        as_mimicry_computes(images, params["_Trunk_0"], stats["spectral"]["_Trunk_0"], downs)
+        .permute(0, 2, 3, 1)
+        .flatten(1)
+        .numpy()
+    )
+    features = jax.jit(
+        lambda *arrays: nets.apply(critic, *arrays, images, method="features")[0],
+        compiler_options=QUICK_COMPILE,
+    )
+    assert np.abs(features(params, stats) - expected).max() < 1e-5 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("net, shape", [
-    (mimicry.Encoder(8), (2, 28, 28, 1)),
+    (mimicry.Encoder(latent_dim=8), (2, 28, 28, 1)),
     (mimicry.Critic(), (2, 64, 32, 3)),
-    (mimicry.Decoder((48, 48, 3)), (2, 8)),
+    (mimicry.Decoder(shape=(48, 48, 3)), (2, 8)),
 ])  # fmt: skip
 def test_other_sizes_are_refused_with_what_to_do(net, shape):
     with pytest.raises(UserError, match="32×32 or 64×64 pixels, not .* --config.data.size=64"):
@@ -62,8 +120,8 @@ def test_every_layer_of_the_critic_has_spectral_norm_and_no_layer_of_the_others(
     kernels = [p for p, _ in jax.tree_util.tree_leaves_with_path(params) if "kernel" in str(p)]
     vectors = [p for p, _ in jax.tree_util.tree_leaves_with_path(stats) if "/u" in str(p)]
     assert set(stats) == {"spectral"} and len(kernels) == len(vectors) == 11
-    assert not shapes(mimicry.Encoder(4, **args), x)[1]
-    assert set(shapes(mimicry.Decoder((32, 32, 3), **args), jnp.zeros((2, 4)))[1]) == {
+    assert not shapes(mimicry.Encoder(latent_dim=4, **args), x)[1]
+    assert set(shapes(mimicry.Decoder(shape=(32, 32, 3), **args), jnp.zeros((2, 4)))[1]) == {
         "batch_stats"
     }
 
@@ -169,7 +227,7 @@ def test_the_generators_batch_norm_is_over_the_whole_batch_on_four_devices():
         (value, after), grads = jax.value_and_grad(loss, has_aux=True)(params)
         return collectives.mean((value, grads)), after
 
-    net = mimicry.Decoder((32, 32, 3), scale=1 / 32)
+    net = mimicry.Decoder(shape=(32, 32, 3), scale=1 / 32)
     params, stats = jax.jit(partial(nets.init, net))(jax.random.key(0), z)
     compiled = partial(jax.jit, compiler_options=QUICK_COMPILE)
     expected = compiled(gradients)(params, stats, z)

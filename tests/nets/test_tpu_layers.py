@@ -63,7 +63,7 @@ def test_adding_a_bias():
 
 
 def test_biases_that_a_norm_takes_away_have_no_gradient():
-    net = mimicry.Decoder((32, 32, 3), scale=1 / 64)
+    net = mimicry.Decoder(shape=(32, 32, 3), scale=1 / 64)
     z = images(6, 5)
     variables = net.init(jax.random.key(0), z, train=False)
 

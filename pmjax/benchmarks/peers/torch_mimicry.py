@@ -32,20 +32,27 @@ class Sum(nn.Module):
 def make(*, net_args: dict, shape: Shape, latent_dim: int) -> Nets:
     """Returns E before its BatchNorm, G and d (G32 or G64, D32 or D64) for images of a shape."""
     height, width, channels = shape
-    halvings = critic_blocks(height, width, **net_args)
+    halvings = critic_blocks(height, width, net_args["scale"])
     widths = [channels, *(features for features, _ in halvings)]
     factor = 2 ** sum(down for _, down in halvings)
     size = (height // factor, width // factor, widths[-1])
 
     def trunk(*, spectral: bool) -> nn.Sequential:
         blocks = [
-            DBlock(widths[i], features, down, optimized=i == 0, spectral=spectral)
+            DBlock(
+                widths[i],
+                features,
+                down,
+                optimized=i == 0,
+                spectral=spectral,
+                relu_shortcut=net_args["relu_shortcut"],
+            )
             for i, (features, down) in enumerate(halvings)
         ]
         return chain(**numbered("DBlock", blocks), relu=nn.ReLU())
 
     flat = reordered(nn.Linear(prod(size), latent_dim), inputs=channels_first(*size))
-    up = generator_channels(height, width, **net_args)
+    up = generator_channels(height, width, net_args["scale"])
     first = reordered(nn.Linear(latent_dim, 16 * up[0]), outputs=channels_first(4, 4, up[0]))
     decoder = chain(
         Dense_0=first,

@@ -88,7 +88,7 @@ class DBlock(nn.Module):
 
     def __init__(
         self, channels: int, features: int, down: bool = False, *, optimized: bool = False,
-        spectral: bool = False,
+        relu_shortcut: bool = False, spectral: bool = False,
     ):  # fmt: skip
         super().__init__()
         hidden = features if optimized else channels
@@ -96,11 +96,13 @@ class DBlock(nn.Module):
         self.Conv_1 = conv(hidden, features, spectral=spectral)
         changes = down or channels != features
         self.Conv_2 = conv(channels, features, 1, spectral=spectral) if changes else None
-        self.down, self.optimized = down, optimized
+        self.down, self.optimized, self.relu_shortcut = down, optimized, relu_shortcut
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [N, C, H, W] to [N, features, H, W], or to half of H and W."""
-        h = self.Conv_1(F.relu(self.Conv_0(x if self.optimized else F.relu(x))))
+        h = x if self.optimized else F.relu(x)
+        x = h if self.relu_shortcut else x
+        h = self.Conv_1(F.relu(self.Conv_0(h)))
         if self.down:
             h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
         return h + (x if self.Conv_2 is None else self.Conv_2(x))
