@@ -15,6 +15,7 @@ from jax import lax
 
 from pmjax import errors
 from pmjax.distributed import collectives
+from pmjax.errors import UserError
 from pmjax.methods.base import LossValue
 from pmjax.methods.losses import squared_error
 from pmjax.nets.base import Net, Nets, apply
@@ -23,7 +24,9 @@ from pmjax.priors.standardized import StandardizedPrior
 
 Field = Callable[[Array, Array | float], Array]
 
-_FREQUENCIES = 6  # of the time, each twice the one before
+# Of the time, each twice the one before. The fastest has 16 periods: 32 steps would meet its zeros,
+# and sample with an error of half a percent (root mean square; 7% at worst) instead of 0.03%.
+_FREQUENCIES = 6
 
 
 class Velocity(nn.Module):
@@ -65,13 +68,15 @@ class Prior(StandardizedPrior):
     width: int = 256  # of the hidden layers
     blocks: int = 3  # residual blocks
     solver: str = "heun"  # or 'euler'
-    ode_steps: int = 32  # of the solver
+    ode_steps: int = 64  # of the solver
     b1: float = 0.9  # of Adam, instead of config.stage2.optimizer.b1
     sampled = "v"
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
             raise errors.unknown("solver", self.solver, SOLVERS)
+        if self.ode_steps < 1:
+            raise UserError(f"prior_args.ode_steps={self.ode_steps} must be at least 1.")
 
     def nets(self, latent_dim: int) -> dict[str, Net]:
         """Returns the net v."""

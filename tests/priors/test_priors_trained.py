@@ -1,5 +1,6 @@
 """Priors that the loop trains: what each promises, and training one when a run has ended."""
 
+import dataclasses
 import functools
 import shutil
 
@@ -151,13 +152,25 @@ def test_sphere_base_has_norm_one():
     np.testing.assert_allclose(np.linalg.norm(draws, axis=1), 1, rtol=1e-5)
 
 
+@functools.cache
+def flow_to_a_mixture():
+    prior = priors.make("flow_matching", {"width": 64, "blocks": 2})
+    return prior, fit(prior, mixture_points(2000, 0), 1000)
+
+
 def test_flow_matching_finds_a_mixture():
     z = mixture_points(2000, 0)
-    prior = priors.make("flow_matching", {"width": 64, "blocks": 2, "ode_steps": 16})
-    samples = draw(prior, fit(prior, z, 1000), 0, 1000)
+    samples = draw(*flow_to_a_mixture(), 0, 1000)
     gaussian = np.random.default_rng(2).multivariate_normal(z.mean(0), np.cov(z.T), 1000)
     fresh = mixture_points(1000, 1)
     assert energy_distance(samples, fresh) < 0.15 * energy_distance(gaussian, fresh)
+
+
+def test_half_of_flow_matchings_step_changes_samples_by_less_than_a_percent():
+    prior, arrays = flow_to_a_mixture()
+    samples = draw(prior, arrays, 0, 1000)
+    finer = draw(dataclasses.replace(prior, ode_steps=2 * prior.ode_steps), arrays, 0, 1000)
+    assert 0 < np.abs(finer - samples).max() < 0.01 * samples.std()
 
 
 def test_flow_matchings_solvers_agree_as_the_steps_become_small():
@@ -171,6 +184,12 @@ def test_flow_matchings_solvers_agree_as_the_steps_become_small():
     heun, euler, fine = (drawn(*how) for how in (("heun", 32), ("euler", 32), ("euler", 1024)))
     assert np.abs(heun - exact).max() < 0.5 * np.abs(euler - exact).max()
     np.testing.assert_allclose(fine, exact, atol=0.05)
+
+
+@pytest.mark.parametrize("ode_steps", [0, -3])
+def test_flow_matching_without_steps_is_refused(ode_steps):
+    with pytest.raises(UserError, match=rf"ode_steps={ode_steps} must be at least 1"):
+        priors.make("flow_matching", {"ode_steps": ode_steps})
 
 
 def test_two_stage_vae_reaches_the_moments_of_a_gaussian():
