@@ -7,6 +7,8 @@ from jax import Array, lax
 
 from pmjax.distributed import collectives
 
+_LEAST = 1e-12  # use of a code that moves its vector
+
 
 class Quantizer(nn.Module):
     """E and its codebook, the collection 'codebook', which no gradient moves.
@@ -54,7 +56,8 @@ class Quantizer(nn.Module):
         random = all_slots[jax.random.randint(key, (self.codes,), 0, len(all_slots))]
         average = count.mean()
         dead = count < self.revive_below * average
-        vectors = total / jnp.maximum(count, 1e-12)[:, None]
+        vectors = total / jnp.maximum(count, _LEAST)[:, None]
+        vectors = jnp.where(count[:, None] > _LEAST, vectors, book.value)  # the unused ones stay
         book.value = jnp.where(dead[:, None], random, vectors)
         counts.value = jnp.where(dead, average, count)
         return z, z_q, perplexity

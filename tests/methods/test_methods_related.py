@@ -200,6 +200,19 @@ def test_codebook_is_the_moving_average_of_a_plain_loop():
         np.testing.assert_allclose(perplexity, np.exp(stats.entropy(used)), rtol=1e-4)
 
 
+@pytest.mark.parametrize("count", [0.0, 1e-15], ids=["so far", "for long"])
+def test_unused_codes_stay_if_they_are_not_revived(count):
+    net, x = quantizer(), numbers(12, 4)
+    params, kept = nets.init(net, KEY, x)
+    book = kept["codebook"]["vectors"].at[3:].set(100.0)  # far from everything
+    counts = jnp.full_like(kept["codebook"]["counts"], count)
+    kept = {"codebook": {"vectors": book, "counts": counts}}
+    for _ in range(2):
+        _, kept = nets.update(net, params, kept, x, KEY, method="quantize")
+    np.testing.assert_array_equal(kept["codebook"]["vectors"][3:], book[3:])
+    assert np.isfinite(kept["codebook"]["vectors"]).all()
+
+
 def test_unused_codes_become_embeddings_of_the_batch():
     net, x = quantizer(revive_below=0.1), numbers(12, 4)
     params, kept = nets.init(net, KEY, x)
