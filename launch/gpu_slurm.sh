@@ -37,6 +37,15 @@ fail() {
   exit 2
 }
 
+# Refuses URLs among the arguments of pmjax.main, before anything is started.
+refuse_urls() {
+  local word
+  for word in "$@"; do
+    [[ ! $word =~ ^(--[^=]*=)?[A-Za-z][A-Za-z0-9+.-]+:/ ]] \
+      || fail "$word: pmjax reads and writes local files only. Mount a bucket on every host (for gs://, with gcsfuse) and give the mounted path."
+  done
+}
+
 # Prints a command as it could be typed.
 show() {
   local word words=()
@@ -90,8 +99,9 @@ done
 for pair in "nodes=$nodes" "gpus_per_node=$gpus" "cpus_per_gpu=$cpus"; do
   [[ ${pair#*=} =~ ^[1-9][0-9]*$ ]] || fail "--$pair must be a positive number."
 done
-[[ " $*" == *" --config="* ]] || fail "--config=FILE is missing after --. See --help."
-[[ " $*" == *" --workdir="* ]] || fail "--workdir=DIR is missing after --; all nodes must share it."
+[[ " $*" == *" --config"[=\ ]* ]] || fail "--config=FILE is missing after --. See --help."
+[[ " $*" == *" --workdir"[=\ ]* ]] || fail "--workdir=DIR is missing after --; all nodes must share it."
+refuse_urls "$@"
 
 if [[ -n ${SLURM_JOB_ID:-} ]] && ! $dry_run; then
   run_job "$python" "$@"

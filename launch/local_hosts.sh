@@ -25,6 +25,15 @@ fail() {
   exit 2
 }
 
+# Refuses URLs among the arguments of pmjax.main, before anything is started.
+refuse_urls() {
+  local word
+  for word in "$@"; do
+    [[ ! $word =~ ^(--[^=]*=)?[A-Za-z][A-Za-z0-9+.-]+:/ ]] \
+      || fail "$word: pmjax reads and writes local files only. Mount a bucket on every host (for gs://, with gcsfuse) and give the mounted path."
+  done
+}
+
 # Prints a command as it could be typed.
 show() {
   local word words=()
@@ -54,6 +63,7 @@ done
 [[ $grace =~ ^[0-9]+$ ]] || fail "--grace=$grace must be a number of seconds."
 read -ra words <<<"$command"
 [[ ${#words[@]} -gt 0 ]] || fail "--command is empty."
+refuse_urls "$@"
 $dry_run || type -P "${words[0]}" >/dev/null || fail "there is no command '${words[0]}'."
 
 free_port() {

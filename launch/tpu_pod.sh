@@ -29,7 +29,7 @@ Usage: launch/tpu_pod.sh VERB --name=NAME --zone=ZONE [options] [-- <arguments o
   --dry_run                print the commands without running them
 
 The workdir must outlive the slice and be shared by all workers: a disk that --setup mounts, not a
-directory of the VM. After a preemption, training resumes from the last checkpoint.
+directory of the VM. URLs such as gs://BUCKET are refused; launch/README.md says how to use a bucket. After a preemption, training resumes from the last checkpoint.
 
   launch/tpu_pod.sh run --name=celeba --zone=us-west4-a --accelerator_type=v5litepod-16 --spot \
     --setup='sudo mount -t nfs 10.0.0.2:/share /mnt' -- --config=configs/celeba.py \
@@ -41,6 +41,15 @@ say() { echo "tpu_pod.sh: $*" >&2; }
 fail() {
   say "$*"
   exit 2
+}
+
+# Refuses URLs among the arguments of pmjax.main, before anything is started.
+refuse_urls() {
+  local word
+  for word in "$@"; do
+    [[ ! $word =~ ^(--[^=]*=)?[A-Za-z][A-Za-z0-9+.-]+:/ ]] \
+      || fail "$word: pmjax reads and writes local files only. Mount a bucket on every host (for gs://, with gcsfuse) and give the mounted path."
+  done
 }
 
 # Prints a command as it could be typed.
@@ -98,9 +107,10 @@ check() {
     [[ -n $version ]] || version=$(default_version)
   fi
   if [[ $verb == run || $verb == start ]]; then
-    [[ " ${arguments[*]}" == *" --config="* ]] || fail "--config=FILE is missing after --. See --help."
-    [[ " ${arguments[*]}" == *" --workdir="* ]] || fail "--workdir=DIR is missing after --. See --help."
+    [[ " ${arguments[*]}" == *" --config"[=\ ]* ]] || fail "--config=FILE is missing after --. See --help."
+    [[ " ${arguments[*]}" == *" --workdir"[=\ ]* ]] || fail "--workdir=DIR is missing after --. See --help."
   fi
+  refuse_urls "${arguments[@]}"
   $dry_run || type -P gcloud >/dev/null \
     || fail "there is no command 'gcloud': install the Google Cloud CLI and log in, or try --dry_run."
 }

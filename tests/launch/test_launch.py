@@ -57,6 +57,35 @@ def test_shellcheck_finds_nothing(script):
     assert done.returncode == 0, done.stdout
 
 
+BEFORE = {  # the script's own arguments
+    "tpu_pod.sh": ["run", *POD, "--source=https://host/pmjax.git"],
+    "gpu_slurm.sh": [],
+    "local_hosts.sh": ["2", "--command=false"],
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "words",
+    [["--workdir=gs://b/run"], ["--workdir", "s3://b/run"], ["--config.data.path=gs://b/images"]],
+    ids=" ".join,
+)
+def test_urls_are_refused_before_anything_starts(script, words, tmp_path):
+    executable(tmp_path / "gcloud", f"#!/bin/sh\ntouch {tmp_path}/asked\n")
+    executable(tmp_path / "sbatch", f"#!/bin/sh\ntouch {tmp_path}/asked\n")
+    args = [*BEFORE[script.name], "--", *RUN, *words]
+    done = launch(script.name, *args, path=tmp_path)
+    assert done.returncode == 2 and not (tmp_path / "asked").exists()
+    assert words[-1] in done.stderr and "gcsfuse" in done.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_values_may_follow_their_flags_and_colons_are_no_urls(script):
+    words = ["--config", "configs/digits.py:runlocal", "--workdir", "/mnt/run_12:30/x"]
+    done = launch(script.name, *BEFORE[script.name], "--dry_run", "--", *words)
+    assert done.returncode == 0 and "/mnt/run_12:30/x" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_help_shows_an_example_and_every_script_is_executable(script):
     done = launch(script.name, "--help")
