@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.lib import format as npy
-from PIL import Image
 
 from pmjax.datasets.image_codec import decode
 
@@ -34,7 +33,7 @@ def decode_chunk(records: Sequence[dict], file: Path, size: int, start: int, sto
     images = np.zeros((stop - start, size, size, 3), np.uint8)
     labels, broken, color = [], {}, False
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the error suffices
+        warnings.filterwarnings("ignore", module="PIL")  # of metadata; of size, the error suffices
         for i in range(start, stop):
             record = records[i]
             label = record.get("label")

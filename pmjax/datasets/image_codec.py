@@ -1,16 +1,34 @@
 """Decodes image files (PNG, JPEG, …) to square uint8 arrays."""
 
+import contextlib
+import functools
 import io
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
+
+T = TypeVar("T")
+# Formats that Pillow knows and cannot decode by itself (EPS and WMF call other programs).
+NOT_READ = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")
+
+
+@functools.cache
+def extensions() -> dict[str, str]:
+    """Returns {extension of a file name: format}, of what Pillow reads."""
+    found = Image.registered_extensions()  # loads every decoder: not at import
+    return {e: f for e, f in sorted(found.items()) if f in Image.OPEN and f not in NOT_READ}
 
 
 def decode(data: bytes | np.ndarray, size: int) -> np.ndarray:
     """Decodes an image, crops its central square and resizes it with antialiasing.
 
     The image is rotated according to EXIF, composited over white where transparent, and scaled
-    (not clipped) to 0..255 where deeper than 8 bits; of several frames, the first is used.
+    (not clipped) to 0..255 where deeper than 8 bits; of several frames, the first is used. Damaged
+    metadata are ignored.
 
     Args:
         data: a file in any format that Pillow reads, or uint8 [H, W] or [H, W, 3].
@@ -26,18 +44,72 @@ def decode(data: bytes | np.ndarray, size: int) -> np.ndarray:
         return np.asarray(_square(Image.fromarray(data), size))
     if not data:
         raise ValueError("empty or not readable")
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.draft(None, (3 * size, 3 * size))  # JPEG: skips detail below the final resolution
+
+    def use(image: Image.Image) -> np.ndarray:
+        image.draft(None, (3 * size, 3 * size))  # JPEG: skips detail below the final resolution
+        image.load()  # so that what fails next is the metadata alone
+        with contextlib.suppress(Exception):  # it rotates first, then rewrites the metadata
             ImageOps.exif_transpose(image, in_place=True)
-            return np.asarray(_square(to_eight_bit(image), size))
-    except Image.UnidentifiedImageError:
-        raise ValueError("not an image") from None
+        return np.asarray(_square(to_eight_bit(image), size))
+
+    return read(data, use)
+
+
+def read(file: Path | bytes, use: Callable[[Image.Image], T]) -> T:
+    """Returns what `use` makes of an image, which need not be loaded yet.
+
+    If the file cannot be read as it is, its metadata are left out.
+
+    Raises:
+        ValueError: if the image cannot be decoded, with a short reason.
+    """
+    try:
+        return _use(file, use)
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise ValueError(f"more than {limit} million pixels, scale it down first") from None
-    except Exception as e:  # decoders raise nearly anything on a broken file
-        raise ValueError(str(e) or type(e).__name__) from e
+    except Exception as error:  # decoders raise nearly anything on a broken file
+        with contextlib.suppress(Exception):
+            return _use(
+                _without_metadata(file if isinstance(file, bytes) else file.read_bytes()), use
+            )
+        if isinstance(error, Image.UnidentifiedImageError):
+            raise ValueError("not an image") from None
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _use(file: Path | bytes, use: Callable[[Image.Image], T]) -> T:
+    source = io.BytesIO(file) if isinstance(file, bytes) else file
+    with Image.open(source, formats=tuple(dict.fromkeys(extensions().values()))) as image:
+        return use(image)
+
+
+def _without_metadata(data: bytes) -> bytes:
+    """Returns a PNG or JPEG with its pixels, transparency, color transform and EXIF only.
+
+    Raises:
+        ValueError: for other files.
+    """
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        kept, at = [data[:8]], 8
+        while at < len(data):  # length, kind, content, checksum
+            chunk = data[at : (at := at + 12 + int.from_bytes(data[at : at + 4], "big"))]
+            kind, sound = chunk[4:8], zlib.crc32(chunk[4:-4]).to_bytes(4, "big") == chunk[-4:]
+            if kind[:1].isupper() or kind == b"tRNS" or (kind == b"eXIf" and sound):
+                kept.append(chunk)
+        return b"".join(kept)
+    if data.startswith(b"\xff\xd8\xff"):
+        kept, at = [data[:2]], 2
+        while at < len(data) and data[at + 1] not in (0xDA, 0xFF):  # the pixels begin
+            segment = data[at : (at := at + 2 + int.from_bytes(data[at + 2 : at + 4], "big"))]
+            exif, adobe = (
+                segment[4:10] == b"Exif\0\0",
+                segment[4:9] == b"Adobe" and len(segment) > 15,
+            )
+            if not (0xE0 <= segment[1] <= 0xEF or segment[1] == 0xFE) or exif or adobe:
+                kept.append(segment)
+        return b"".join((*kept, data[at:]))
+    raise ValueError("another format")
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:

@@ -1,23 +1,38 @@
 """A directory of the user's own images, of any size, mode and format.
 
-Subdirectories 'train' and 'test' are the splits. Without them, a tenth of the images, chosen by a
-hash of the seed and the name, is the test split. If every image is in one of at least two
+Subdirectories 'train' and 'test' are the splits, under any of their usual names (`SPLIT_NAMES`); a
+validation set is the test split if there is no other. Without them, a tenth of the images, chosen
+by a hash of the seed and the name, is the test split. If every image is in one of at least two
 subdirectories (of the splits), the subdirectories are the classes.
 """
 
+import collections
 import functools
 import hashlib
+import logging
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from pmjax.datasets.base import SPLITS, Source
+from pmjax.datasets.image_codec import extensions
 from pmjax.datasets.records import ImageFiles
 from pmjax.errors import UserError
 
-EXTENSIONS = (
-    ".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
-    ".tga", ".tif", ".tiff", ".webp",
-)  # fmt: skip
+log = logging.getLogger(__name__)
+say = functools.cache(log.warning)  # once in a process, as every split is loaded by itself
+SPLIT_NAMES = {
+    "train": {"train", "training", "trainset", "trainval"},
+    "test": {"test", "testing", "testset"},
+    "validation": {"val", "valid", "validation", "valset", "dev", "eval", "evaluation", "holdout"},
+}  # in lower case; as words of a name, such as 'Training_set' and 'val2017'
+BESIDE = {"data", "image", "images", "img", "imgs", "set", "split"}  # other words of such a name
+# What operating and storage systems add to folders, besides hidden files.
+SYSTEM = {
+    "#recycle", "#snapshot", "$recycle.bin", "@__thumb", "@eadir", "@recycle", "__macosx",
+    "desktop.ini", "lost+found", "system volume information", "thumbs.db",
+}  # fmt: skip
 TEST_SHARE = 0.1
 
 
@@ -30,37 +45,60 @@ def source(*, path: Path | None, seed: int) -> Source:
     if not path.is_dir():
         raise UserError(f"There is no directory {path} (path, --config.data.path).")
     path = path.resolve()
-    given = all((path / split).is_dir() for split in SPLITS)
-    if given:
-        splits = {split: images(path / split) for split in SPLITS}
+    if given := _given(path):
+        splits = dict(zip(given, images(path, given.values()), strict=True))
     else:
-        splits = _split(path, images(path), seed)
+        splits = _split(path, images(path)[0], seed)
     labels = _labels(
-        {split: [f.relative_to(path / split if given else path) for f in files]
+        {split: [f.relative_to(path / given.get(split, "")) for f in files]
          for split, files in splits.items()}
     )  # fmt: skip
     return Source(
-        version="1.0.0",
+        version="1.1.0",
         records=functools.partial(_records, path, splits, labels),
         files=tuple(file for split in SPLITS for file in splits[split]),
         identity=(str(path), None if given else seed),
     )
 
 
-def images(path: Path) -> list[Path]:
-    """Returns the images below a directory in order."""
-    files, _ = listed(path)
-    if not files:
-        raise UserError(f"No images in {path}. Supported file name extensions: "
-                        f"{' '.join(EXTENSIONS)}.")  # fmt: skip
-    return files
+def images(path: Path, folders: Iterable[str] = ("",)) -> list[list[Path]]:
+    """Returns the images below each of some folders of a directory in order.
 
+    Links are followed, without cycles. Hidden files and those of the operating system are ignored;
+    of other files, the log says once how many there are of which endings.
 
-def listed(path: Path) -> tuple[list[Path], list[Path]]:
-    """Returns the images and the other files below a directory, without hidden files.
-
-    Links are followed, without cycles.
+    Raises:
+        UserError: if one of the folders has no image.
     """
+    found, left_out = [], collections.Counter[str]()
+    for folder in folders:
+        files = _files(path / folder)
+        found.append(sorted(f for f in files if f.suffix.lower() in extensions()))
+        left_out.update(_ending(f) for f in files if f.suffix.lower() not in extensions())
+        if not found[-1]:
+            raise UserError(
+                f"No images in {path / folder}{_counts(left_out, ', only files left out: ')}. "
+                f"Supported file name extensions: {' '.join(extensions())}."
+            )
+    if left_out:
+        say(
+            f"{path}: {sum(left_out.values())} files are left out, because their names do not end "
+            f"like images'{_counts(left_out, ': ')}."
+        )
+    return found
+
+
+def _ending(file: Path) -> str:
+    ending = file.suffix.lower()
+    return ending if ending and ending.isprintable() else "without an ending"
+
+
+def _counts(endings: collections.Counter[str], start: str) -> str:
+    named = [f"{n} {e}" for e, n in sorted(endings.items(), key=lambda item: (-item[1], item))]
+    return start + ", ".join(named[:10]) + ", …" * (len(named) > 10) if named else ""
+
+
+def _files(path: Path) -> list[Path]:
     files: list[Path] = []
     seen: set[str] = set()
     for folder, subfolders, names in os.walk(path, followlinks=True, onerror=_unreadable):
@@ -68,10 +106,58 @@ def listed(path: Path) -> tuple[list[Path], list[Path]]:
             subfolders.clear()
             continue
         seen.add(real)
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        files += [Path(folder, name) for name in names if not name.startswith(".")]
-    found = sorted(file for file in files if file.name.lower().endswith(EXTENSIONS))
-    return found, sorted({*files} - {*found})
+        subfolders[:] = filter(_visible, subfolders)
+        files += [Path(folder, name) for name in names if _visible(name)]
+    return files
+
+
+def _visible(name: str) -> bool:
+    return not name.startswith(".") and name.lower() not in SYSTEM
+
+
+def _given(path: Path) -> dict[str, str]:
+    """Returns the subdirectory of each split: {} if there are none.
+
+    Raises:
+        UserError: if one is missing or may be meant by several.
+    """
+    _, subfolders, _ = next(os.walk(path, onerror=_unreadable))
+    names = sorted(filter(_visible, subfolders))
+    words = {
+        name: {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)} for name in names
+    }
+    found = {
+        split: [name for name in names if len(own := words[name] - BESIDE) == 1 and own <= known]
+        for split, known in SPLIT_NAMES.items()
+    }
+    train, test = found["train"], found["test"] or found["validation"]
+    if test and not train:
+        raise UserError(
+            f"{path} has a folder '{test[0]}', which is held-out data by its name, and none for "
+            f"training: call that one 'train'. To use '{test[0]}' alone, give {path / test[0]} as "
+            f"path (--config.data.path). If it is a class, rename it."
+        )
+    if not test:
+        known = set().union(*SPLIT_NAMES.values())
+        if alike := [f"'{name}'" for name in names if words[name] & known]:
+            say(
+                f"{path}: {', '.join(alike[:10])}{', …' * (len(alike) > 10)} are folders like any "
+                "other, or classes, and a part of all images is the test split. If they are "
+                "splits, call them 'train' and 'test'."
+            )
+        return {}
+    for split, same in {"train": train, "test": test}.items():
+        if len(same) > 1:
+            raise UserError(
+                f"{path} has several folders that may be the {split} split: {', '.join(same)}. "
+                f"Call the right one '{split}', and move the others elsewhere."
+            )
+    given = {"train": train[0], "test": test[0]}
+    rest = [name for name in names if name not in given.values()]
+    if rest or not found["test"]:
+        more = f"; left out: {', '.join(rest[:10])}{', …' * (len(rest) > 10)}" if rest else ""
+        say(f"{path}: training is on '{train[0]}' and testing on '{test[0]}'{more}.")
+    return given
 
 
 def _unreadable(error: OSError) -> None:

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pmjax.datasets import image_codec
 from pmjax.datasets.base import Dataset
 from pmjax.datasets.cache import fingerprint
-from pmjax.datasets.image_codec import to_eight_bit
-from pmjax.datasets.image_folder import EXTENSIONS, listed
+from pmjax.datasets.image_folder import images as images_below
 from pmjax.errors import UserError
 from pmjax.evals.context import derived_seed
 from pmjax.evals.registry import metric_for_dimension
@@ -142,17 +142,16 @@ def load(path: Path) -> Dataset | Path:
     """Returns the images of a folder or an array's file, or the path of an .npz of statistics.
 
     Images of a folder are read when they are used; all must have one size, and no alpha channel.
-    An array is uint8 [N, H, W, 1 or 3], or float within [0, 1]. Hidden files are ignored; other
-    files in the folder that do not end like images are in `skipped`.
+    An array is uint8 [N, H, W, 1 or 3], or float within [0, 1]. Of a folder,
+    the files are read that `image_folder.images` finds.
 
     Raises:
         UserError: with what is missing, unreadable, of another size, not finite or out of range.
     """
     if path.is_dir():
-        files, others = listed(path)
+        (files,) = images_below(path)
         folder: Any = Folder(path, files)
-        skipped = tuple(str(other.relative_to(path)) for other in others)
-        return Dataset(folder, None, folder.fingerprint(), skipped)
+        return Dataset(folder, None, folder.fingerprint())
     if path.suffix not in (".npy", ".npz") or not path.is_file():
         raise UserError(f"{path} is neither a folder of images nor a .npy or .npz file.")
     try:
@@ -186,13 +185,6 @@ def alike(sets: Mapping[str, Dataset]) -> dict[str, Dataset]:
             f"The sets have images of different sizes: {sizes} (height × width). Resize them "
             "first; the way of resizing changes every distance."
         )
-    for name, each in sets.items():
-        if each.skipped:
-            more = ", …" if len(each.skipped) > SHOWN else ""
-            log.warning(
-                f"{name}: {len(each.skipped)} files are ignored, because their names do not end "
-                f"like images' ({', '.join(each.skipped[:SHOWN])}{more})."
-            )
     gray = [name for name, shape in shapes.items() if shape[2] == 1]
     if 0 < len(gray) < len(sets):
         log.info("Gray, compared as RGB with three equal channels: %s.", ", ".join(gray))
@@ -276,8 +268,6 @@ class Folder(Lazy):
     """
 
     def __init__(self, path: Path, files: list[Path]):
-        if not files:
-            raise UserError(f"{path} holds no images ({', '.join(EXTENSIONS)}).")
         self.path, self.files = path, files
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             heads = list(pool.map(_head, files))
@@ -331,19 +321,20 @@ class Folder(Lazy):
 
 def _head(file: Path) -> tuple[str, tuple[int, int], bool]:
     """Returns an error message or '', the size, and whether it is gray, from a file's head."""
+
+    def use(image: Image.Image) -> tuple[str, tuple[int, int], bool]:
+        wrong = ALPHA if image.has_transparency_data else ""
+        return wrong, image.size, image.mode in ("1", "L") or image.mode.startswith("I")
+
     try:
-        with Image.open(file) as image:
-            wrong = ALPHA if image.has_transparency_data else ""
-            return wrong, image.size, image.mode in ("1", "L") or image.mode.startswith("I")
-    except Exception as error:  # decoders raise many types of errors for broken files
-        known = isinstance(error, Image.UnidentifiedImageError)
-        return "not an image" if known else str(error) or type(error).__name__, (0, 0), True
+        return image_codec.read(file, use)
+    except ValueError as error:
+        return str(error), (0, 0), True
 
 
 def _decode(file: Path) -> np.ndarray | str:
     """Returns the pixels, or an error message."""
     try:
-        with Image.open(file) as image:
-            return np.asarray(to_eight_bit(image))
-    except Exception as error:
-        return str(error) or type(error).__name__
+        return image_codec.read(file, lambda image: np.asarray(image_codec.to_eight_bit(image)))
+    except ValueError as error:
+        return str(error)

@@ -1,6 +1,8 @@
 """Tests of a user's own images: modes, formats, cropping, resizing, splits, broken files."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -120,6 +122,93 @@ def test_photographs_are_rotated_upright(orientation):
     assert np.abs(image_codec.decode(data, 16).astype(int) - upright).max() <= 3
 
 
+def with_chunks(*chunks, after=False, damage=0):
+    """A PNG with more chunks {kind: content} before or after its pixels, and other checksums."""
+    data = encode(Image.new("RGB", (16, 16), COLOR))
+    at = data.index(b"IEND") - 4 if after else 33
+    more = [
+        struct.pack(">I", len(content)) + kind + content
+        + struct.pack(">I", zlib.crc32(kind + content) ^ damage)
+        for kind, content in chunks
+    ]  # fmt: skip
+    return data[:at] + b"".join(more) + data[at:]
+
+
+def with_segment(marker, content):
+    """A JPEG with another segment at its beginning."""
+    data = encode(Image.new("RGB", (16, 16), COLOR), "JPEG", quality=95)
+    return data[:2] + struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content + data[2:]
+
+
+LONG = zlib.compress(bytes(3 << 20))  # longer than Pillow reads
+TURN = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+DAMAGED = {  # metadata only
+    "PNG, EXIF": with_chunks((b"eXIf", b"\xff\xff")),
+    "PNG, long zTXt": with_chunks((b"zTXt", b"a\0\0" + LONG)),
+    "PNG, long zTXt after the pixels": with_chunks((b"zTXt", b"a\0\0" + LONG), after=True),
+    "PNG, long iTXt": with_chunks((b"iTXt", b"a\0\1\0\0\0" + LONG)),
+    "PNG, much text": with_chunks(*[(b"tEXt", b"a%d\0" % i + bytes(9 << 17)) for i in range(60)]),
+    "PNG, zTXt": with_chunks((b"zTXt", b"a\0\7")),
+    "PNG, checksum of a text": with_chunks((b"tEXt", b"a\0b"), damage=1),
+    "PNG, checksum of EXIF": with_chunks((b"eXIf", TURN[6:]), damage=1),
+    "PNG, long ICC": with_chunks((b"iCCP", b"a\0\0" + LONG)),
+    "PNG, ICC": with_chunks((b"iCCP", b"")),
+    "PNG, gamma": with_chunks((b"gAMA", b"\0")),
+    "PNG, XMP": with_chunks((b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<x:x")),
+    "JPEG, EXIF": with_segment(0xE1, b"Exif\0\0"),
+    "JPEG, two EXIF headers": with_segment(0xE1, b"Exif\0\0Exif\0\0II*\0"),
+    "JPEG, ICC": with_segment(0xE2, b"ICC_PROFILE\0\1\2"),
+    "JPEG, JFIF": with_segment(0xE0, b"JFIF\0"),
+    "JPEG, Photoshop": with_segment(0xED, b"Photoshop 3.0\x008BIM\4\4"),
+    "JPEG, Adobe": with_segment(0xEE, b"Adobe"),
+    "JPEG, XMP": with_segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x"),
+    "WebP, EXIF": encode(Image.new("RGB", (16, 16), COLOR), "WEBP", exif=b"\xff" * 4, quality=100),
+    "TIFF, XMP": encode(Image.new("RGB", (16, 16), COLOR), "TIFF", tiffinfo={700: b"<x"}),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_metadata_is_ignored(name):
+    for pixels in (
+        image_codec.decode(DAMAGED[name], 16),
+        image_codec.read(DAMAGED[name], np.asarray),  # as an evaluation does
+    ):
+        assert pixels.shape == (16, 16, 3) and np.abs(pixels.astype(int) - COLOR).max() <= 4
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_photograph_is_upright_beside_damaged_metadata(kind, monkeypatch):
+    image = Image.fromarray(np.repeat(np.uint8([[0, 255]]), 8, 1).repeat(16, 0))
+    plain = np.asarray(image)
+    data = encode(image, kind, exif=TURN)
+    at, more = (33, with_chunks((b"gAMA", b"\0"))) if kind == "PNG" else (2, DAMAGED["JPEG, JFIF"])
+    end = len(more) - len(with_chunks()) if kind == "PNG" else 9
+    np.testing.assert_allclose(
+        image_codec.decode(data[:at] + more[at : at + end] + data[at:], 16),
+        np.rot90(plain, -1),
+        atol=3,
+    )
+    monkeypatch.setattr(Image.Exif, "tobytes", lambda exif: exif.nothing)  # other damaged tags
+    np.testing.assert_allclose(image_codec.decode(data, 16), np.rot90(plain, -1), atol=3)
+
+
+@pytest.mark.parametrize("name", [n for n in DAMAGED if n[:3] in ("PNG", "JPE")])
+def test_damaged_pixels_are_refused_with_any_metadata(name):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    data = encode(image, name.partition(",")[0])
+    start = 33 if name.startswith("PNG") else 2
+    pieces = DAMAGED[name][start : start + 100], data[start : len(data) // 2]
+    with pytest.raises(ValueError, match="."):
+        image_codec.decode(data[:start] + b"".join(pieces), 16)
+
+
+def test_formats_that_run_other_programs_are_not_read():
+    image = Image.new("RGB", (8, 8))
+    with pytest.raises(ValueError, match="not an image"):
+        image_codec.decode(encode(image, "EPS"), 8)
+    assert not {".eps", ".pdf", ".mpg", ".wmf", ".h5"} & set(image_codec.extensions())
+
+
 @pytest.mark.parametrize("shape", [(10, 20), (20, 10), (11, 20)])
 def test_the_center_is_cropped(shape):
     side = min(shape)
@@ -213,6 +302,76 @@ def test_subfolders_train_and_test_are_the_splits(folder):
     assert load(folder, seed=1).fingerprint == train.fingerprint
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "others", "said"),
+    [
+        ("train", "val", [], "training is on 'train' and testing on 'val'."),
+        ("train", "validation", [], "testing on 'validation'."),
+        ("train", "valid", [], "testing on 'valid'."),
+        ("train", "dev", [], "testing on 'dev'."),
+        ("train", "eval", [], "testing on 'eval'."),
+        ("Train", "Test", [], ""),
+        ("TRAIN", "TEST", [], ""),
+        ("training", "testing", [], ""),
+        ("training_set", "test_set", [], ""),
+        ("train2017", "val2017", [], "testing on 'val2017'."),
+        ("train", "test", ["val"], "'train' and testing on 'test'; left out: val."),
+        ("train", "test", ["val", "valid"], "left out: val, valid."),
+        ("train", "test", ["bus", "Validation"], "left out: Validation, bus."),
+        ("trainset", "val", ["testA"], "'trainset' and testing on 'val'; left out: testA."),
+    ],
+)
+def test_usual_names_of_splits_are_splits(folder, caplog, train, test, others, said):
+    names = [f"{split}/{kind}/{i}.png" for split in (train, test) for kind in "ab" for i in (0, 1)]
+    fill(folder, [*names, *(f"{name}/c/{i}.png" for name in others for i in (0, 1))])
+    parts = [load(folder), load(folder, "test")]
+    assert [part.data[:, 0, 0, 0].tolist() for part in parts] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert [part.labels.tolist() for part in parts] == [[0, 0, 1, 1]] * 2
+    lines = [line for line in caplog.messages if line.startswith(f"{folder}: training is")]
+    assert len(lines) == bool(said) and said in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["test"], "has a folder 'test', .*none for training: call that one 'train'"),
+        (["val"], "'val'.*call that one 'train'"),
+        (["cat", "dog", "Validation"], "To use 'Validation' alone, .*If it is a class, rename it"),
+        (["train", "val", "valid"], "several folders that may be the test split: val, valid"),
+        (["Train", "train", "test"], "may be the train split: Train, train. Call the right one 't"),
+        (["train", "test_1", "test_2"], "test split: test_1, test_2"),
+    ],
+)
+def test_splits_that_are_not_clear_are_refused(folder, names, message):
+    fill(folder, [f"{name}/{i}.png" for name in names for i in (0, 1)])
+    with pytest.raises(UserError, match=message):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["bus", "car", "train"], "'train' are folders"),
+        (["beach", "bullet_train"], "'bullet_train' are"),
+        (["seg_test", "seg_train"], "'seg_test', 'seg_train' are"),
+        (["testA", "trainA"], "'testA', 'trainA' are"),
+        (["contest", "trainer"], ""),
+        (["data", "images"], ""),
+    ],
+)
+def test_a_class_that_is_named_like_a_split_is_pointed_out(folder, caplog, names, said):
+    fill(folder, [f"{name}/{i}.png" for name in names for i in range(5)])
+    assert set(load(folder).labels) | set(load(folder, "test").labels) == set(range(len(names)))
+    assert len(caplog.messages) == bool(said) and said in caplog.text
+
+
+def test_a_single_folder_for_training_is_split(folder, caplog):
+    fill(folder, [f"train/{kind}/{i}.png" for kind in "ab" for i in range(5)])
+    train, test = load(folder), load(folder, "test")
+    assert (len(train.data), len(test.data), train.labels) == (9, 1, None)
+    assert "a part of all images is the test split" in caplog.text
+
+
 def test_class_subfolders_give_labels_that_agree_between_the_splits(folder):
     fill(folder, ["train/cat/a.png", "train/dog/b.png", "train/emu/x/c.png", "test/dog/d.png"])
     assert load(folder).labels.tolist() == [0, 1, 2]
@@ -237,6 +396,39 @@ def test_links_are_followed_but_never_in_circles(folder, tmp_path):
     (folder / "circle").symlink_to(folder)
     fill(folder, ["2.png"])
     assert len(load(folder).data) + len(load(folder, "test").data) == 3
+
+
+FORMATS = {
+    "a.jfif": "JPEG", "b.JPE": "JPEG", "c.dib": "DIB", "d.ico": "ICO", "e.apng": "PNG",
+    "f.PNG": "PNG", "g.tga": "TGA", "h.pcx": "PCX", "i.Jpeg": "JPEG", "j.jp2": "JPEG2000",
+    "k.qoi": "QOI", "l.sgi": "SGI",
+}  # fmt: skip
+
+
+def test_every_ending_that_pillow_reads_is_taken_and_the_others_are_counted_once(folder, caplog):
+    for name, kind in FORMATS.items():
+        (folder / name).write_bytes(encode(Image.new("RGB", (16, 16), COLOR), kind))
+    for name in ("a.heic", "b.HEIC", "c.pdf", "photo", "x.jpg~", "clip.mpg", "y.z\n"):
+        (folder / name).write_bytes(b"")
+    parts = [load(folder, split).data for split in loader.SPLITS]
+    assert np.abs(np.concatenate(parts).astype(int) - COLOR).max() <= 4
+    assert sum(map(len, parts)) == len(FORMATS)
+    (line,) = caplog.messages
+    assert "7 files are left out" in line and "\n" not in line
+    assert line.endswith(": 2 .heic, 2 without an ending, 1 .jpg~, 1 .mpg, 1 .pdf.")
+
+
+def test_what_systems_leave_in_folders_is_no_image(folder, caplog):
+    fill(folder, ["0.png", "a/1.png"])
+    for name in (
+        "@eaDir/0.png/SYNOPHOTO_THUMB_M.jpg", "a/@eaDir/x.jpg", ".thumbnails/x.png", "a/.x/y.png",
+        "__MACOSX/a/._1.png", "._0.png", "a/.hidden.png", "#recycle/2.png", "$RECYCLE.BIN/2.png",
+        "Thumbs.db", "a/.DS_Store", "desktop.ini",
+    ):  # fmt: skip
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"no image")
+    assert sum(len(load(folder, split).data) for split in loader.SPLITS) == 2
+    assert not caplog.messages
 
 
 def test_a_changed_image_is_noticed(folder):
@@ -270,6 +462,9 @@ def test_a_missing_folder_or_path_or_size_is_reported(tmp_path, folder):
 def test_an_empty_folder_is_reported_with_the_formats_that_are_read(folder):
     (folder / "readme.txt").write_text("nothing here")
     with pytest.raises(UserError, match=r"No images in .*\.jpg"):
+        load(folder)
+    (folder / "photo.heic").touch()
+    with pytest.raises(UserError, match="No images in .*, only files left out: 1 .*, 1 .*Support"):
         load(folder)
     fill(folder, ["train/a.png"])
     (folder / "test").mkdir()

@@ -242,20 +242,29 @@ def test_an_alpha_channel_is_to_be_flattened(folder):
         image_sets.load(folder("x", rgba))
 
 
-def test_hidden_files_are_ignored_and_skipped_files_are_reported(tmp_path, folder, caplog):
+def test_hidden_files_are_ignored_and_other_files_are_counted(tmp_path, folder, caplog):
     path = folder("x", PIXELS[:4])
-    for hidden in (".ipynb_checkpoints/000-checkpoint.png", "._000.png"):
+    for hidden in (".ipynb_checkpoints/000-checkpoint.png", "._000.png", "@eaDir/000.png"):
         (path / hidden).parent.mkdir(exist_ok=True)
         (path / hidden).write_bytes(b"no image")
-    (path / "deeper" / "photo.jfif").write_bytes((path / "000.png").read_bytes())
-    found = image_sets.load(path)
-    assert len(found.data) == 4 and found.skipped == ("deeper/photo.jfif",)
-    image_sets.alike({"samples": found})
-    assert "samples: 1 files are ignored" in caplog.text and "deeper/photo.jfif" in caplog.text
+    (path / "deeper" / "photo.heic").write_bytes((path / "000.png").read_bytes())
+    for _ in range(2):
+        assert len(image_sets.load(path).data) == 4
+    assert caplog.messages == [
+        f"{path}: 1 files are left out, because their names do not end like images': 1 .heic."
+    ]
+
+
+def test_damaged_metadata_is_ignored(folder):
+    path = folder("x", PIXELS)
+    for file in path.glob("*.png"):
+        whole = file.read_bytes()
+        file.write_bytes(whole[:33] + b"\0\0\0\0iCCP" + bytes(4) + whole[33:])
+    assert np.asarray(image_sets.load(path).data).sum() == PIXELS.sum()
 
 
 def test_an_empty_or_missing_folder_is_named(tmp_path):
-    with pytest.raises(UserError, match="holds no images"):
+    with pytest.raises(UserError, match="No images in"):
         image_sets.load(tmp_path)
     with pytest.raises(UserError, match="is neither a folder of images"):
         image_sets.load(tmp_path / "missing")
