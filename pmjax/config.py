@@ -4,19 +4,22 @@
 classes; a complete configuration has all of them.
 """
 
-import ast
+import contextlib
 import dataclasses
-import importlib.util
+import importlib
+import inspect
 import json
+import os
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from pmjax import errors, plugins, schema
+from pmjax import errors, paths, plugins, schema
 from pmjax.errors import UserError
 from pmjax.schema import METRIC_ARGS
 
@@ -28,7 +31,8 @@ def load(reference: str, overrides: Mapping[str, str] | None = None) -> ConfigDi
     """Reads a config file and applies overrides.
 
     Args:
-      reference: path of a Python file, optionally followed by ':variant' or ':variant,variant'.
+      reference: path of a Python file, optionally followed by ':variant' or ':variant,variant', or
+        of the config.json of a workdir.
       overrides: dotted name -> text, as from --config.data.batch_size=128.
 
     Returns:
@@ -38,17 +42,11 @@ def load(reference: str, overrides: Mapping[str, str] | None = None) -> ConfigDi
       UserError: for a missing file, an unknown variant or name (with the nearest valid one), or an
         invalid value.
     """
-    path, _, variant = reference.partition(":")
-    module, overrides = _import(Path(path)), overrides or {}
-    try:
-        values, problem = _of_this_version(module.get_config(variant).to_dict())
-    except (UserError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{path}: {error}") from error
-    if problem:
-        raise UserError(f"{path}: the config it returns {problem}.")
+    path, variant = _split(reference)
+    values, overrides = _from_file(path, variant), overrides or {}
     config = ConfigDict(values)
     for name, text in overrides.items():
-        assign(config, name, _parse(text))
+        assign(config, name, schema.Text(text))
     for name, key in schema.PLUGINS.items():
         if config[name] != values[name]:  # the file's arguments belong to its own choice
             given = {n.split(".", 1)[1] for n in overrides if n.startswith(f"{key.args}.")}
@@ -65,7 +63,7 @@ def override(config: ConfigDict, overrides: Mapping[str, str], prefix: str) -> C
                 f"--config.{name} belongs to training; only keys under --config.{prefix} can be "
                 f"given here."
             )
-        assign(config, name, _parse(text))
+        assign(config, name, schema.Text(text))
     return complete(config)
 
 
@@ -78,7 +76,7 @@ def metric_args(overrides: Mapping[str, str]) -> dict[str, Any]:
                 f"--config.{name} belongs to a workdir; with --samples, only metrics' arguments "
                 f"can be given: --config.{METRIC_ARGS}METRIC.NAME=VALUE."
             )
-        assign(config, name, _parse(text))
+        assign(config, name, schema.Text(text))
     return config.eval.args.to_dict()
 
 
@@ -168,7 +166,7 @@ def flat(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, 
         if isinstance(value, ConfigDict | dict):
             result |= flat(value, f"{prefix}{name}.")
         else:
-            result[prefix + name] = list(value) if isinstance(value, tuple) else value
+            result[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
     return result
 
 
@@ -201,8 +199,13 @@ def read(path: Path) -> ConfigDict:
         raise UserError(f"{path}: {error}") from error
 
 
-def _of_this_version(values: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Returns a config with the keys that its version lacked, and what is wrong with its keys."""
+def _of_this_version(
+    values: dict[str, Any], *, partial: bool = False
+) -> tuple[dict[str, Any], str]:
+    """Returns a config with the keys that its version lacked, and what is wrong with its keys.
+
+    With `partial`, one that lacks keys of the first version gets today's defaults instead.
+    """
     groups = [key.args for key in schema.PLUGINS.values()]
     for group in groups:
         if not isinstance(values.setdefault(group, {}), dict):
@@ -211,16 +214,18 @@ def _of_this_version(values: dict[str, Any]) -> tuple[dict[str, Any], str]:
         group, argument = name.split(".")
         if argument in values[group] and means_default(values, values[group][argument]):
             del values[group][argument]
-    if isinstance(values.get("eval"), dict):
+    if isinstance(values.setdefault("eval", {}), dict):
         values["eval"].setdefault("args", {})
     found = {name for name in flat(values) if name.partition(".")[0] not in groups}
     unknown = {name for name in found - {*schema.KEYS} if not name.startswith(METRIC_ARGS)}
     problems = [f"has unknown keys ({', '.join(sorted(unknown))})"] if unknown else []
-    if missing := sorted({*schema.KEYS} - {*schema.ADDED} - found):
+    missing = sorted({*schema.KEYS} - {*schema.ADDED} - found)
+    if missing and not partial:
         problems.append(f"lacks keys ({', '.join(missing)})")
-    for name in {*schema.ADDED} & {*schema.KEYS} - found:
+    for name in {*schema.KEYS} - found:
         if not problems:
-            schema.put(values, name, schema.ADDED[name])
+            value = schema.KEYS[name].default if missing else schema.ADDED[name]
+            schema.put(values, name, value)
     return values, " and it ".join(problems)
 
 
@@ -233,34 +238,107 @@ def _with_earlier_arguments(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _import(path: Path) -> ModuleType:
-    if not path.is_file():
-        near = [str(p) for p in sorted(path.parent.glob("*.py")) if p.stem != "default"]
-        if near:
-            raise errors.unknown("config file", str(path), near)
-        raise UserError(
-            f"There is no config file {path}, nor any other in {path.parent.resolve()}. Run the "
-            f"command in the directory that contains configs, or give the file's full path."
-        )
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent))  # config files import `default` from their directory
+def directories() -> list[Path]:
+    """Returns the directories of pmjax's own config files: here, and beside the package."""
+    folders = [parent / "configs" for parent in (Path(), Path(__file__).parents[1])]
+    return [folder for folder in folders if (folder / "default.py").is_file()]
+
+
+def _split(reference: str) -> tuple[Path, str]:
+    """Returns the file of FILE[:variant]; a colon may also be part of its path."""
+    ends = [i for i, c in enumerate(reference) if c == ":"]
+    for end in (len(reference), *reversed(ends)):
+        if os.path.isfile(path := paths.local(reference[:end])):
+            return path, reference[end + 1 :]
+    start = reference.rfind("/") + 1  # of the name of a file that does not exist
+    name, _, variant = reference[start:].partition(":")
+    return paths.local(reference[:start] + name), variant
+
+
+def _from_file(path: Path, variant: str) -> dict[str, Any]:
+    """Returns the values of a config file; `UserError` names the file and, if known, the line."""
+    _require_file(path)
+    if path.suffix == ".json":
+        if variant:
+            raise UserError(f"{path} has no variants, such as '{variant}'.")
+        return read(path).to_dict()
+    with _importable(path.parent):
+        try:
+            values = _run(path, variant)
+        except SyntaxError as error:  # of the file, or of one that it imports
+            where = f"{error.filename or path} cannot be read, line {error.lineno or 1}"
+            raise UserError(f"{where}: {error.msg}.") from error
+        except (Exception, SystemExit) as error:
+            raise UserError(_located(path, error)) from error
     try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise UserError(f"{path} cannot be read, line {error.lineno}: {error.msg}.") from error
+        values, problem = _of_this_version(values, partial=True)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{path}: {error}") from error
+    if problem:
+        raise UserError(f"{path}: the config it returns {problem}.")
+    return values
+
+
+def _require_file(path: Path) -> None:
+    if os.path.isfile(path):
+        return
+    if os.path.isdir(path):
+        names = ", ".join(sorted(file.name for file in path.glob("*.py"))) or "it has no .py file"
+        raise UserError(f"{path} is a directory. Give one of its files: {names}.")
+    near = [str(p) for p in sorted(path.parent.glob("*.py")) if p.stem != "default"]
+    if near:
+        raise errors.unknown("config file", str(path), near)
+    raise UserError(
+        f"There is no config file {path}, nor any other in {path.parent.resolve()}. Run the "
+        f"command in the directory that contains configs, or give the file's full path."
+    )
+
+
+@contextlib.contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Lets a config file import its neighbors, and `default`; no module remains imported."""
+    folder, path, modules = folder.absolute(), [*sys.path], {**sys.modules}
+    sys.modules.pop("default", None)
+    sys.path[:] = [str(folder), *path, *map(str, directories())]
+    try:
+        yield
     finally:
-        sys.path.pop(0)
-        sys.modules.pop("default", None)
-    return module
+        sys.path[:] = path
+        for name in {*sys.modules} - {*modules} | {"default"}:
+            file = getattr(sys.modules.get(name), "__file__", None)
+            if name == "default" or (file and Path(file).parent == folder):
+                sys.modules.pop(name, None)
+        if "default" in modules:
+            sys.modules["default"] = modules["default"]
 
 
-def _parse(text: str) -> Any:
-    """Reads a Python literal, or true or false; anything else is a string."""
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # not a literal
-        return text
+def _run(path: Path, variant: str) -> dict[str, Any]:
+    """Returns what get_config of a Python file returns, as a dictionary."""
+    module = sys.modules["own_config"] = ModuleType("own_config")
+    module.__file__ = str(path.absolute())
+    exec(compile(path.read_bytes(), path, "exec"), module.__dict__)
+    get_config = getattr(module, "get_config", None)
+    if not callable(get_config):
+        raise UserError("it defines no function get_config(variant).")
+    takes_variant = bool(inspect.signature(get_config).parameters)
+    if variant and not takes_variant:
+        raise UserError(f"its get_config takes no variant, such as '{variant}'.")
+    config = get_config(variant) if takes_variant else get_config()
+    if not isinstance(config, Mapping | ConfigDict):
+        raise UserError(
+            f"its get_config returns {config!r:.40}, not a ConfigDict: return "
+            f"default.get_config(variant, {{NAME: VALUE, …}})."
+        )
+    return ConfigDict(config).to_dict()
+
+
+def _located(path: Path, error: BaseException) -> str:
+    """Returns an error of a config file, with its line there and with where else it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    where = f"{path}, line {lines[-1]}" if lines else str(path)
+    if isinstance(error, UserError | ValueError) or not lines:
+        return f"{where}: {error}"
+    last = frames[-1]
+    deeper = f" ({last.filename}, line {last.lineno})" if last.filename != str(path) else ""
+    return f"{where}: {type(error).__name__}{f': {error}' if str(error) else ''}{deeper}"

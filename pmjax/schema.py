@@ -4,10 +4,11 @@ Everything else is derived from `SECTIONS`: the defaults, --help, the checks of 
 may change between two runs of a workdir, and how workdirs of earlier versions are read.
 """
 
+import ast
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial, reduce
 from typing import Any
 
@@ -234,15 +235,42 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
+class Text(str):
+    """A value as it was typed; the type of its key decides what it means."""
+
+    def read(self, types: Collection[Any]) -> Any:
+        """Returns the text as one of `types`: itself for `str`, and for `tuple` (of words).
+
+        For others, and where None or a list of texts is spelled out, it is a Python literal.
+        """
+        value = _literal(self)
+        listed = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
+        spelled = (listed and tuple in types) or (value is None and type(None) in types)
+        return str(self) if {str, tuple} & {*types} and not spelled else value
+
+
+def _literal(text: str) -> Any:
+    """Reads a Python literal, or true or false; anything else is a string."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # not a literal
+        return str(text)
+
+
 def as_type(name: str, value: Any, like: Any) -> Any:
     """Returns a value in the type of `like`: an int as a float, a text with commas as a tuple.
 
     Raises:
       UserError: for a value of any other type; `name` is the value's in the message.
     """
+    if isinstance(value, Text):
+        numbers = isinstance(like, tuple) and not all(isinstance(item, str) for item in like)
+        value = value.read(() if numbers else (type(like),))
     if isinstance(like, float) and type(value) is int and abs(value) < 2**53:
         return float(value)
-    if isinstance(like, str) and not isinstance(value, list | tuple | dict):
+    if isinstance(like, str) and not isinstance(value, list | tuple | dict | None):
         return str(value)
     if isinstance(like, tuple):
         if isinstance(value, str):

@@ -170,11 +170,12 @@ def _in_processes(tasks: list[Task], job: tuple, number: int) -> Iterator[tuple[
 
 class _Process:
     def __init__(self, job: tuple):
-        path = os.pathsep.join(os.path.abspath(p) for p in sys.path)
-        environment = {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"}
+        path = [os.path.abspath(p) for p in sys.path]  # PYTHONPATH would cut them at colons
+        code = f"import sys; sys.path[:] = {path}; import {decode_worker.__name__} as w; w.main()"
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", decode_worker.__name__],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
+            [sys.executable, "-P", "-c", code],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
         )  # fmt: skip
         assert self._process.stdin and self._process.stdout  # for type checkers
         self._requests, self._results = self._process.stdin, self._process.stdout

@@ -1,4 +1,4 @@
-"""Decodes one chunk of a data set; `python -m pmjax.datasets.decode_worker` does it as a process.
+"""Decodes one chunk of a data set; `main` does it in a process of its own.
 
 The process is a new interpreter, because forking a process that runs JAX may hang and
 multiprocessing's 'spawn' would run the user's main module again. It reads pickles from stdin (the
@@ -72,7 +72,3 @@ def main() -> None:
             answer = e
         pickle.dump(answer, answers)
         answers.flush()
-
-
-if __name__ == "__main__":
-    main()

@@ -55,10 +55,10 @@ def process_spec(environ: Mapping[str, str] = os.environ) -> ProcessSpec:
             f"of {', '.join(_NAMES)}; a single process needs none."
         )
     host, _, port = environ["PMJAX_COORDINATOR"].rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+    if not host or ":" in host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise UserError(
             f"PMJAX_COORDINATOR='{environ['PMJAX_COORDINATOR']}' must be HOST:PORT, "
-            "such as 10.0.0.1:8476."
+            "such as 10.0.0.1:8476, where HOST is a name or an IPv4 address."
         )
     count = _number(environ, "PMJAX_NUM_PROCESSES", 1, least=1)
     index = _number(environ, "PMJAX_PROCESS_ID", 0, least=0)

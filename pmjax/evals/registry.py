@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from pmjax import plugins
 from pmjax.errors import UserError, no_argument, unknown
 from pmjax.evals.base import OF_DATA, Metric, Table, option
-from pmjax.schema import METRIC_ARGS, TYPES
+from pmjax.schema import METRIC_ARGS, TYPES, Text
 
 Args = Mapping[str, Mapping[str, Any]]  # {metric or extractor: {argument: value}}
 WORDS = Sequence[str]
@@ -143,6 +143,9 @@ def checked(name: str, given: Mapping[str, Any], *, where: str = "") -> dict[str
     """
     metric = find(name)
     valid = metric.parameters()
+    if "extractor" in given:
+        hint = valid.get("extractor", str)
+        given = {**given, "extractor": _as_type(f"{where}extractor", given["extractor"], hint)}
     extractor = extractor_of(name, given)
     extractors = plugins.names("extractors")
     if "extractor" in given and extractor not in (None, *extractors):
@@ -175,6 +178,8 @@ def _keyword_arguments(function: types.FunctionType) -> dict[str, Any]:
 
 def _as_type(name: str, value: Any, hint: Any) -> Any:
     hints = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if isinstance(value, Text):
+        value = value.read([tuple if each == WORDS else each for each in hints])
     if WORDS in hints and isinstance(value, str | list | tuple):
         words = value.split(",") if isinstance(value, str) else value
         if all(isinstance(word, str) for word in words):

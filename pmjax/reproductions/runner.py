@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from pmjax import errors, plugins
+from pmjax import config, errors, plugins
 from pmjax.errors import UserError
 from pmjax.reporting.images import Figure
 from pmjax.reproductions import jobs, tables
@@ -119,10 +119,9 @@ def _seeds(text: str | None) -> tuple[int, ...]:
 
 
 def _configs() -> Path:
-    """Returns the directory of config files: here, or beside the sources of the package."""
-    for parent in (Path(), Path(__file__).parents[2]):
-        if (parent / "configs" / "default.py").is_file():
-            return parent / "configs"
+    """Returns the directory of config files."""
+    if folders := config.directories():
+        return folders[0]
     raise UserError(
         "There is no directory configs/ with config files here: start this command in the root of "
         "the repository."

@@ -3,7 +3,9 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -262,16 +264,150 @@ def test_a_config_file_of_an_earlier_version_is_completed(tmp_path):
     assert config.load(path) == config.load(DIGITS)
 
 
+def test_a_config_file_with_other_keys_is_rejected(tmp_path):
+    message = r"own.py: the config it returns has unknown keys \(new\)"
+    with pytest.raises(UserError, match=message):
+        config.load(own_config(tmp_path, lambda values: values.update(new=1)))
+
+
+FROM_DEFAULT = "import default\ndef get_config(v):\n    return default.get_config(v, {'seed': 7})\n"
+WORKING = {
+    "elsewhere.py": FROM_DEFAULT,
+    "no_ending": FROM_DEFAULT,
+    "wrong.ending": FROM_DEFAULT,
+    "a:b.py": FROM_DEFAULT,
+    "lazy.py": FROM_DEFAULT.replace("import default\n", "").replace("    ", "    import default;"),
+    "no_argument.py": "def get_config():\n    return {'seed': 7}\n",
+    "mapping.py": "def get_config(v):\n    return {'seed': 7, 'data': {'name': 'digits'}}\n",
+    "partial.py": "from ml_collections import ConfigDict\n"
+    "def get_config(v=''):\n    return ConfigDict({'seed': 7})\n",
+    "classes.py": "import dataclasses, default\n"
+    "@dataclasses.dataclass\nclass A:\n    x: 'int' = 7\n"
+    "def get_config(v):\n    return default.get_config(v, {'seed': A().x})\n",
+}
+
+
+@pytest.mark.parametrize("name", WORKING)
+def test_a_config_file_anywhere_has_the_defaults_of_what_it_leaves_out(name, tmp_path):
+    path = tmp_path / "run_12:30" / name
+    path.parent.mkdir()
+    path.write_text(WORKING[name])
+    expected = config.load(str(CONFIGS / "default.py"), {"seed": "7"})
+    assert config.load(str(path)) == expected == config.load(f"{path}:")
+    if "default" in WORKING[name]:
+        assert config.load(f"{path}:author").schedule == "joint"
+
+
+def test_a_config_of_a_workdir_is_one_for_another(tmp_path):
+    loaded = config.load(DIGITS, {"seed": "3"})
+    config.save(loaded, tmp_path / "config.json")
+    assert config.load(str(tmp_path / "config.json")) == loaded
+    with pytest.raises(UserError, match="config.json has no variants, such as 'author'"):
+        config.load(f"{tmp_path / 'config.json'}:author")
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("text", "message"),
     [
-        (lambda v: v.update(new=1), r"own.py: the config it returns has unknown keys \(new\)"),
-        (lambda v: v.pop("steps"), r"own.py: the config it returns lacks keys \(steps\)"),
+        ("\nx = y\n", r"own.py, line 2: NameError: name 'y'"),
+        ("def get_config(v):\n    return x\n", r"own.py, line 2: NameError"),
+        (
+            "def get_config(v):\n    pass\n",
+            r"own.py: its get_config returns None, not a ConfigDict",
+        ),
+        ("x = 1\n", r"own.py: it defines no function get_config\(variant\)"),
+        ("get_config = 3\n", "it defines no function"),
+        ("def get_config(a, b):\n    pass\n", "own.py: .* missing 1 required"),
+        ("import sys\nsys.exit(3)\n", r"own.py, line 2: SystemExit: 3"),
+        ("import nosuch\n", r"own.py, line 1: ModuleNotFoundError: No module named 'nosuch'"),
+        ("import beside\n", r"own.py, line 1: KeyError: 'x' \(.*beside.py, line 2\)"),
+        ("import broken\n", r"broken.py cannot be read, line 2"),
+        ("\0", "own.py"),
+        ("def get_config(v):\n    return {1: 2}\n", r"unknown keys \(1\)"),
+        ("def get_config(v):\n    return {'seed': 'x'}\n", "config.seed='x' must be an integer"),
+        ("def get_config(v):\n    return {'data': {'path': None}}\n", "path=None must be a text"),
+        (FROM_DEFAULT.replace("seed", "sed"), r"own.py, line 3: Unknown config key 'config.sed'"),
     ],
 )
-def test_a_config_file_with_other_keys_is_rejected(tmp_path, change, message):
+def test_a_mistake_in_a_config_file_is_one_message_with_its_line(text, message, tmp_path):
+    (tmp_path / "beside.py").write_text("d = {}\nd['x']\n")
+    (tmp_path / "broken.py").write_text("\n= 1\n")
+    (tmp_path / "own.py").write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        config.load(str(tmp_path / "own.py"))
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("configs", "configs is a directory. Give one of its files: .*digits.py"),
+        ("configs/digits", "Did you mean 'configs/digits.py'"),
+        ("a:b/c.py:author", "no config file a:b/c.py,"),
+        ("x" * 300, "config file"),
+        ("gs://bucket/c.py", "is a URL"),
+        ("~/c.py", "no config file /nowhere/c.py"),
+        ("/dev/null", "no config file /dev/null"),
+    ],
+)
+def test_what_is_no_config_file_is_said_in_one_message(reference, message, monkeypatch):
+    monkeypatch.setenv("HOME", "/nowhere")
     with pytest.raises(UserError, match=message):
-        config.load(own_config(tmp_path, change))
+        config.load(reference)
+
+
+def test_config_files_see_their_own_neighbors_and_leave_no_module_behind(tmp_path, monkeypatch):
+    users = ModuleType("default")
+    monkeypatch.setitem(sys.modules, "default", users)
+    before, path = {*sys.modules}, [*sys.path]
+    for seed in (3, 4):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        (folder / "default.py").write_text(f"import shared\nconfig = {{'seed': {seed}}}\n")
+        (folder / "shared.py").touch()
+        (folder / "own.py").write_text(
+            "import default\ndef get_config():\n    return default.config\n"
+        )
+        assert config.load(str(folder / "own.py")).seed == seed
+    assert sys.modules["default"] is users and sys.path == path
+    assert not {"shared", "own", "own_config"} & ({*sys.modules} - before)
+
+
+ODD_TEXTS = [
+    "2024-01-01", "007", "1e3", "0x10", "1_000", "true", "None", "1.10", "1,2", "[1]", "['a']",
+    "'quoted'", '"quoted"', "()", "nan",
+]  # fmt: skip
+TEXT_KEYS = [
+    name
+    for name, key in schema.KEYS.items()
+    if key.default == "" and not (key.plugin or key.choices or key.form)
+]
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS)
+def test_a_text_is_taken_as_typed(text):
+    for name in TEXT_KEYS:
+        assert schema.KEYS[name].check(name, schema.Text(text)) == text
+    loaded = config.load(DIGITS, {"data.path": text, "data.cache_dir": text})
+    assert (loaded.data.path, loaded.data.cache_dir) == (text, text)
+    with pytest.raises(UserError) as error:  # an argument of a plugin
+        config.load(DIGITS, {"method_args.reconstruction": text})
+    assert f"'{text}'" in str(error.value)
+    given = {"eval.args.memorization.extractor": text}  # an argument of a metric: text or None
+    if text != "None":
+        with pytest.raises(UserError, match=re.escape(f"'{text}'")):
+            config.load(DIGITS, given)
+
+
+def test_words_are_taken_as_typed_and_may_be_a_list():
+    words = lambda text: schema.as_type("x", schema.Text(text), ("a", "b"))  # noqa: E731
+    assert words("1e3, 0x10,") == ("1e3", "0x10")
+    assert words("2024-01-01") == ("2024-01-01",)
+    assert words("['a', 'b']") == words("('a', 'b')") == words("a,b") == ("a", "b")
+    assert words("") == ()
+    assert schema.as_type("x", schema.Text("0.5,1e3"), (0.1, 0.2)) == (0.5, 1000.0)
+    loaded = config.load(DIGITS, {"eval.args.memorization.control": "None"})
+    assert loaded.eval.args.memorization.control is None
 
 
 def test_every_schedule_of_the_schema_is_one_of_the_optimizer():

@@ -1,6 +1,8 @@
 """Tests of decoding: in processes, after kills, with others at work, and on full disks."""
 
 import errno
+import importlib
+import io
 import json
 import os
 import platform
@@ -102,6 +104,23 @@ def test_a_process_that_decodes_loads_neither_jax_nor_tensorflow():
     script = "import sys, pmjax.datasets.decode_worker; print(*sys.modules, sep='\\n')"
     loaded = subprocess.check_output([sys.executable, "-c", script], text=True).split()
     assert not {"jax", "tensorflow", "tensorflow_datasets", "grain"} & set(loaded)
+
+
+def test_a_process_finds_modules_in_directories_with_colons(tmp_path, monkeypatch):
+    place = tmp_path / "run_12:30"
+    place.mkdir()
+    (place / "my_records.py").write_text("class Records(list):\n    pass\n")
+    monkeypatch.syspath_prepend(str(place))
+    data = io.BytesIO()
+    Image.new("L", (3, 3), 200).save(data, "PNG")
+    records = importlib.import_module("my_records").Records([{"image": data.getvalue()}])
+    np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.uint8, (1, 2, 2, 3))
+    worker = decode_pool._Process(({"train": records}, {"train": tmp_path / "x.npy"}, 2))
+    try:
+        assert not worker.ask(("train", 0, 1))["broken"]
+    finally:
+        worker.end()
+    assert np.load(tmp_path / "x.npy").min() == 200
 
 
 def test_a_process_that_dies_is_reported_and_the_next_start_resumes(

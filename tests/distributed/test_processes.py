@@ -367,6 +367,8 @@ NAMES = ("PMJAX_COORDINATOR", "PMJAX_NUM_PROCESSES", "PMJAX_PROCESS_ID")
         (("a:1", "2", ""), "PMJAX_PROCESS_ID not"),
         (("", "", "0"), "PMJAX_COORDINATOR and PMJAX_NUM_PROCESSES not"),
         (("a", "2", "0"), "HOST:PORT"),
+        (("[::1]:1", "2", "0"), "IPv4"),
+        (("http://a:1", "2", "0"), "IPv4"),
         (("a:1", "two", "0"), "whole number"),
         (("a:1", "2", "2"), "below PMJAX_NUM_PROCESSES"),
     ],
