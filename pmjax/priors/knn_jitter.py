@@ -24,7 +24,8 @@ class Prior(FittedPrior):
     def fit(self, z: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
         """Returns embeddings z [N, d] and the distance of each to its k-th neighbor."""
         count = min(self.neighbour, len(z) - 1) + 1  # each is its own nearest
-        distance, _ = NearestNeighbors(n_neighbors=count).fit(z).kneighbors(z)
+        centered = z - z.mean(0)  # ‖a‖² + ‖b‖² - 2ab then loses no digits
+        distance, _ = NearestNeighbors(n_neighbors=count).fit(centered).kneighbors(centered)
         return {"z": np.asarray(z, np.float32), "distance": distance[:, -1].astype(np.float32)}
 
     def sample(self, params: dict[str, Array], key: Array, num: int) -> Array:

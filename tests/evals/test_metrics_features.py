@@ -208,12 +208,16 @@ def published(real, fake):
     }
 
 
-@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.7), (0.5, 0.0), (1.5, 1.0)])
+@pytest.mark.parametrize(
+    ("scale", "shift", "mean"), [(1.0, 0.7, 0), (0.5, 0.0, 0), (1.5, 1.0, 0), (1.0, 0.7, 1e8)]
+)
 def test_precision_recall_density_and_coverage_agree_with_their_definitions(
-    scale, shift, monkeypatch
+    scale, shift, mean, monkeypatch
 ):
     monkeypatch.setattr(prdc, "BLOCK", 16)
-    real, fake = normal(0, 40, 5), normal(1, 25, 5, scale, shift)
+    real, fake = (
+        x.astype(np.float64) + mean for x in (normal(0, 40, 5), normal(1, 25, 5, scale, shift))
+    )
     values = prdc.prdc(manifold_of(real), manifold_of(fake))
     assert values == pytest.approx(published(real, fake), abs=1e-9)
     assert 0 < values["coverage"] < 1 and values["recall"] > 0

@@ -24,7 +24,10 @@ from pmjax.evals.metrics import (
     memorization,
     sinkhorn,
     sliced_wasserstein,
+    topology,
+    wasserstein,
 )
+from pmjax.priors import knn_jitter
 
 
 def normal(num, seed, dim=3):
@@ -230,6 +233,26 @@ def test_a_test_set_that_is_the_training_set_is_reported():
 
 
 # Distances between samples and data.
+
+
+@pytest.mark.parametrize(
+    "distances",
+    [
+        lambda a, b: energy.two_sample(a, b, permutations=9, seed=0),
+        lambda a, b: c2st.two_sample(a, b, classifier="knn", seed=0),
+        lambda a, b: sinkhorn.sinkhorn2(a, b, epsilon=0.1),
+        wasserstein.wasserstein2,
+        lambda a, b: np.concatenate(memorization.nearest_rows(a, b, 2)),
+        lambda a, b: [*topology.preservation("topology", a, a[:, :9], 12).values()],
+        lambda a, b: kmeans.whitened(a, b)[1] @ kmeans.whitened(a, b)[1].T,
+        lambda a, b: knn_jitter.Prior().fit(a, seed=0)["distance"],
+    ],
+    ids=["energy", "c2st", "sinkhorn", "w2", "nearest", "topology", "kmeans", "jitter"],
+)
+def test_distances_do_not_depend_on_a_mean_far_from_zero(distances):
+    a, b = (1e8 + normal(60, seed, dim=20).astype(np.float64) for seed in range(2))
+    near = distances(a - 1e8, b - 1e8)  # the differences are exact
+    np.testing.assert_allclose(distances(a, b), near, rtol=1e-4, atol=1e-6)
 
 
 def test_sinkhorn_tends_to_the_exact_distance():

@@ -95,13 +95,16 @@ def _compare(space: str, sources: Mapping[str, np.ndarray], train: np.ndarray) -
 def nearest_rows(x: np.ndarray, train: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the `num` nearest of training examples [M, …] to each of examples [N, …].
 
-    They are Euclidean distances [N, num], ascending, and rows [N, num] of the training set.
+    They are Euclidean distances [N, num], ascending, and rows [N, num] of the training set. All
+    examples are shifted, so that ‖a‖² + ‖b‖² - 2ab loses no digits.
     """
+    shift = _flat(train[:AT_ONCE]).mean(0)
+    x = _flat(x) - shift
     distances, rows = np.empty((len(x), 0)), np.empty((len(x), 0), int)
     for start in range(0, len(train), AT_ONCE):
-        part = _flat(train[start : start + AT_ONCE])
+        part = _flat(train[start : start + AT_ONCE]) - shift
         search = NearestNeighbors(n_neighbors=min(num, len(part)), algorithm="brute").fit(part)
-        found = search.kneighbors(_flat(x))
+        found = search.kneighbors(x)
         distances, rows = np.hstack([distances, found[0]]), np.hstack([rows, start + found[1]])
         order = np.argsort(distances, axis=1, kind="stable")[:, :num]
         distances, rows = (np.take_along_axis(a, order, 1) for a in (distances, rows))

@@ -151,10 +151,13 @@ def prdc_estimate(real: Manifold, fake: Manifold, *, seed: int) -> dict[str, tup
 
 
 def _squared_distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yields blocks of rows of a, with their squared distances to all of b, [BLOCK, len(b)]."""
-    b = b.astype(np.float64)
+    """Yields blocks of rows of a, with their squared distances to all of b, [BLOCK, len(b)].
+
+    They are ‖a‖² + ‖b‖² - 2ab, in which a mean far from 0 would cancel most digits.
+    """
+    mean = b.mean(0, dtype=np.float64)
+    b = b - mean
     squares = row_norms(b, squared=True)
     for start in range(0, len(a), BLOCK):
         rows = slice(start, min(start + BLOCK, len(a)))
-        x = a[rows].astype(np.float64)
-        yield rows, euclidean_distances(x, b, Y_norm_squared=squares, squared=True)
+        yield rows, euclidean_distances(a[rows] - mean, b, Y_norm_squared=squares, squared=True)

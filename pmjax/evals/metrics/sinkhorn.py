@@ -68,7 +68,8 @@ def transport_cost(a: np.ndarray, b: np.ndarray, *, epsilon: float) -> float:
 
 
 def _costs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    a, b = (np.asarray(x, np.float64) for x in (a, b))
+    mean = b.mean(0, dtype=np.float64)  # of which ‖a‖² + ‖b‖² - 2ab shall not lose digits
+    a, b = a - mean, b - mean
     return euclidean_distances(a, b, squared=True).astype(np.float32)
 
 

@@ -72,6 +72,7 @@ def preservation(
 
     `along` turns distances [N, N] of the data into those of 'geodesic_correlation'.
     """
+    x, z = (rows - rows.mean(0) for rows in (x, z))  # ‖a‖² + ‖b‖² - 2ab then loses no digits
     a, b = (squareform(pdist(rows.astype(np.float64))) for rows in (x, z))
     apart = (squareform(each, checks=False) for each in (along(a, neighbours), b))
     values = {

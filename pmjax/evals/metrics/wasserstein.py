@@ -66,7 +66,8 @@ def wasserstein2(a: np.ndarray, b: np.ndarray) -> float:
     """Returns min over couplings of (E‖a - b‖²)^½ for two sets of points [N, D] and [M, D]."""
     import ot  # loads PyTorch, if it is installed
 
-    cost = ot.dist(np.asarray(a, np.float64), np.asarray(b, np.float64), metric="sqeuclidean")
+    mean = b.mean(0, dtype=np.float64)  # of which ‖a‖² + ‖b‖² - 2ab shall not lose digits
+    cost = ot.dist(a - mean, b - mean, metric="sqeuclidean")
     squared, log = ot.emd2([], [], cost, numItermax=10_000_000, log=True)
     if log["warning"]:
         raise UserError(f"The 2-Wasserstein distance did not converge: {log['warning']}.")
