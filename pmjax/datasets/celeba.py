@@ -3,10 +3,12 @@
 Each image of 218 x 178 pixels is cropped to the central 178 x 178. The standard splits have
 162770 training, 19867 validation and 19962 test images.
 
-`manual_dir` contains list_eval_partition.txt and either img_align_celeba.zip or the unpacked
-directory img_align_celeba.
+`manual_dir` or its subfolders contain list_eval_partition.txt (or Kaggle's .csv) and either
+img_align_celeba.zip or the unpacked directory img_align_celeba.
 """
 
+import contextlib
+import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from pmjax.errors import UserError
 
 STOCK = "celeb_a"  # in TFDS
 PARTITION, IMAGES = "list_eval_partition.txt", "img_align_celeba"
+TABLE = "list_eval_partition.csv"  # the same, on Kaggle
 SPLITS = ("train", "validation", "test")  # 0, 1 and 2 in the list
 ORIGIN = (
     "the Drive folders Img and Eval of https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html "
@@ -30,15 +33,16 @@ def source(*, manual_dir: Path | None, verify: bool) -> Source:
     """RGB 64 x 64 by default, without labels."""
     if manual_dir is None:
         return Source(version="2.1.0", size=64, stock=STOCK, splits=SPLITS)
-    folder = manual_dir / IMAGES  # its modification time changes with its list of files
-    archive = folder.with_suffix(".zip")
-    unpacked = folder.is_dir() and not archive.exists()
-    files = (manual_dir / PARTITION, folder if unpacked else archive)
+    archive = f"{IMAGES}.zip"
+    images = archives.find(manual_dir, (archive, IMAGES), usable=_has_images)
+    partition = archives.find(manual_dir, (PARTITION, TABLE)) or manual_dir / PARTITION
+    # A folder's modification time changes with its list of files.
+    files = (partition, images or manual_dir / archive)
     return archives.declare(
         _records,
         files,
         verify=verify,
-        unpacked=unpacked,
+        unpacked=bool(images and images.is_dir()),
         origin=ORIGIN,
         folder=IMAGES,
         size=64,
@@ -46,12 +50,23 @@ def source(*, manual_dir: Path | None, verify: bool) -> Source:
     )
 
 
+def _has_images(path: Path) -> bool:
+    with contextlib.suppress(OSError), os.scandir(path) as entries:
+        return any(entry.name.endswith(".jpg") for entry in entries)
+    return path.is_file()
+
+
 def read_partition(file: Path) -> dict[str, list[str]]:
-    """Returns the images of each split in the order of the list, from its lines 'NAME 0|1|2'."""
+    """Returns the images of each split in the order of the list, from its lines 'NAME 0|1|2'.
+
+    Kaggle's .csv separates the two by a comma and has a head.
+    """
     splits: dict[str, list[str]] = {split: [] for split in SPLITS}
     seen = set()
-    for number, line in enumerate(file.read_text(errors="replace").splitlines(), 1):
-        match line.split():
+    for number, line in enumerate(file.read_text("utf-8-sig", "replace").splitlines(), 1):
+        match line.replace(",", " ").split():
+            case ["image_id", "partition"] if number == 1:
+                continue
             case [name, ("0" | "1" | "2") as which] if name not in seen:
                 splits[SPLITS[int(which)]].append(name)
                 seen.add(name)
@@ -68,6 +83,12 @@ def read_partition(file: Path) -> dict[str, list[str]]:
     return splits
 
 
+def _as_published(splits: dict[str, list[str]]) -> bytes:
+    """Returns the content of the official list, in which the splits follow one another."""
+    lines = [f"{n} {i}\r\n" for i, split in enumerate(SPLITS) for n in splits[split]]
+    return "".join(lines).encode()
+
+
 def _records(files: tuple[Path, ...], *, verify: bool) -> dict[str, Sequence[dict]]:
     partition, images = files
     unpacked = images.is_dir()
@@ -75,12 +96,18 @@ def _records(files: tuple[Path, ...], *, verify: bool) -> dict[str, Sequence[dic
         from pmjax.datasets.tfds_builder import registered  # takes a second to import
 
         for file in (partition,) if unpacked else files:
-            size, sha256 = registered(STOCK)[file.name]
-            archives.check(file, size=size, sha256=sha256, origin=ORIGIN)
+            table = file.name == TABLE
+            size, sha256 = registered(STOCK)[PARTITION if table else file.name]
+            content = _as_published(read_partition(file)) if table else None
+            archives.check(file, size=size, sha256=sha256, origin=ORIGIN, content=content)
     splits = read_partition(partition)
     found: dict[str, Any]
     if unpacked:
-        found = {f.name: f.name.encode() for f in images.iterdir() if f.suffix == ".jpg"}
+        found = {
+            f.name: f.name.encode()
+            for f in images.iterdir()
+            if f.suffix == ".jpg" and not f.name.startswith(".")
+        }
     else:
         found = _members(images)
     _check_same(splits, set(found), partition, images)

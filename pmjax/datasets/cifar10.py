@@ -1,6 +1,7 @@
 """CIFAR-10 (Krizhevsky 2009): 50000 + 10000 photographs, from TFDS or the official archive.
 
-`manual_dir` contains cifar-10-python.tar.gz or the unpacked directory cifar-10-batches-py.
+`manual_dir` or its subfolders contain cifar-10-python.tar.gz or the unpacked directory
+cifar-10-batches-py.
 """
 
 import gzip
@@ -18,6 +19,7 @@ from pmjax.datasets.records import DecodedImages
 from pmjax.errors import UserError
 
 ARCHIVE, FOLDER = "cifar-10-python.tar.gz", "cifar-10-batches-py"
+ARCHIVES = (ARCHIVE, f"{FOLDER}.tar.gz", ARCHIVE.removesuffix(".gz"))  # also Keras', unzipped
 SIZE = 170498071
 SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 ORIGIN = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
@@ -29,16 +31,25 @@ def source(*, manual_dir: Path | None, verify: bool) -> Source:
     """RGB 32 x 32 in 10 classes."""
     if manual_dir is None:
         return Source(stock="cifar10", version="3.0.2", size=32)
-    archive, folder = manual_dir / ARCHIVE, manual_dir / FOLDER
-    unpacked = folder.is_dir() and not archive.exists()
-    files = tuple(folder / name for name in sum(BATCHES.values(), [])) if unpacked else (archive,)
+    names = sum(BATCHES.values(), [])
+    archive = archives.find(manual_dir, ARCHIVES)
+    batch = None if archive else archives.find(manual_dir, names)
+    files = (
+        tuple(batch.with_name(n) for n in names) if batch else (archive or manual_dir / ARCHIVE,)
+    )
     return archives.declare(
-        _records, files, verify=verify, unpacked=unpacked, origin=ORIGIN, folder=FOLDER, size=32
+        _records,
+        files,
+        verify=verify,
+        unpacked=bool(batch),
+        origin=ORIGIN,
+        folder=FOLDER,
+        size=32,
     )
 
 
 def _records(files: tuple[Path, ...], *, verify: bool) -> dict[str, DecodedImages]:
-    if files[0].name == ARCHIVE:
+    if files[0].name in ARCHIVES:
         if verify:
             archives.check(files[0], size=SIZE, sha256=SHA256, origin=ORIGIN)
         batches = _unpack(files[0])
@@ -58,7 +69,8 @@ def _unpack(archive: Path) -> dict[str, tuple[str, bytes]]:
     found = {}
     try:
         # Reads to the end, where gzip verifies its checksum; tarfile's own "r|gz" does not.
-        with gzip.open(archive) as content, tarfile.open(fileobj=content, mode="r|") as tar:
+        unzip = open if archive.suffix == ".tar" else gzip.open
+        with unzip(archive, "rb") as content, tarfile.open(fileobj=content, mode="r|") as tar:
             for member in tar:
                 file = tar.extractfile(member) if member.isfile() else None
                 if file and (name := wanted.get(member.name)):

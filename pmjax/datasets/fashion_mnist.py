@@ -9,9 +9,11 @@ from pathlib import Path
 from pmjax.datasets import idx_files
 from pmjax.datasets.base import Source
 
+ORIGIN = "Debian's package dataset-fashion-mnist"
+
 
 def source(*, manual_dir: Path | None) -> Source:
     """Grayscale 28 x 28 in 10 classes."""
     if manual_dir:
-        return idx_files.from_directory(manual_dir)
+        return idx_files.from_directory(manual_dir, "fashion_mnist", origin=ORIGIN)
     return Source(stock="fashion_mnist", version="3.0.1", size=28)

@@ -1,27 +1,38 @@
-"""Reads data sets in MNIST's four IDX files, under their official names, gzipped or not."""
+"""Reads data sets in MNIST's four IDX files, under their usual names, gzipped or not."""
 
 import functools
 import gzip
 import math
+import re
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from pmjax.datasets import archives
 from pmjax.datasets.base import Source
 from pmjax.datasets.records import DecodedImages
 from pmjax.distributed.host_memory import free_memory
 from pmjax.errors import UserError
 
 
-def from_directory(manual_dir: Path) -> Source:
-    """Returns the data set in a directory."""
+def from_directory(manual_dir: Path, name: str, *, origin: str) -> Source:
+    """Returns the data set in a directory or its subfolders, as torchvision and Kaggle have them.
+
+    Subfolders whose name contains 'mnist' and does not begin with that of the data set are not
+    searched: MNIST/raw and FashionMNIST/raw have files of the same names.
+    """
+
+    def other(folder: str) -> bool:
+        letters = re.sub("[^a-z]", "", folder.lower())
+        return "mnist" in letters and not letters.startswith(name.replace("_", ""))
+
     files = {
-        split: [
-            _find(manual_dir, f"{stem}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")
-        ]
+        split: [_find(manual_dir, stem, kind, other) for kind in ("images-idx3", "labels-idx1")]
         for split, stem in {"train": "train", "test": "t10k"}.items()
     }
+    archives.require(sum(files.values(), []), origin=origin)
     return Source(
         version="1.0.0",
         size=28,
@@ -59,11 +70,12 @@ def read(file: Path, *, ndim: int) -> np.ndarray:
     return values.reshape(shape)
 
 
-def _find(manual_dir: Path, name: str) -> Path:
-    for file in (manual_dir / f"{name}.gz", manual_dir / name):
-        if file.exists():
-            return file
-    raise UserError(f"{manual_dir} (--config.data.manual_dir) has neither {name}.gz nor {name}.")
+def _find(manual_dir: Path, stem: str, kind: str, other: Callable[[str], bool]) -> Path:
+    official = f"{stem}-{kind}-ubyte"
+    names = [
+        f"{n}{end}" for n in (official, official.replace("-idx", ".idx")) for end in (".gz", "")
+    ]
+    return archives.find(manual_dir, names, other=other) or manual_dir / names[0]
 
 
 def _records(files: dict[str, list[Path]]) -> dict[str, DecodedImages]:

