@@ -30,10 +30,10 @@ def run(command: Callable[[], None]) -> None:
     sys.unraisablehook = _unraisable
     console.setup()
     try:
-        with resource_errors.as_user_errors():
+        with resource_errors.as_user_errors(), console.steady_output():
             command()
     except UserError as error:
-        print(f"\nError: {error}", file=sys.stderr)
+        print(f"\nError: {errors.printable(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)

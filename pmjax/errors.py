@@ -11,6 +11,14 @@ class UserError(Exception):
     """
 
 
+def printable(text: str, *, keep: str = "\n\t") -> str:
+    """Returns a text for people: control characters and bytes that are not UTF-8 are escaped.
+
+    They come from names of files, and a terminal would obey or reject them; all but `keep`.
+    """
+    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
+
+
 def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
     """Returns the error for an unknown name, with the nearest valid one."""
     return _with_nearest(f"Unknown {kind} '{name}'.", name, valid)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pmjax import paths
+from pmjax import errors, paths
 from pmjax.datasets.base import Dataset, Source
 from pmjax.datasets.decode_pool import CHUNK, Decoded, WorkerDied, decode_all, require_space
 from pmjax.errors import UserError
@@ -46,14 +46,8 @@ def load(
             "Set cache_dir (--config.data.cache_dir) or the variable PMJAX_CACHE to another disk."
         )
     if dataset.skipped and not skip_broken:
-        raise _broken(name, [_printable(file) for file in dataset.skipped])
+        raise _broken(name, [errors.printable(file, keep="") for file in dataset.skipped])
     return dataset
-
-
-def _printable(name: str) -> str:
-    """Returns a file name with its unprintable characters escaped."""
-    text = name.encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _key(name: str, source: Source, size: int | None) -> str:
@@ -165,7 +159,9 @@ def _write(work: Path, name: str, *, source: Source, size: int | None, skip_brok
     else:
         decoded = decode_all(splits, work, name=name, size=size)
         reasons = [
-            f"{_printable(f)}: {why}" for d in decoded.values() for f, why in d.broken.values()
+            f"{errors.printable(f, keep='')}: {why}"
+            for d in decoded.values()
+            for f, why in d.broken.values()
         ]
         if reasons and not skip_broken:
             raise _broken(name, reasons)

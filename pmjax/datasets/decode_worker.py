@@ -58,7 +58,8 @@ def main() -> None:
     """Decodes the requested chunks until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends this process
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries must not print among the answers
+    elsewhere = sys.stderr or open(os.devnull, "w")  # None: it was closed when the command started
+    os.dup2(elsewhere.fileno(), sys.stdout.fileno())  # libraries must not print among the answers
     splits, files, size = pickle.load(sys.stdin.buffer)
     while True:
         try:

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from pmjax import errors
 from pmjax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,8 @@ class Stopped(KeyboardInterrupt):
 
 
 # Schedulers warn by these; SLURM by the one that the user chooses (sbatch --signal=USR1@120).
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+# SIGHUP tells that the terminal has gone, unless nohup makes the process ignore it.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +145,7 @@ class ProcessGroup:
 
     @contextmanager
     def signals(self, *, steps: bool = True) -> Iterator[None]:
-        """Handles SIGTERM, SIGUSR1 and SIGUSR2: all processes stop after the same step.
+        """Handles `SIGNALS`: all processes stop after the same step.
 
         Args:
           steps: whether the block makes steps; Ctrl-C then stops after one, too. Without steps, a
@@ -161,7 +163,9 @@ class ProcessGroup:
                 message = dict(kind="stop", by=f"{name} on process {self.index}")
                 threading.Thread(target=self._peers[0].send, kwargs=message).start()
 
-        numbers = (*SIGNALS, signal.SIGINT) if steps else SIGNALS
+        numbers = [*SIGNALS, signal.SIGINT] if steps else [*SIGNALS]
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+            numbers.remove(signal.SIGHUP)
         before = {number: signal.signal(number, handle) for number in numbers}
         try:
             yield
@@ -295,7 +299,7 @@ class ProcessGroup:
         if not self._ending.acquire(blocking=False):
             threading.Event().wait()  # another thread is ending the process
         sys.stdout.flush()
-        print(f"\n{shown}", file=sys.stderr, flush=True)
+        print(f"\n{errors.printable(shown)}", file=sys.stderr, flush=True)
         if self.index:  # whose log lines go to a file
             log.info(shown)
         self._send_all(kind="failed", why=why)

@@ -1,14 +1,104 @@
-"""Where log lines go: to the console, above the status line, or to a file."""
+"""Where output goes: to the console, above the status line, or to a file; or to nobody."""
 
+import copy
 import logging
+import os
+import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from pmjax import errors
 from pmjax.errors import UserError
+
+
+class Output:
+    """A stream that never fails, whoever reads it: what cannot be written is lost.
+
+    Results and a long training do not depend on a closed pipe, terminal or stderr.
+    """
+
+    def __init__(self, stream: TextIO | None, *, escape: bool = False):
+        """Wraps a stream, or nothing; with `escape`, makes all text printable."""
+        self._wrapped, self._escape = stream, escape
+        self.failure: Exception | None = None  # the first one
+
+    def write(self, text: str) -> int:
+        """Writes what the stream takes; characters that its encoding lacks are escaped."""
+        shown = errors.printable(text) if self._escape else text
+        try:
+            self._try("write", shown)
+        except UnicodeEncodeError as error:
+            code = error.encoding
+            self._try("write", shown.encode(code, "backslashreplace").decode(code))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes the stream if it is still there."""
+        self._try("flush")
+
+    def isatty(self) -> bool:
+        """Returns whether this is a terminal that is still there."""
+        return bool(self._try("isatty"))
+
+    def _try(self, method: str, *args: str) -> Any:
+        if self._wrapped is None:
+            return None
+        try:
+            return getattr(self._wrapped, method)(*args)
+        except UnicodeEncodeError:
+            raise
+        except (OSError, ValueError) as error:  # broken, or closed
+            self.failure = self.failure or error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wrapped, name)
+
+    def __eq__(self, other: object) -> bool:
+        """Returns whether both write to the same stream; so tqdm finds the bars on it."""
+        return self._wrapped is getattr(other, "_wrapped", other)
+
+    def __hash__(self) -> int:
+        return id(self._wrapped)
+
+
+def steady(stream: TextIO | None) -> Any:
+    """Returns a stream as an `Output`."""
+    return stream if isinstance(stream, Output) else Output(stream)
+
+
+@contextmanager
+def steady_output() -> Iterator[None]:
+    """Lets a command reach its end whatever happens to its stdout and stderr.
+
+    Raises:
+      SystemExit: at the end, if the reader of stdout has gone: with the status of SIGPIPE.
+      UserError: likewise, if stdout could not be written for another reason.
+    """
+    for number in range(3):  # a closed one would be the number of the next file that is opened
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdout, sys.stderr = Output(sys.stdout, escape=True), steady(sys.stderr)  # type: ignore
+    try:
+        yield
+    except SystemExit as end:
+        if end.code:
+            raise
+    sys.stdout.flush()
+    failure = sys.stdout.failure  # type: ignore[attr-defined]
+    if isinstance(failure, BrokenPipeError):
+        raise SystemExit(128 + signal.SIGPIPE)
+    if failure:
+        raise UserError(
+            f"The output could not be written ({failure}). What the command writes to files is "
+            "complete."
+        )
 
 
 def setup(stream: TextIO | None = None) -> None:
@@ -42,7 +132,16 @@ def _install(handler: logging.Handler, formatter: logging.Formatter) -> None:
 
 
 class _Formatter(logging.Formatter):
-    """Marks warnings and errors."""
+    """Marks warnings and errors, and makes all text printable, values without line breaks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if isinstance(record.args, tuple):
+            record = copy.copy(record)
+            record.args = tuple(
+                errors.printable(str(arg), keep="") if isinstance(arg, str | os.PathLike) else arg
+                for arg in record.args or ()
+            )
+        return errors.printable(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         if record.levelno >= logging.WARNING:
@@ -58,7 +157,7 @@ class _Console(logging.Handler):
         self._stream = stream
 
     def emit(self, record: logging.LogRecord) -> None:
-        stream = self._stream or sys.stderr
+        stream = steady(self._stream or sys.stderr)
         try:
             tqdm.write(self.format(record), file=stream)
             stream.flush()

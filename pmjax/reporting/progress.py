@@ -9,14 +9,17 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from pmjax.reporting import console
+
 WINDOW = 30.0  # seconds over which a rate is averaged
 LIVE_EVERY, PLAIN_EVERY = 0.1, 10.0  # seconds between status lines, on a terminal and elsewhere
 
 
 def progress(title: str, total: int | None = None, *, unit: str = " images", **kwargs) -> tqdm:
     """Returns a progress bar on stderr with rate and time left, hidden for the first second."""
-    interval = LIVE_EVERY if sys.stderr.isatty() else PLAIN_EVERY
-    return tqdm(total=total, desc=title, unit=unit, file=sys.stderr, delay=1, leave=False,
+    stream = console.steady(sys.stderr)
+    interval = LIVE_EVERY if stream.isatty() else PLAIN_EVERY
+    return tqdm(total=total, desc=title, unit=unit, file=stream, delay=1, leave=False,
                 mininterval=interval, miniters=1, **kwargs)  # fmt: skip
 
 
@@ -31,7 +34,7 @@ class StatusLine:
         clock: Callable[[], float] = time.monotonic,
     ):
         """Opens no line yet; `every` is the interval in seconds where there is no terminal."""
-        self._stream = sys.stderr if stream is None else stream
+        self._stream = console.steady(sys.stderr if stream is None else stream)
         self._live = self._stream.isatty()
         self._every = LIVE_EVERY if self._live else every
         self._clock, self._shown = clock, -math.inf
