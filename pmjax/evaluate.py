@@ -9,7 +9,7 @@ import contextlib
 from pathlib import Path
 
 from pmjax import api, cli, paths
-from pmjax.distributed import host_memory
+from pmjax.distributed import accelerators, host_memory
 from pmjax.errors import UserError
 from pmjax.evals.image_sets import SPLIT
 from pmjax.evals.runner import compare, evaluate
@@ -84,6 +84,7 @@ def main() -> None:
         raise UserError("--out and --seed belong to --samples; a workdir has its own.")
     host_memory.keep_freed_memory(one_arena=True)
     cli.cache_compilations()
+    accelerators.start()
     if flags.workdir:
         overrides |= {"eval.metrics": flags.evals} if names else {}
         workdir = flags.workdir  # a missing one is an error of what reads it

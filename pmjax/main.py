@@ -28,7 +28,7 @@ def main() -> None:
 
     # JAX and its libraries take seconds to import: mistakes in flags and config come before.
     from pmjax import api
-    from pmjax.distributed import maintenance, rendezvous
+    from pmjax.distributed import accelerators, maintenance, rendezvous
     from pmjax.distributed.mesh import set_up_cpu
     from pmjax.distributed.processes import Stopped
     from pmjax.evals import runner, tables
@@ -45,6 +45,7 @@ def main() -> None:
     cli.cache_compilations()
     joined = rendezvous.join(spec, workdir.shared_config(settings))
     with joined as group, workdir.lock(flags.workdir, group):
+        accelerators.start()
         group.run_on_primary("the workdir", lambda: workdir.claim(settings, flags.workdir))
         workdir.check_shared(flags.workdir, group)
         run_log = RunLog(flags.workdir, process=group.index)

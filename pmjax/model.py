@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from pmjax import builders
 from pmjax.datasets.batches import to_float
+from pmjax.distributed import accelerators
 from pmjax.errors import UserError
 from pmjax.nets import base as nets
 from pmjax.storage import checkpoint
@@ -51,6 +52,7 @@ class Model:
           workdir: where fitted priors are read and written (None: nowhere).
           fit_prior: returns the arrays of a prior that the workdir does not have.
         """
+        accelerators.start()
         self.shape = tuple(int(size) for size in arrays["shape"])
         self.latent_dim, self.prior = settings.latent_dim, settings.prior
         self._workdir, self._fit_prior, self._arrays = workdir, fit_prior, _of_nets(arrays)

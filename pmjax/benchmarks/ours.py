@@ -20,7 +20,7 @@ from pmjax import builders
 from pmjax.benchmarks.evaluation import VARIANT
 from pmjax.benchmarks.process import About, Block
 from pmjax.datasets.batches import batch_indices, stream, to_float
-from pmjax.distributed import host_memory
+from pmjax.distributed import accelerators, host_memory
 from pmjax.distributed.compile import compile_step, compiler_options
 from pmjax.distributed.mesh import (
     BATCH,
@@ -133,6 +133,7 @@ class Features:
     def __init__(self, *, weights: Path, images: np.ndarray):
         """Compiles the net for a batch of uint8 images [B, H, W, 3]."""
         host_memory.keep_freed_memory(one_arena=True)  # as `pmjax.evaluate` does
+        accelerators.start()
         self._images = images
         self._args: dict[str, Any] = {"variant": VARIANT, "weights": weights, "verify": False}
         began = time.perf_counter()

@@ -14,6 +14,7 @@ from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from pmjax.distributed import accelerators
 from pmjax.errors import UserError
 
 BATCH = "batch"
@@ -38,6 +39,7 @@ def make_mesh(devices: int = 0) -> Mesh:
     Raises:
       UserError: if there are fewer devices, or if some devices of several processes are not used.
     """
+    accelerators.start()
     found = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     if devices > len(found):
         raise UserError(

@@ -24,6 +24,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from pmjax import errors
+from pmjax.distributed import accelerators
 from pmjax.distributed.processes import TIMEOUT, Connection, ProcessGroup, ProcessSpec, processes
 from pmjax.errors import UserError
 
@@ -94,6 +95,7 @@ def join(spec: ProcessSpec, shared: dict[str, Any]) -> ProcessGroup:
     }
     if spec.detect:
         jax.distributed.initialize(**timeouts)
+        accelerators.start()
         spec = _detected(spec)
     peers, jax_port = connect(spec, shared)
     if not spec.detect:
