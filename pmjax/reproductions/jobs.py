@@ -116,6 +116,22 @@ def locked(directory: Path) -> Iterator[int]:
         yield file.fileno()
 
 
+def check_platform() -> None:
+    """Raises `UserError` if JAX_PLATFORMS names what is not there.
+
+    Tries it in a process of its own, as this one must not take the memory of the runs' GPUs.
+    """
+    named = os.environ.get("JAX_PLATFORMS") or os.environ.get("JAX_PLATFORM_NAME") or "cpu"
+    if named == "cpu":
+        return
+    call = (
+        "from pmjax.distributed import accelerators as a; from pmjax import cli; cli.run(a.start)"
+    )
+    done = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True, check=False)
+    if done.returncode == 2:
+        raise UserError(done.stderr.strip().removeprefix("Error: "))
+
+
 def start(job: Job, slot: int, slots: int, lock: int) -> subprocess.Popen:
     """Starts a job on its share of the machine: every slots-th core, and one GPU."""
     job.log.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +190,8 @@ def work(
       poll_every: seconds between polls of the processes.
 
     Raises:
-      KeyboardInterrupt: after Ctrl-C or SIGTERM, once the processes have saved their states.
+      KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP, once the processes have saved their
+        states.
     """
     took = [seconds for job in jobs if (seconds := job.seconds()) is not None]
     waiting = [job for job in jobs if job.seconds() is None]
@@ -182,7 +199,10 @@ def work(
         log.info("%d of %d runs are already finished.", len(jobs) - len(waiting), len(jobs))
     status = StatusLine(stream, every=PLAIN_EVERY)
     running: dict[int, tuple[Job, Any, float]] = {}
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    caught = [signal.SIGTERM, signal.SIGHUP]
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # by nohup
+        caught.remove(signal.SIGHUP)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in caught}
     try:
         while waiting or running:
             for slot in range(slots):
@@ -216,7 +236,8 @@ def work(
         raise
     finally:
         status.close(leave=False)
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _ended(job: Job, status: int, began: float) -> str:

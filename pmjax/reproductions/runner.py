@@ -66,6 +66,7 @@ def reproduce(
     )
     planned = jobs.plan(study)
     if not report_only:
+        jobs.check_platform()
         with jobs.locked(directory) as lock:
             start = partial(jobs.start, slots=slots, lock=lock)
             jobs.work(study, planned, slots=slots, start=start)
