@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import sys
+import tempfile
 import textwrap
 import tokenize
 import warnings
@@ -21,6 +22,8 @@ from pmjax.errors import UserError
 from pmjax.evals import registry
 from pmjax.reporting import console
 from pmjax.storage import resource_errors
+
+log = logging.getLogger(__name__)
 
 
 def run(command: Callable[[], None]) -> None:
@@ -166,14 +169,26 @@ def _field_comments(cls: type) -> dict[str, str]:
 def cache_compilations() -> None:
     """Lets JAX cache compiled programs in a private directory, so that the next start is fast.
 
-    The variable JAX_COMPILATION_CACHE_DIR names another directory.
+    JAX_COMPILATION_CACHE_DIR, or jax.config, names another directory. Where neither can be written,
+    new programs are not cached.
     """
     import jax  # takes half a second, which commands that reject their arguments save
 
-    if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+    own = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    variable = "JAX_COMPILATION_CACHE_DIR" if own else "PMJAX_CACHE"
+    if own and "://" in own:
         return
-    path = paths.cache() / "jax"
-    os.makedirs(path, mode=0o700, exist_ok=True)
+    try:
+        path = paths.local(own, variable=variable) if own else paths.cache() / "jax"
+        os.makedirs(path, mode=0o777 if own else 0o700, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except (OSError, UserError) as error:
+        hint = "" if isinstance(error, UserError) else f" Set {variable} to another directory."
+        log.warning("Compiled programs are not cached, so starts take longer: %s%s", error, hint)
+        warnings.filterwarnings("ignore", message="Error .* persistent compilation cache entry")
+        if own and own.startswith("~"):
+            jax.config.update("jax_compilation_cache_dir", None)  # else JAX creates the directory ~
+        return
     _delete_truncated(path)
     jax.config.update("jax_compilation_cache_dir", str(path))
 

@@ -9,8 +9,8 @@ from pmjax.errors import UserError
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: pathlib's form of gs://BUCKET
 
 
-def local(path: str | os.PathLike[str]) -> Path:
-    """Returns a path of this machine, with ~ expanded.
+def local(path: str | os.PathLike[str], *, variable: str = "") -> Path:
+    """Returns a path of this machine, with ~ expanded; `variable` is what it comes from, if any.
 
     Raises:
       UserError: for a URL, and for a ~ without a home directory.
@@ -18,7 +18,8 @@ def local(path: str | os.PathLike[str]) -> Path:
     refuse_url(path)
     expanded = os.path.expanduser(path)
     if os.fspath(expanded).startswith("~"):
-        raise UserError(f"{path}: there is no such home directory. Give the full path instead.")
+        instead = f"Set {variable} to a directory" if variable else "Give the full path"
+        raise UserError(f"{path}: there is no such home directory. {instead} instead.")
     return Path(expanded)
 
 
@@ -33,4 +34,4 @@ def refuse_url(path: str | os.PathLike[str]) -> None:
 
 def cache() -> Path:
     """Returns the directory of what pmjax caches: $PMJAX_CACHE, or ~/.cache/pmjax."""
-    return local(os.environ.get("PMJAX_CACHE") or "~/.cache/pmjax")
+    return local(os.environ.get("PMJAX_CACHE") or "~/.cache/pmjax", variable="PMJAX_CACHE")

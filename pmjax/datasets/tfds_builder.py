@@ -37,7 +37,8 @@ def registered(stock: str) -> dict[str, tuple[int, str]]:
 
 def stock_dir() -> Path:
     """Returns the directory of TFDS's own data sets."""
-    return paths.local(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    path = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return paths.local(path, variable="TFDS_DATA_DIR")
 
 
 def _prepare(builder: tfds.core.DatasetBuilder, name: str) -> None:

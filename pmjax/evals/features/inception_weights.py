@@ -53,7 +53,7 @@ def find(weights: str | Path | None = None) -> Path:
             return file
     folder = cache_directory("inception")
     for name in NAMES:
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):  # also without the right to look
             return folder / name
     try:
         return _download(folder)

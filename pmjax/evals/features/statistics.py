@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import zipfile
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from pmjax import paths
 from pmjax.errors import UserError
 from pmjax.evals.registry import metric_for_dimension
 from pmjax.storage.lock import lock
+
+log = logging.getLogger(__name__)
 
 FORMAT = 2  # of the cache; raise it when the numbers of an extractor change
 Moments = tuple[np.ndarray, np.ndarray, int]
@@ -85,8 +88,14 @@ def cached(
     if not fingerprint:
         return make()
     key = json.dumps([FORMAT, sorted(about.items()), fingerprint])
-    path = cache_directory("statistics") / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
-    with lock(path, "statistics of features"):
+    with contextlib.ExitStack() as stack:
+        try:
+            name = f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
+            path = cache_directory("statistics") / name
+            stack.enter_context(lock(path, "statistics of features"))
+        except UserError as error:
+            log.warning("Statistics of features are not cached: %s", error)
+            return make()
         if path.is_file():
             with contextlib.suppress(UserError):  # a damaged file is replaced
                 return read(path, dim=dim, about=about)
