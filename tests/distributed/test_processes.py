@@ -284,6 +284,18 @@ def test_a_stop_request_during_the_last_step_is_not_lost():
         alone.run_on_primary("evaluation", lambda: pytest.fail("it went on"))
 
 
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_lost_terminal_stops_a_run_unless_nohup_protects_it(handler):
+    before = signal.signal(signal.SIGHUP, handler)
+    alone = ProcessGroup()
+    try:
+        with alone.signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert alone._stop_reason == (None if handler is signal.SIG_IGN else "SIGHUP")
+
+
 def test_a_second_signal_does_not_disturb_the_first():
     alone = ProcessGroup()
     with alone.signals(steps=False):

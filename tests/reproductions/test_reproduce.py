@@ -207,18 +207,27 @@ def test_runs_of_another_config_are_refused_before_anything_starts(study):
         jobs.plan(study)
 
 
-def test_an_interrupt_tells_the_runs_to_stop_and_is_passed_on(study):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_tells_the_runs_to_stop_and_is_passed_on(study, monkeypatch, number):
+    monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_DFL)  # also under nohup
     processes = []
 
     def start(job, slot):
         processes.append(Process(job, status=None))
         if len(processes) == 2:
-            threading.Timer(0.05, lambda: signal.raise_signal(signal.SIGTERM)).start()
+            threading.Timer(0.05, lambda: signal.raise_signal(number)).start()
         return processes[-1]
 
     with pytest.raises(KeyboardInterrupt):
         jobs.work(study, jobs.plan(study), slots=2, start=start, poll_every=0.01)
     assert [process.signals for process in processes] == [[signal.SIGTERM]] * 2
+
+
+def test_a_platform_that_is_not_there_is_refused_before_the_first_run(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAX_PLATFORMS", "oddity")
+    with pytest.raises(UserError, match="^JAX finds no device with JAX_PLATFORMS='oddity'"):
+        reproduce("swiss_roll", tmp_path / "study", runlocal=True)
+    assert not (tmp_path / "study").exists()
 
 
 def test_a_second_reproduction_in_a_directory_is_refused_while_a_run_lives(tmp_path):
