@@ -54,6 +54,8 @@ def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict[str
 
     With --help, prints the help, and describes the config that --config names.
     """
+    for variable in paths.VARIABLES:
+        paths.refuse_url(os.environ.get(variable, ""))
     parser.allow_abbrev = False  # a flag added later could make one ambiguous
     words = [word for word in sys.argv[1:] if word not in ("-h", "--help")]
     if wants_help := len(words) < len(sys.argv[1:]):

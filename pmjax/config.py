@@ -272,10 +272,13 @@ def _from_file(path: Path, variant: str) -> dict[str, Any]:
             raise UserError(_located(path, error)) from error
     try:
         values, problem = _of_this_version(values, partial=True)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        if problem:
+            raise UserError(f"the config it returns {problem}.")
+        for name, value in flat(values).items():
+            if name in schema.KEYS:
+                schema.KEYS[name].check(name, value)
+    except (UserError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{path}: {error}") from error
-    if problem:
-        raise UserError(f"{path}: the config it returns {problem}.")
     return values
 
 

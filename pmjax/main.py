@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import shlex
 import sys
 
 from pmjax import cli, config, paths
@@ -55,7 +56,7 @@ def main() -> None:
                 stages.fit(settings, flags.workdir, run_log, group)
                 group.run_on_primary("evaluation", evaluate)
         except Stopped as stopped:
-            command = " ".join(["python -m pmjax.main", *sys.argv[1:]])
+            command = "python -m pmjax.main " + shlex.join(sys.argv[1:])
             log.warning("%s To resume, run the same command:\n  %s", stopped, command)
         finally:
             run_log.close()

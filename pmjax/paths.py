@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pmjax.errors import UserError
 
+VARIABLES = ("PMJAX_CACHE", "PMJAX_INCEPTION_WEIGHTS")  # which name paths
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: pathlib's form of gs://BUCKET
 
 

@@ -324,8 +324,14 @@ def test_a_config_of_a_workdir_is_one_for_another(tmp_path):
         ("import broken\n", r"broken.py cannot be read, line 2"),
         ("\0", "own.py"),
         ("def get_config(v):\n    return {1: 2}\n", r"unknown keys \(1\)"),
-        ("def get_config(v):\n    return {'seed': 'x'}\n", "config.seed='x' must be an integer"),
-        ("def get_config(v):\n    return {'data': {'path': None}}\n", "path=None must be a text"),
+        (
+            "def get_config(v):\n    return {'seed': 'x'}\n",
+            "own.py: config.seed='x' must be an integer",
+        ),
+        (
+            "def get_config(v):\n    return {'data': {'path': None}}\n",
+            "own.py: .*path=None must be a text",
+        ),
         (FROM_DEFAULT.replace("seed", "sed"), r"own.py, line 3: Unknown config key 'config.sed'"),
     ],
 )

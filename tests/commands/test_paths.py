@@ -62,6 +62,15 @@ def test_every_path_of_a_command_is_taken_as_one(command, flag, others, joined, 
     assert not list(home.iterdir())
 
 
+@pytest.mark.parametrize("variable", paths.VARIABLES)
+def test_a_url_in_a_variable_is_refused_before_anything_starts(variable, home, monkeypatch):
+    monkeypatch.setenv(variable, "gs://b/x")
+    monkeypatch.setattr("sys.argv", ["main", f"--config={DIGITS}", "--workdir=w"])
+    with pytest.raises(UserError, match="gs://b/x is a URL"):
+        main.main()
+    assert not list(home.iterdir())
+
+
 def test_no_command_has_a_path_of_another_kind():
     for command, _, _ in FLAGS:
         assert "type=Path" not in Path(command.__file__).read_text()
