@@ -63,7 +63,8 @@ class Context:
             fresh: (num, seed) -> float32 [num, D], new real points, if a data set can draw them.
             sets: {name in `priors`: samples like `test.data`}, given instead of drawn.
             extractors: {feature extractor: its arguments}, if they are not the defaults.
-            statistics: an .npz file of a mean and a covariance of features, instead of `test`.
+            statistics: an .npz file of a mean and a covariance of features of `test`, or instead of
+                it.
             has_own: whether the first prior is the run's own, which stage 2 may not have trained
                 yet.
             load_embeddings: () -> the training set's embeddings by this model, if they are stored.
@@ -77,12 +78,18 @@ class Context:
 
     @classmethod
     def from_images(
-        cls, samples: np.ndarray, reference: Dataset | Path, *, more: Dataset | None = None, **args
+        cls,
+        samples: np.ndarray,
+        reference: Dataset | Path,
+        *,
+        more: Dataset | None = None,
+        statistics: Path | None = None,
+        **args,
     ) -> "Context":
         """Returns the context of two sets of images, whose only 'prior' is 'samples'.
 
-        The reference is real images, or the file of their statistics. As many of `more`, other real
-        images, as there are samples are the floor.
+        The reference is real images, with the file of their `statistics` if there is one, or that
+        file only. As many of `more`, other real images, as there are samples are the floor.
         """
         return cls(
             model=None,
@@ -91,7 +98,7 @@ class Context:
             priors=("samples",),
             num_samples=len(samples),
             sets={"samples": samples},
-            statistics=reference if isinstance(reference, Path) else None,
+            statistics=reference if isinstance(reference, Path) else statistics,
             **args,
         )
 

@@ -1,14 +1,11 @@
 """Sets of images made by any tool: a folder of files, or an array in .npy or .npz."""
 
 import abc
-import contextlib
 import copy
 import dataclasses
 import hashlib
 import logging
 import os
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,11 +20,11 @@ from pmjax.datasets.cache import fingerprint
 from pmjax.datasets.image_folder import images as images_below
 from pmjax.errors import UserError
 from pmjax.evals.context import derived_seed
+from pmjax.evals.features.statistics import UNREADABLE, dimensions, shapes
 from pmjax.evals.registry import metric_for_dimension
 
 log = logging.getLogger(__name__)
 SPLIT = "split"  # a floor that is a part of the reference
-UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 SHOWN = 10  # files in a message
 ALPHA = "it has an alpha channel"
 CHUNK = 1000  # images of floats in memory at a time
@@ -38,7 +35,7 @@ def compared(
 ) -> tuple[dict[str, Any], dict[str, dict]]:
     """Returns the sets of a comparison, and the provenance of each, by name.
 
-    They are the `Dataset`s 'samples', 'reference' (a `Path` if it is of statistics) and, with
+    They are the `Dataset`s 'samples', 'reference' (a `Path` if it is of statistics only) and, with
     `floor`, 'floor': other images or, for `SPLIT`, a part of the reference; see `split`.
 
     Raises:
@@ -114,10 +111,13 @@ def split(reference: Dataset, num: int, *, seed: int) -> tuple[Dataset, Dataset]
 def validate(reference: Path, floor: Path | str | None) -> None:
     """Raises `UserError` for a floor that is part of a reference without images."""
     if floor == SPLIT and dimensions(reference):
-        raise UserError(
-            f"--floor={SPLIT} sets aside images of the reference, and {reference} holds statistics "
-            "only. Give its images as --reference=FOLDER, or other real images as --floor=FOLDER."
-        )
+        if not _images_in(reference):
+            raise UserError(
+                f"--floor={SPLIT} sets aside images of the reference, and {reference} holds "
+                "statistics only. Give its images as --reference=FOLDER, or other real images as "
+                "--floor=FOLDER."
+            )
+        log.info("The statistics in %s include the floor's images: they are not used.", reference)
 
 
 def metric_for(reference: Path) -> str:
@@ -129,21 +129,12 @@ def metric_for(reference: Path) -> str:
     return metric or "fd_efficientnet_lite0"
 
 
-def dimensions(path: Path) -> int | None:
-    """Returns the number of features of statistics in an .npz; None for any other file."""
-    if path.suffix != ".npz" or not path.is_file():
-        return None
-    with contextlib.suppress(*UNREADABLE), np.load(path, allow_pickle=False) as found:
-        return found["mu"].size if {"mu", "sigma"} <= set(found) else None
-    return None
-
-
 def load(path: Path) -> Dataset | Path:
-    """Returns the images of a folder or an array's file, or the path of an .npz of statistics.
+    """Returns the images of a folder or an array's file, or the path of an .npz of statistics only.
 
     Images of a folder are read when they are used; all must have one size, and no alpha channel.
-    An array is uint8 [N, H, W, 1 or 3], or float within [0, 1]. Of a folder,
-    the files are read that `image_folder.images` finds.
+    `image_folder.images` finds them. An array is uint8 [N, H, W, 1 or 3], or float within [0, 1];
+    in an .npz, it is 'arr_0' or the only one of four dimensions.
 
     Raises:
         UserError: with what is missing, unreadable, of another size, not finite or out of range.
@@ -154,22 +145,29 @@ def load(path: Path) -> Dataset | Path:
         return Dataset(folder, None, folder.fingerprint())
     if path.suffix not in (".npy", ".npz") or not path.is_file():
         raise UserError(f"{path} is neither a folder of images nor a .npy or .npz file.")
+    name = _images_in(path)
+    if not name and dimensions(path):
+        return path
     try:
         found: Any = np.load(path, allow_pickle=False, mmap_mode="r")
         if path.suffix == ".npz":
-            if {"mu", "sigma"} <= set(found):
-                return path
-            names = found.files
-            found = found["arr_0" if "arr_0" in names else names[0]] if names else None
-            if "arr_0" not in names and (len(names) != 1 or found.ndim != 4):
+            if not name:
+                held = ", ".join(f"{n} {list(shape)}" for n, shape in shapes(path).items())
                 raise ValueError(
-                    f"it has arrays {', '.join(names) or 'none'}: images are one array [N, H, W, "
-                    "C] or 'arr_0', statistics are 'mu' [D] and 'sigma' [D, D]"
+                    f"it has arrays {held or 'none'}: images are one array [N, H, W, C] or "
+                    "'arr_0', statistics are 'mu' [D] and 'sigma' [D, D]"
                 )
+            found = found[name]
     except UNREADABLE as error:
         raise UserError(f"{path} cannot be read as images or as statistics ({error}).") from error
     images = _eight_bits(path, found)
     return Dataset(images, None, fingerprint(images, None))
+
+
+def _images_in(path: Path) -> str | None:
+    """Returns the name of the images' array in an .npz, if there is one."""
+    names = [name for name, shape in shapes(path).items() if len(shape) == 4]
+    return "arr_0" if "arr_0" in names else names[0] if len(names) == 1 else None
 
 
 def alike(sets: Mapping[str, Dataset]) -> dict[str, Dataset]:

@@ -171,7 +171,8 @@ def compare(
 
     Args:
         samples: a folder of image files of one size, or an .npy or .npz file of an array.
-        reference: likewise real images; or an .npz file of their statistics, for FID.
+        reference: likewise real images; or an .npz file of their statistics, for FID, perhaps
+            beside an array of images, for other metrics.
         floor: other real images: what perfect samples would reach; or 'split', for a random part of
             the reference, whose remainder is then the reference.
         metrics: by name, which need images only. By default 'fd_efficientnet_lite0', or the metric
@@ -192,10 +193,14 @@ def compare(
     metrics, args = registry.canonical(metrics, args)
     metrics_file.require_writable(out)
     sets, about = image_sets.compared(samples, reference, floor, seed=seed)
+    whole = floor != image_sets.SPLIT and image_sets.dimensions(reference)
+    if whole:
+        about["reference"]["statistics"] = True
     ctx = Context.from_images(
         sets["samples"].data,
         sets["reference"],
         more=sets.get("floor"),
+        statistics=reference if whole else None,
         seed=seed,
         extractors=extractors or {},
     )

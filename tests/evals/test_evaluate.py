@@ -295,6 +295,49 @@ def test_arrays_that_are_no_images_are_refused(tmp_path, images, message):
         image_sets.load(tmp_path / "x.npy")
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"arr_0": PIXELS, "arr_1": np.arange(24)},  # samples of guided-diffusion
+        {"arr_0": PIXELS, "mu": np.zeros(9), "sigma": np.eye(9), "mu_s": np.zeros(7)},
+        {"images": PIXELS, "labels": np.arange(24)},
+        {"images": PIXELS, "about": np.array([None])},
+        {"x": PIXELS, "mu": np.zeros(9), "sigma": np.eye(9)},
+    ],
+    ids=lambda arrays: ", ".join(arrays),
+)
+def test_images_beside_other_arrays_are_read(tmp_path, more):
+    np.savez(tmp_path / "x.npz", **more)
+    np.testing.assert_array_equal(image_sets.load(tmp_path / "x.npz").data, PIXELS)
+
+
+def test_each_metric_takes_what_it_needs_of_images_and_statistics(
+    tmp_path, cheap_features, monkeypatch, caplog
+):
+    monkeypatch.setattr(efficientnet_lite0, "DIM", 4)
+    caplog.set_level("INFO")
+    plain, own, other = (tmp_path / f"{n}.npz" for n in ("plain", "own", "other"))
+    np.savez(plain, PIXELS)
+    np.savez(own, arr_0=PIXELS, mu=np.full(4, 100), sigma=np.eye(4))
+    np.savez(other, arr_0=PIXELS, mu=np.full(7, 100), sigma=np.eye(7))
+    found = {}
+    for path in (plain, own, other):
+        for floor in (None, image_sets.SPLIT):
+            out = tmp_path / f"{path.stem}{floor}.json"
+            found[path.stem, floor] = runner.compare(
+                plain, path, floor=floor, metrics=("fd_efficientnet_lite0", "kd"), out=out,
+                overrides={"eval.args.kd.subsets": "2"},
+            )  # fmt: skip
+            about = json.loads(out.read_text())["sets"]["reference"]
+            assert about.get("statistics", False) == (path != plain and not floor)
+    distance, kernel = "fd_efficientnet_lite0/samples", "kd_efficientnet_lite0/samples"
+    assert len({values[kernel] for (_, floor), values in found.items() if not floor}) == 1
+    assert found["own", None][distance] > 100 > found["plain", None][distance]
+    assert found["other", None] == found["plain", None]
+    assert found["own", "split"] == found["other", "split"] == found["plain", "split"]
+    assert sum("they are not used" in line for line in caplog.messages) == 2
+
+
 @pytest.mark.parametrize("arrays", [{"mean": 0, "cov": 0}, {"mu": 0}, {}], ids=str)
 def test_statistics_without_mu_and_sigma_are_refused_with_the_missing_names(tmp_path, arrays):
     np.savez(tmp_path / "x.npz", **{name: np.zeros(2048) for name in arrays})

@@ -389,6 +389,19 @@ def test_statistics_of_other_features_are_refused(tmp_path):
         ({"mu": np.full(2, np.nan), "sigma": np.eye(2)}, "NaN"),
         ({"mu": np.zeros(2), "sigma": np.array([[1, 2], [0, 1]])}, "not a covariance"),
         ({"mu": np.zeros(2), "sigma": -np.eye(2)}, "not a covariance"),
+        ({"mu": np.zeros(2), "sigma": np.zeros((2, 3))}, r"sizes \[2\] and \[2, 3\]"),
+        ({"mu": np.zeros(2), "sigma": np.ones(2)}, r"sizes \[2\] and \[2\]"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2) + 1j}, "cannot be read .*complex"),
+        ({"mu": np.full(2, 1j), "sigma": np.eye(2)}, "cannot be read .*complex"),
+        ({"mu": np.array(["1", "2"]), "sigma": np.eye(2)}, "cannot be read .*array of <U1"),
+        ({"mu": np.array([None] * 2), "sigma": np.eye(2)}, "cannot be read .*allow_pickle"),
+        (
+            {"mu": np.zeros(2), "sigma": np.eye(2), "num": [5, 6]},
+            r"'num' is \[5, 6\], not a number",
+        ),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "num": -1}, "'num' is -1, not a number"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "num": np.nan}, "'num' is nan, not a number"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "num": ""}, "'num' is , not a number"),
     ],
 )
 def test_statistics_that_are_none_are_refused(tmp_path, arrays, message):
@@ -397,11 +410,31 @@ def test_statistics_that_are_none_are_refused(tmp_path, arrays, message):
         statistics.read(tmp_path / "s.npz", dim=2)
 
 
-def test_published_statistics_are_read(tmp_path):
-    np.savez(tmp_path / "s.npz", mu=np.arange(2.0), sigma=np.eye(2))
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, 0),
+        ({"num": 5}, 5),
+        ({"num": [5]}, 5),
+        ({"num": [[5.0]]}, 5),
+        ({"num": []}, 0),
+        ({"num": 0}, 0),
+        ({"about": "by another tool"}, 0),
+        ({"about": "[1]"}, 0),
+        ({"mu": np.array([[0.0, 1.0]])}, 0),
+        ({"mu": np.float16([0, 1]), "sigma": np.eye(2, dtype=int)}, 0),
+        ({"sigma": np.eye(2) + 1e-12j}, 0),  # of a matrix root
+        ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "mu_s": np.ones(3), "sigma_s": np.eye(3)}, 0),
+        ({"arr_0": np.array([None])}, 0),  # never unpickled
+    ],
+    ids=str,
+)
+def test_published_statistics_are_read(tmp_path, more, expected):
+    np.savez(tmp_path / "s.npz", **{"mu": np.arange(2.0), "sigma": np.eye(2)} | more)
     mean, cov, count = statistics.read(tmp_path / "s.npz", dim=2, about={"variant": "any"})
     np.testing.assert_array_equal(mean, [0, 1])
-    assert count == 0
+    np.testing.assert_array_equal(cov, np.eye(2))
+    assert count == expected and statistics.dimensions(tmp_path / "s.npz") == 2
 
 
 def test_reference_statistics_are_computed_once_for_a_content(tmp_path, monkeypatch):

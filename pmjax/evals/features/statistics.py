@@ -4,12 +4,15 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numpy.lib import format as npy
 
 from pmjax import paths
 from pmjax.errors import UserError
@@ -20,6 +23,8 @@ log = logging.getLogger(__name__)
 
 FORMAT = 2  # of the cache; raise it when the numbers of an extractor change
 Moments = tuple[np.ndarray, np.ndarray, int]
+# What reading an .npz raises; RuntimeError: it is encrypted or of an unusual compression.
+UNREADABLE = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def cache_directory(name: str) -> Path:
@@ -27,11 +32,31 @@ def cache_directory(name: str) -> Path:
     return paths.cache() / name
 
 
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each array in an .npz, which is not read; {} for any other file."""
+    found = {}
+    with contextlib.suppress(*UNREADABLE), zipfile.ZipFile(path) as file:
+        for name in file.namelist():
+            if name.endswith(".npy"):
+                with file.open(name) as content:
+                    first = npy.read_magic(content) == (1, 0)
+                    head = npy.read_array_header_1_0 if first else npy.read_array_header_2_0
+                    found[name.removesuffix(".npy")] = head(content)[0]
+    return found
+
+
+def dimensions(path: Path) -> int | None:
+    """Returns the number of features of statistics in an .npz; None for any other file."""
+    found = shapes(path)
+    return math.prod(found["mu"]) if {"mu", "sigma"} <= set(found) else None
+
+
 def read(path: Path, *, dim: int, about: dict[str, str] | None = None) -> Moments:
     """Returns mean [D], covariance [D, D] and number (0 if unknown) of an .npz file.
 
     Args:
-        path: with arrays 'mu' and 'sigma', as pytorch-fid, TTUR and EDM publish them.
+        path: with arrays 'mu' and 'sigma', as pytorch-fid, TTUR, EDM and guided-diffusion publish
+            them; any others are ignored, but for 'num' and 'about', which pmjax writes.
         dim: D.
         about: extractor and its identity, which a file that pmjax wrote must agree with; others
             do not name their features.
@@ -39,12 +64,15 @@ def read(path: Path, *, dim: int, about: dict[str, str] | None = None) -> Moment
     Raises:
         UserError: if it cannot be read, or has another size or other features.
     """
+    found: dict[str, str] = {}
     try:
         with np.load(path, allow_pickle=False) as file:
-            mean, cov = (np.asarray(file[name], np.float64) for name in ("mu", "sigma"))
-            count = int(file["num"]) if "num" in file else 0
-            found = json.loads(str(file["about"])) if "about" in file else {}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            mean, cov = _real(file["mu"]).ravel(), _real(file["sigma"])
+            count = _count(file["num"]) if "num" in file else 0
+            if "about" in file:
+                with contextlib.suppress(ValueError, TypeError):  # another tool's
+                    found = dict(json.loads(str(file["about"])))
+    except UNREADABLE as error:
         raise UserError(
             f"{path} cannot be read as statistics of features: arrays 'mu' [D] and 'sigma' [D, D] "
             f"in an .npz ({error})."
@@ -68,6 +96,23 @@ def read(path: Path, *, dim: int, about: dict[str, str] | None = None) -> Moment
                 f"{path} holds statistics with {name} {found.get(name)}, and here it is {value}."
             )
     return mean, cov, count
+
+
+def _real(values: np.ndarray) -> np.ndarray:
+    """Returns numbers as float64, without the imaginary part that a matrix root's rounding left."""
+    if values.dtype.kind not in "biufc":
+        raise ValueError(f"an array of {values.dtype}")
+    if np.abs(values.imag).max(initial=0) > 1e-6 * np.abs(values).max(initial=0):
+        raise ValueError("an array of complex numbers")
+    return values.real.astype(np.float64)
+
+
+def _count(num: np.ndarray) -> int:
+    """Returns a number of images, 0 for none."""
+    value = num.item() if num.size == 1 and num.dtype.kind in "iuf" else None
+    if num.size and (value is None or value < 0 or value % 1):
+        raise ValueError(f"'num' is {num.tolist()}, not a number of images")
+    return int(value or 0)
 
 
 def write(path: Path, moments: Moments, about: dict[str, str]) -> None:

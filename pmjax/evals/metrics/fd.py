@@ -65,7 +65,8 @@ def evaluate(
     the test set), or any other number; of two given sets it is '<N>_samples'. Keys are then
     '<metric>/<protocol>/<set>', or '<metric>/<protocol>/<variant>/<set>' if the extractor has
     variants of its input. The reference is part of the protocol, so the errors take it as fixed,
-    and its statistics are cached by content. Given statistics are a fixed reference, too.
+    and its statistics are cached by content. Given statistics of these features are a
+    fixed reference, too.
 
     <set> is each prior; 'floor', as many real images of the other split; 'recon', reconstructions
     of the reference's images (of the whole test set); 'recon_<other split>', reconstructions of the
@@ -78,10 +79,13 @@ def evaluate(
     ctx.require_images(features.metric)
     about = {"extractor": features.extractor, **features.identity()}
     values: dict[str, float] = {}
+    given = ctx.statistics
+    if given and ctx.has("test") and statistics.dimensions(given) != features.module.DIM:
+        given = None  # of other features, beside images
     for protocol, (num, split) in _chosen(ctx, protocols).items():
         label = "/".join(filter(None, (protocol, about.get("variant") if protocol else None)))
-        if ctx.statistics:
-            moments = statistics.read(ctx.statistics, dim=features.module.DIM, about=about)
+        if given:
+            moments = statistics.read(given, dim=features.module.DIM, about=about)
             reference = Sample.of_moments(*moments)
         elif not protocol:
             reference = Sample(features.of(split))
