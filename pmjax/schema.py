@@ -195,6 +195,9 @@ PLUGINS: dict[str, Key] = {name: key for name, key in KEYS.items() if key.args}
 # What earlier versions did, for the keys and the plugins' arguments that their workdirs lack.
 ADDED: dict[str, Any] = {name: key.since[1] for name, key in KEYS.items() if key.since} | {
     "method_args.dispersion": 1.0,
+    "method_args.mean_margin": False,
+    "method_args.minimax": False,
+    "method_args.mmd_kernel": "imq",
     "nets_args.relu_shortcut": False,
     "prior_args.b1": 0.9,
     "prior_args.weight_decay": 1.0,

@@ -276,12 +276,14 @@ def test_latent_critic_tells_prior_from_posterior(name, adversarial, tell, decei
     np.testing.assert_allclose(run.loss("autoencoder"), expected, rtol=1e-4)
 
 
-def test_introvae_follows_its_algorithm():
-    run = Pass("introvae", kl_weight=2.0, alpha=0.3, margin=1.0)
+@pytest.mark.parametrize("mean_margin", [False, True])
+def test_introvae_follows_its_algorithm(mean_margin):
+    run = Pass("introvae", kl_weight=2.0, alpha=0.3, margin=4.0, mean_margin=mean_margin)
     made = [run.x_hat, run.call("G", run.noise)]
     kl_made = [kl(*run.call("E", x, method="posterior")) for x in made]
     kl_x = kl(run.z, run.log_variance).mean()
-    push = sum(relu(1.0 - value) for value in kl_made)
+    values = [value.mean() if mean_margin else value for value in kl_made]
+    push = sum(relu(4.0 - value) for value in values)
     scale = 2.0 / np.prod(SHAPE)
     encoder = run.recon + scale * (kl_x + 0.3 * push)
     decoder = run.recon + scale * 0.3 * sum(value.mean() for value in kl_made)
@@ -301,6 +303,8 @@ def test_age_follows_its_equations():
 
     absolute = np.abs(run.x - run.x_hat).mean()
     encoder = delta(run.z) - delta(back) + 2 * absolute
+    cosine_of_the_authors = (z_p * back).mean()  # of weight 5·d: over coordinates, too
+    assert LATENT * cosine_of_the_authors == pytest.approx((z_p * back).sum(1).mean())
     generator = delta(back) + 5 * (1 - (z_p * back).sum(1).mean()) + 0.5 * absolute
     np.testing.assert_allclose(run.loss("encoder"), encoder, rtol=1e-4)
     np.testing.assert_allclose(run.loss("generator"), generator, rtol=1e-4)

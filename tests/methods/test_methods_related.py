@@ -117,6 +117,29 @@ def test_mi_ae_losses_are_the_papers():
     np.testing.assert_allclose(loss(spec, "autoencoder", shared), expected, rtol=1e-5)
 
 
+def test_mi_ae_takes_the_authors_kernels_and_no_negative_estimate():
+    def distance(z, h):
+        loss_of = {
+            weight: loss(make("mi_ae", latent_dim=3, mmd_kernel="six_rbf", mmd_weight=weight),
+                         "autoencoder", shared | {"z": z, "h": h})
+            for weight in (0.0, 1.0)
+        }  # fmt: skip
+        return loss_of[1.0] - loss_of[0.0]
+
+    shared = {n: jnp.zeros((8, 3)) for n in ("x", "x_hat", "d_alpha", "d_h")}
+    z, h = numbers(8, 3), 2 + numbers(8, 3, seed=1)
+    expected = 0.0
+    for width in (2, 5, 10, 20, 40, 80):
+        zz, hh, zh = (
+            np.exp(-np.square(a[:, None] - b[None]).sum(-1) / (2 * width**2))
+            for a, b in ((z, z), (h, h), (z, h))
+        )
+        within = ((matrix.sum() - 8) / 56 for matrix in (zz, hh))
+        expected += sum(within) - 2 * zh.mean()
+    np.testing.assert_allclose(distance(z, h), expected, rtol=1e-4)
+    assert distance(z, z) == 0
+
+
 def test_mi_ae_mixes_every_coordinate_by_a_share_of_its_own(images):
     spec = make("mi_ae")
     state = started(spec)
@@ -168,6 +191,16 @@ def test_vae_gan_losses_are_the_papers():
     np.testing.assert_allclose(loss(spec, "encoder", shared), 4.5 / 16 + 2.5 + 2, rtol=1e-5)
     decoder = 0.5 * (2.5 + 2) - np.log(probability(fakes)).mean()
     np.testing.assert_allclose(loss(spec, "decoder", shared), decoder, rtol=1e-5)
+    # Algorithm 1 of Larsen et al., whose γ L - L_GAN is of d's loss: G descends what d ascends.
+    gan = -said + 2 * np.log(1 - probability(fakes)).mean()
+    spec = make("vae_gan", gamma=0.5, pixel_weight=2.0, minimax=True)
+    np.testing.assert_allclose(loss(spec, "critic", shared), -gan, rtol=1e-5)
+    np.testing.assert_allclose(loss(spec, "decoder", shared), 0.5 * (2.5 + 2) + gan, rtol=1e-5)
+
+
+def test_vae_gans_minimax_game_is_of_logistic_losses():
+    with pytest.raises(UserError, match="minimax=true needs method_args.adversarial=logistic"):
+        make("vae_gan", adversarial="hinge", minimax=True)
 
 
 # VQ-VAE
