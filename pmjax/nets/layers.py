@@ -249,7 +249,9 @@ class LatentBatchNorm(nn.Module):
 
     The statistics are those of the global batch on any number of devices. Inference uses the
     running statistics in the collection 'batch_stats', which change if the caller makes them
-    mutable.
+    mutable. The running variance is the mean of the batches' own, which divide by N: it is (N-1)/N
+    of the population's, so that embeddings have the variance N/(N-1) in inference, 64/63 for
+    batches of 64. (PyTorch's running variance divides by N-1.)
     """
 
     affine: bool = False  # whether a learned scale and bias follow

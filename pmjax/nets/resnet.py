@@ -82,7 +82,13 @@ class GBlock(nn.Module):
 
 
 def image_norm(x: Array, *, train: bool, dtype: str) -> Array:
-    """Applies BatchNorm over [N, H, W], with PyTorch's defaults; call it inside a module."""
+    """Applies BatchNorm over [N, H, W], with PyTorch's momentum and ε; call it inside a module.
+
+    The variance is E[x²] - E[x]², in one pass. In float32 its relative error is about 2e-7 times
+    (mean/deviation)²: 2% at a ratio of 300; at 1000, outputs are wrong by up to a half. Two passes
+    have no such error, but a training step with Mimicry's nets then accesses 13% more bytes by
+    XLA's count, and takes 4% (an eighth of the channels) to 7% (a quarter) longer on two CPU cores.
+    """
     return nn.BatchNorm(
         use_running_average=not train,
         momentum=0.9,

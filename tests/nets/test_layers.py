@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import linen as nn
 from jax import lax
 
+from pmjax.nets import base as nets
 from pmjax.nets import layers
+from pmjax.nets.resnet import image_norm
 
 
 def images(*shape, seed=0):
@@ -78,3 +81,31 @@ def test_depth_to_space_inverts_space_to_depth():
     assert folded.shape == (2, 2, 3, 48)
     np.testing.assert_array_equal(layers.depth_to_space(folded, 4), x)
     np.testing.assert_array_equal(folded[0, 1, 2].reshape(4, 4, 3), x[0, 4:8, 8:12])
+
+
+class ImageNorm(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train):
+        return image_norm(x, train=train, dtype="float32")
+
+
+@pytest.mark.parametrize("ratio", [1, 30, 300, 1000])
+def test_image_batch_norms_variance_has_the_stated_relative_error(ratio):
+    x = 0.1 * (images(32, 16, 16, 4) + np.float32(ratio))
+    params, before = nets.init(ImageNorm(), jax.random.key(0), x)
+    _, after = nets.update(ImageNorm(), params, before, x)
+    old, new = (stats["batch_stats"]["BatchNorm_0"]["var"] for stats in (before, after))
+    variance = (np.asarray(new, np.float64) - 0.9 * np.asarray(old)) / 0.1
+    exact = x.astype(np.float64).var((0, 1, 2))
+    assert np.abs(variance / exact - 1).max() < 1e-3 + 3e-7 * ratio**2
+
+
+def test_embeddings_have_the_variance_n_over_n_minus_1_in_inference():
+    num = 64
+    norm = layers.LatentBatchNorm(momentum=0.0)  # the running variance is the batch's
+    z = 5 + 3 * images(num, 4)
+    params, stats = nets.init(norm, jax.random.key(0), z)
+    _, stats = nets.update(norm, params, stats, z)
+    population = 9 * np.var(images(num, 4), 0, ddof=1)  # the unbiased estimate
+    scale = np.std(nets.apply(norm, params, stats, z), 0) / np.std(z, 0)
+    np.testing.assert_allclose(scale**2 * population, num / (num - 1), rtol=1e-4)
