@@ -18,7 +18,6 @@ from pmjax.methods.base import LossValue, MethodSpec, NetBuilder, Objective, Sha
 from pmjax.methods.losses import imq, mmd, rbf, squared_error
 from pmjax.nets.base import Net, Nets
 
-
 KERNELS = ("imq", "six_rbf")
 WIDTHS = (2, 5, 10, 20, 40, 80)  # σ of the authors' kernels
 
