@@ -51,7 +51,15 @@ def load(reference: str, overrides: Mapping[str, str] | None = None) -> ConfigDi
         if config[name] != values[name]:  # the file's arguments belong to its own choice
             given = {n.split(".", 1)[1] for n in overrides if n.startswith(f"{key.args}.")}
             config[key.args] = ConfigDict({n: config[key.args][n] for n in given})
-    return complete(config)
+    complete(config)
+    if config.method_args.get("batch_norm") and config.data.batch_size < 2:
+        raise UserError(
+            f"config.data.batch_size={config.data.batch_size} must be at least 2: the latent "
+            "BatchNorm takes the mean and variance of each batch (also of each that "
+            "config.optimizer.accumulate averages), and encodes a single example to 0. Or set "
+            "--config.method_args.batch_norm=false."
+        )
+    return config
 
 
 def override(config: ConfigDict, overrides: Mapping[str, str], prefix: str) -> ConfigDict:

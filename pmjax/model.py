@@ -15,6 +15,7 @@ from pmjax import builders
 from pmjax.datasets.batches import to_float
 from pmjax.distributed import accelerators
 from pmjax.errors import UserError
+from pmjax.finite import require_finite
 from pmjax.nets import base as nets
 from pmjax.storage import checkpoint
 from pmjax.storage.workdir import prior_path, read_embeddings
@@ -22,6 +23,7 @@ from pmjax.storage.workdir import prior_path, read_embeddings
 Arrays = dict[str, Any]
 
 _BATCH = 256
+_CORRECT = "Correct it or leave it out."
 
 
 class Model:
@@ -84,21 +86,33 @@ class Model:
                 f", not {list(x.shape)}."
             )
         if x.dtype != np.uint8:
+            images = len(self.shape) == 3
+            wanted = "encode takes float images within [-1, 1], or uint8"
+            if x.dtype.kind not in ("f" if images else "fiu"):
+                raise UserError(f"{wanted if images else 'encode takes numbers'}, not {x.dtype}.")
             x = x.astype(np.float32)
-            if len(self.shape) == 3 and np.abs(x).max(initial=0) > 1.5:
-                raise UserError("encode takes float images within [-1, 1], or uint8.")
+            require_finite(x, "encode: example", _CORRECT)
+            if images and (far := np.abs(x).max((1, 2, 3), initial=0) > 1.5).any():
+                raise UserError(f"{wanted}; example {far.argmax()} is outside.")
         return _batched(partial(self._encode, self._arrays), x)
 
     def decode(self, z: np.ndarray) -> np.ndarray:
         """Returns the examples [N, …] of embeddings [N, latent_dim]."""
-        z = np.asarray(z, np.float32)
-        if z.ndim != 2 or z.shape[1] != self.latent_dim:
-            raise UserError(f"decode takes [N, {self.latent_dim}], not {list(z.shape)}.")
+        z = np.asarray(z)
+        if z.ndim != 2 or z.shape[1] != self.latent_dim or z.dtype.kind not in "fiu":
+            raise UserError(
+                f"decode takes numbers [N, {self.latent_dim}], not {z.dtype} {list(z.shape)}."
+            )
+        z = z.astype(np.float32)
+        require_finite(z, "decode: embedding", _CORRECT)
+        return self._decoded(z)
+
+    def _decoded(self, z: np.ndarray) -> np.ndarray:
         return _batched(partial(self._decode, self._arrays), z)
 
     def reconstruct(self, x: np.ndarray) -> np.ndarray:
         """Returns G(E(x)) for examples [N, …]."""
-        return self.decode(self.encode(x))
+        return self._decoded(self.encode(x))
 
     def interpolate(self, a: np.ndarray, b: np.ndarray, *, steps: int = 9) -> np.ndarray:
         """Returns paths [N, steps, …] from each example of `a` to that of `b`, ends included."""
@@ -108,7 +122,7 @@ class Model:
             raise UserError(f"`steps` must be at least 2, not {steps}.")
         share = np.linspace(0, 1, steps, dtype=np.float32)[None, :, None]
         z = (1 - share) * self.encode(a)[:, None] + share * self.encode(b)[:, None]
-        return self.decode(z.reshape(-1, self.latent_dim)).reshape(len(a), steps, *self.shape)
+        return self._decoded(z.reshape(-1, self.latent_dim)).reshape(len(a), steps, *self.shape)
 
     def sample(self, num: int, *, seed: int = 0, prior: str | None = None) -> np.ndarray:
         """Returns `num` new examples G(z), the same for the same seed.
@@ -119,7 +133,7 @@ class Model:
           prior: name of a prior (None: the run's own). A prior that the workdir does not have yet
             is fitted to the run's embeddings, or trained on them.
         """
-        return self.decode(self.sample_latent(num, seed=seed, prior=prior))
+        return self._decoded(self.sample_latent(num, seed=seed, prior=prior))
 
     def sample_latent(self, num: int, *, seed: int = 0, prior: str | None = None) -> np.ndarray:
         """Returns draws [num, latent_dim] of a prior over the embedding."""

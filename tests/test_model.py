@@ -46,12 +46,21 @@ def test_draws_of_a_size_are_compiled_once(small_run, monkeypatch):
     assert traced == [4, 5]
 
 
+def with_value(value):
+    """Returns five images, of which the last but one holds a value."""
+    x = np.zeros((5, 28, 28, 1))
+    x[3, 0, 0, 0] = value
+    return x
+
+
 @pytest.mark.parametrize(
     "call, message",
     [
         (lambda model: model.encode(np.zeros((2, 28, 28))), "shape"),
-        (lambda model: model.encode(np.full((2, 28, 28, 1), 200.0)), "within"),
+        (lambda model: model.encode(with_value(200.0)), r"within \[-1, 1\].*example 3 is outside"),
+        (lambda model: model.encode(np.ones((2, 28, 28, 1), int)), "uint8, not int64"),
         (lambda model: model.decode(np.zeros((2, 9))), "decode takes"),
+        (lambda model: model.decode(np.zeros((2, 8), complex)), "not complex128"),
         (lambda model: model.sample(0), "at least 1"),
         (lambda model: model.sample(1, prior="gm"), "Did you mean 'gmm'"),
         (
@@ -60,11 +69,31 @@ def test_draws_of_a_size_are_compiled_once(small_run, monkeypatch):
         ),
         (lambda model: pmjax.load("/nowhere"), "is not a workdir"),
     ],
-    ids=["shape", "range", "latent", "none", "prior", "steps", "workdir"],
+    ids=[
+        "shape",
+        "range",
+        "integers",
+        "latent",
+        "complex",
+        "none",
+        "prior",
+        "steps",
+        "workdir",
+    ],
 )
 def test_wrong_arguments_are_named(small_run, call, message):
     with pytest.raises(UserError, match=message):
         call(pmjax.load(small_run))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("function", ["encode", "reconstruct", "interpolate", "decode"])
+def test_inputs_that_are_not_finite_are_named(small_run, function, value):
+    model = pmjax.load(small_run)
+    x = with_value(value) if function != "decode" else with_value(value)[:, 0, :8, 0]
+    args = (np.zeros_like(x), x) if function == "interpolate" else (x,)
+    with pytest.raises(UserError, match=f"(example|embedding) 3 holds {value}"):
+        getattr(model, function)(*args)
 
 
 def test_without_training_a_prior_that_is_not_there_is_named(small_run):

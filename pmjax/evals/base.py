@@ -7,6 +7,8 @@ from typing import Any, Literal
 from pmjax.schema import METRIC_ARGS
 
 Better = Literal["higher", "lower"] | None
+PARTS = ("test", "train", "samples")  # of which a metric may need a least number
+Least = int | Mapping[str, int]  # examples of each of `PARTS`, or of those that are named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Metric:
         needs_own_prior: bool = False,
         extractor: str = "",
         on_features: bool = False,
+        least: Least | Callable[..., Least] = 1,
+        needs_classes: bool = False,
         limits: Mapping[str, float] | None = None,
         check: Callable[[Mapping[str, Any]], None] | None = None,
     ):
@@ -73,11 +77,16 @@ class Metric:
             needs_own_prior: whether it needs the prior that the run is configured with.
             extractor: the feature extractor that it uses unless another is given; '' for none.
             on_features: whether it runs on any extractor, as `evaluate(ctx, features, **args)`.
+            least: the fewest examples of the test set, of the training set and of samples that it
+                takes: a number for all of them, {'test': number, …} for those that it uses, or a
+                function of some of its arguments, by their names, that returns either.
+            needs_classes: whether it needs the classes that `labels.classes` returns.
             limits: {argument: its smallest value, or for a float, what it must exceed}.
-            check: raises `UserError` for arguments that are never valid.
+            check: raises `UserError` for arguments, defaults included, that are never valid.
         """
         self.tables, self.needs_own_prior = tables, needs_own_prior
         self.extractor, self.on_features = extractor, on_features
+        self.least, self.needs_classes = least, needs_classes
         self.limits, self.check = limits or {}, check
 
 

@@ -25,6 +25,10 @@ class Missing(UserError):
     """Says what a metric needs and its context lacks."""
 
 
+class Unfit(UserError):
+    """Says why a metric cannot be computed from a context's data, whatever the model is."""
+
+
 class Context:
     """A model, its data, and what several metrics need, computed once.
 
@@ -105,6 +109,20 @@ class Context:
     def has(self, part: str) -> bool:
         """Returns whether there is a 'model', a 'train' or a 'test' set."""
         return getattr(self, f"_{part}") is not None
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """{part of `base.PARTS`: its number of examples}, of the parts that there are."""
+        splits = {part: len(self._data(part)) for part in ("test", "train") if self.has(part)}
+        return splits | {"samples": self.num_samples}
+
+    def called(self, part: str) -> str:
+        """Returns what messages call the examples of a part of `base.PARTS`."""
+        if self.sets:
+            flags = {"test": "reference", "train": "floor", "samples": "samples"}
+            return f"images in --{flags[part]}"
+        splits = {"test": "test examples", "train": "training examples"}
+        return splits.get(part, "samples (--config.eval.num_samples)")
 
     @property
     def model(self) -> Model:
@@ -231,18 +249,14 @@ class Context:
         return not self.has("test") or self.test.data.ndim == 4
 
     def require_images(self, metric: str) -> None:
-        """Raises `UserError` for data that are not images."""
+        """Raises `Unfit` for data that are not images."""
         if not self.has_images:
-            raise UserError(
-                f"Metric '{metric}' needs images, and these data are points. {OMIT_HINT}"
-            )
+            raise Unfit(f"Metric '{metric}' needs images, and these data are points. {OMIT_HINT}")
 
     def require_points(self, metric: str) -> None:
-        """Raises `UserError` for data that are not points."""
+        """Raises `Unfit` for data that are not points."""
         if self.has_images:
-            raise UserError(
-                f"Metric '{metric}' needs points, and these data are images. {OMIT_HINT}"
-            )
+            raise Unfit(f"Metric '{metric}' needs points, and these data are images. {OMIT_HINT}")
 
     def _like_data(self, what: str, values: np.ndarray) -> np.ndarray:
         return to_uint8(finite(what, values)) if self.has_images else finite(what, values)

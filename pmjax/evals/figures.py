@@ -22,12 +22,14 @@ def draw(ctx: Context, workdir: Path) -> list[Figure]:
     """Draws the figures that fit the data of an evaluation context into workdir/figures/.
 
     Images get grids and a scatter of the latents; points get the analogues of the paper's
-    Figures 4 (manifolds) and 5 (latents).
+    Figures 4 (manifolds) and 5 (latents). Figures of test examples are left out where there are
+    none, interpolations where there is one.
     """
     folder = workdir / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    steps = _image_figures if ctx.test.data.ndim == 4 else _point_figures
-    return list(steps(ctx, folder))
+    if ctx.test.data.ndim == 4:
+        return list(_image_figures(ctx, folder))
+    return list(_point_figures(ctx, folder)) if len(ctx.test.data) else []
 
 
 def _image_figures(ctx: Context, folder: Path) -> Iterator[Figure]:
@@ -42,24 +44,27 @@ def _image_figures(ctx: Context, folder: Path) -> Iterator[Figure]:
             f"New images: G of latents drawn from {whose}; the first {SAMPLES}, without selection.",
         )
     data = ctx.test.data
-    chosen = np.sort(rng.choice(len(data), min(PAIRS, len(data)), replace=False))
-    pairs = np.concatenate([data[chosen], to_uint8(ctx.reconstructions("test", chosen))], axis=1)
-    yield _save(
-        grid(pairs, columns=PAIRS_A_ROW),
-        folder / "reconstructions.png",
-        "Reconstructions",
-        "Test images, each above its reconstruction G(E(x)).",
-    )
-    ends = rng.choice(len(data), (2, min(LINES, len(data) // 2)), replace=False)
-    between = ctx.model.interpolate(data[ends[0]], data[ends[1]], steps=STEPS)
-    yield _save(
-        grid(to_uint8(between.reshape(-1, *data.shape[1:])), columns=STEPS),
-        folder / "interpolations.png",
-        "Interpolations",
-        "Each row is a straight line in latent space, from the reconstruction of one test image to "
-        "that of another.",
-    )
-    yield _latent_scatter(ctx, folder)
+    if len(data):
+        chosen = np.sort(rng.choice(len(data), min(PAIRS, len(data)), replace=False))
+        pairs = [data[chosen], to_uint8(ctx.reconstructions("test", chosen))]
+        yield _save(
+            grid(np.concatenate(pairs, axis=1), columns=PAIRS_A_ROW),
+            folder / "reconstructions.png",
+            "Reconstructions",
+            "Test images, each above its reconstruction G(E(x)).",
+        )
+    if len(data) > 1:
+        ends = rng.choice(len(data), (2, min(LINES, len(data) // 2)), replace=False)
+        between = ctx.model.interpolate(data[ends[0]], data[ends[1]], steps=STEPS)
+        yield _save(
+            grid(to_uint8(between.reshape(-1, *data.shape[1:])), columns=STEPS),
+            folder / "interpolations.png",
+            "Interpolations",
+            "Each row is a straight line in latent space, from the reconstruction of one test "
+            "image to that of another.",
+        )
+    if len(data):
+        yield _latent_scatter(ctx, folder)
     yield _moments(ctx, folder)
 
 
@@ -197,7 +202,8 @@ def _plane(codes: np.ndarray) -> Projection:
     if dim <= 2:
         return lambda x: np.pad(x, ((0, 0), (0, 2 - dim)))
     mean = codes.mean(0)
-    directions = np.linalg.svd(codes - mean, full_matrices=False)[2][:2]
+    # One example alone has no direction: the rest of the two are any.
+    directions = np.linalg.svd(codes - mean, full_matrices=len(codes) < 2)[2][:2]
     return lambda x: (x - mean) @ directions.T
 
 

@@ -4,26 +4,25 @@ import numpy as np
 from sklearn.decomposition import PCA
 
 from pmjax.datasets.batches import to_float
-from pmjax.errors import UserError
-from pmjax.evals.context import OMIT_HINT, Context
+from pmjax.evals.context import OMIT_HINT, Context, Unfit
 
 
 def classes(ctx: Context, metric: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns the classes int [N] of the training and of the test set, numbered from 0.
 
     Raises:
-        UserError: if the data set has none, or if the training set lacks one or has only one.
+        Unfit: if the data set has none, or if the training set lacks one or has only one.
     """
     train, test = (_integers(split.labels) for split in (ctx.train, ctx.test))
     if train is None or test is None:
-        raise UserError(
+        raise Unfit(
             f"Metric '{metric}' needs a class for every example, and this data set has none. "
             + OMIT_HINT
         )
     known, numbers = np.unique(np.concatenate([train, test]), return_inverse=True)
     train, test = np.split(numbers, [len(train)])
     if len(known) < 2 or len(np.unique(train)) < len(known):
-        raise UserError(
+        raise Unfit(
             f"Metric '{metric}' needs at least two classes in the training set, and no other "
             f"ones in the test set; they have {len(np.unique(train))} and {len(known)} in all."
         )

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from pmjax import plugins
 from pmjax.errors import UserError, no_argument, unknown
-from pmjax.evals.base import OF_DATA, Metric, Table, option
+from pmjax.evals.base import OF_DATA, PARTS, Metric, Table, option
 from pmjax.schema import METRIC_ARGS, TYPES, Text
 
 Args = Mapping[str, Mapping[str, Any]]  # {metric or extractor: {argument: value}}
@@ -61,6 +61,11 @@ class Named(NamedTuple):
     def parameters(self) -> dict[str, Any]:
         """Returns {argument of `evaluate`: type}."""
         return _keyword_arguments(self.module.evaluate)
+
+    def complete(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the arguments of `evaluate` with its defaults."""
+        parameters = inspect.signature(self.module.evaluate).parameters
+        return {n: parameters[n].default for n in self.parameters()} | self.split(args)[0]
 
     def split(self, args: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns the arguments of `evaluate`, and those of the extractor."""
@@ -167,7 +172,7 @@ def checked(name: str, given: Mapping[str, Any], *, where: str = "") -> dict[str
             must = f"above {least:g}" if isinstance(value, float) else f"at least {least}"
             raise UserError(f"{option(name, argument)}={value} must be {must}.")
     if metric.declaration.check:
-        metric.declaration.check(found)
+        metric.declaration.check(metric.complete(found))
     return found
 
 
@@ -251,6 +256,18 @@ def validate(metrics: Sequence[str], args: Args, extractors: Args) -> None:
             if (extractor, used) not in seen:  # `stream` checks its arguments, and computes later
                 plugins.load("extractors", extractor).stream(none, **used)
                 seen.append((extractor, used))
+
+
+def least(name: str, args: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
+    """Returns {part of `base.PARTS`: the fewest examples}, and the arguments that it depends on."""
+    metric = find(name)
+    declared, used = metric.declaration.least, dict[str, Any]()
+    if callable(declared):
+        given = metric.complete(args)
+        used = {argument: given[argument] for argument in inspect.signature(declared).parameters}
+        declared = declared(**used)
+    parts = declared if isinstance(declared, Mapping) else dict.fromkeys(PARTS, declared)
+    return dict(parts), used
 
 
 def takes(name: str, argument: str) -> bool:

@@ -14,10 +14,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pmjax import builders, config
+from pmjax import builders, config, schema
 from pmjax.errors import UserError
-from pmjax.evals import image_sets, registry, tables
-from pmjax.evals.context import OMIT_HINT, Context, Missing, fresh_points
+from pmjax.evals import image_sets, labels, registry, tables
+from pmjax.evals.base import option
+from pmjax.evals.context import OMIT_HINT, Context, Missing, Unfit, fresh_points
 from pmjax.evals.features.base import Features
 from pmjax.evals.registry import Args
 from pmjax.model import Model
@@ -41,11 +42,13 @@ def run(
     *,
     quiet: bool = False,
     done: Callable[[str, dict[str, float]], None] = lambda name, values: None,
+    failed: dict[str, UserError] | None = None,
 ) -> dict[str, float]:
     """Returns the values of several metrics, computed in order, and logs a line for each.
 
     `args` are {metric: its arguments}, also of metrics that are not computed. `quiet` lines are for
     debugging only. `done` receives the name and the values of each metric when it is computed.
+    `failed`, if given, receives the errors of metrics that cannot be computed, by their names.
 
     Raises:
         UserError: for unknown names and arguments (before anything is computed), data that do not
@@ -58,13 +61,12 @@ def run(
         start = time.perf_counter()
         try:
             new = _compute(name, ctx, known.get(name, {}))
-        except Missing as error:
-            raise UserError(f"Metric '{name}' needs {error}. {OMIT_HINT}") from None
-        for key, value in new.items():
-            if not np.isfinite(value):
-                raise UserError(
-                    f"Metric '{name}' gave {key} = {value}: the model or the data are degenerate."
-                )
+        except UserError as error:
+            if failed is None:
+                raise
+            failed[name] = error
+            log.warning("Left out: %s", error)
+            continue
         shown = ", ".join(f"{key} {value}" for key, value in tables.shown(new, 4).items())
         level = logging.DEBUG if quiet else logging.INFO
         log.log(level, "eval %s (%.1f s): %s", name, time.perf_counter() - start, shown)
@@ -75,16 +77,41 @@ def run(
 
 def _compute(name: str, ctx: Context, args: Mapping[str, Any]) -> dict[str, float]:
     found = registry.find(name)
-    if found.declaration.on_features:
-        own, of_extractor = found.split(args)
-        features = Features(ctx, found.extractor, metric=name, **of_extractor)
-        values = found.module.evaluate(ctx, features, **own)
-    else:  # keys of an earlier spelling begin with it
-        values = {
-            re.sub(f"^{found.file}/", f"{name}/", key): value
-            for key, value in found.module.evaluate(ctx, **args).items()
-        }
+    try:
+        require_fit(name, ctx, args)
+        if found.declaration.on_features:
+            own, of_extractor = found.split(args)
+            features = Features(ctx, found.extractor, metric=name, **of_extractor)
+            values = found.module.evaluate(ctx, features, **own)
+        else:  # keys of an earlier spelling begin with it
+            values = {
+                re.sub(f"^{found.file}/", f"{name}/", key): value
+                for key, value in found.module.evaluate(ctx, **args).items()
+            }
+    except Missing as error:
+        raise UserError(f"Metric '{name}' needs {error}. {OMIT_HINT}") from None
+    for key, value in values.items():
+        if not np.isfinite(value):
+            raise UserError(
+                f"Metric '{name}' gave {key} = {value}: the model or the data are degenerate."
+            )
     return {key: float(value) for key, value in values.items()}
+
+
+def require_fit(name: str, ctx: Context, args: Mapping[str, Any]) -> None:
+    """Raises `Unfit` for a metric that needs more examples or other data; `ctx` needs no model."""
+    declared = registry.find(name).declaration
+    if declared.on_features:
+        ctx.require_images(name)
+    least, used = registry.least(name, args)
+    sizes = ctx.sizes
+    if few := [part for part, num in least.items() if sizes.get(part, num) < num]:
+        lacks = "; ".join(f"{least[p]} {ctx.called(p)}, not {sizes[p]}" for p in few)
+        flags = [f"{option(name, n)}={value}" for n, value in used.items() if value]
+        why = f" (with {' and '.join(flags)})" if flags else ""
+        raise Unfit(f"Metric '{name}' needs at least {lacks}{why}. {OMIT_HINT}")
+    if declared.needs_classes:
+        labels.classes(ctx, name)
 
 
 def evaluate(
@@ -108,8 +135,9 @@ def evaluate(
         The values. metrics.json also stores how to compute them again.
 
     Raises:
-        UserError: for data that do not fit a metric; for invalid arguments and missing weights
-            before anything is computed.
+        UserError: for invalid arguments and missing weights before anything is computed; for
+            metrics that fail once the others are reported. Those that the data do not fit are left
+            out with a warning, unless `overrides` names the metrics.
     """
     settings = config.read(workdir / workdirs.CONFIG)
     settings = config.override(settings, overrides or {}, "eval.")
@@ -131,6 +159,7 @@ def evaluate(
         load_embeddings=model.embeddings,
     )
     known: dict[str, float] = {}
+    failed: dict[str, UserError] = {}
 
     def store(found: Found) -> None:
         files = workdir / workdirs.AUTOENCODER, workdirs.prior_path(workdir, settings.prior)
@@ -139,20 +168,31 @@ def evaluate(
             "data": {"train": train.fingerprint, "test": test.fingerprint},
             "model": {path.stem: metrics_file.digest(path) for path in files},
         }
+        if failed:
+            provenance["left_out"] = {name: str(error) for name, error in failed.items()}
         known.update(_record(workdir / METRICS, found, provenance, history.evaluations(workdir)))
 
     # A run's first evaluation is stored as a whole; later ones store what they complete.
-    values = _run(metrics, ctx, args, store, partly=(workdir / METRICS).is_file())
+    partly = (workdir / METRICS).is_file()
+    values = _run(metrics, ctx, args, store, partly=partly, failed=failed)
     from pmjax.evals import figures  # loads matplotlib
 
+    try:
+        drawn = figures.draw(ctx, workdir)
+    except UserError as error:
+        drawn, failed["figures"] = [], error
     page = html.write_report(
         workdir,
         title=f"pmjax: {settings.data.name}, {settings.method} with prior {settings.prior}",
         config=settings.to_dict(),
+        missing=[str(error) for error in failed.values()],
         tables=tables.tables(known),
-        figures=figures.draw(ctx, workdir),
+        figures=drawn,
     )
     log.info("Report: %s", page)
+    for problem in failed.values():
+        if not isinstance(problem, Unfit) or "eval.metrics" in (overrides or {}):
+            raise problem
     return values
 
 
@@ -225,6 +265,29 @@ def validate(settings: ConfigDict) -> None:
     registry.validate(metrics, metric_args(settings), _extractors(settings))
 
 
+def fitting(settings: ConfigDict, key: str, ctx: Context) -> tuple[str, ...]:
+    """Returns the metrics of config.eval.KEY that the data of a context fit.
+
+    Raises:
+        UserError: if others than the default metrics do not fit, or one that decides which model is
+            the best.
+    """
+    default = schema.KEYS[f"eval.{key}"].default
+    best = settings.eval[key.replace("during", "best")] if key != "metrics" else ""
+    args = registry.checked_args(metric_args(settings))
+    metrics, args = registry.canonical(settings.eval[key], args)
+    fit = []
+    for name in metrics:
+        try:
+            require_fit(name, ctx, args.get(name, {}))
+            fit.append(name)
+        except Unfit as error:
+            if name not in default or (best and registry.metric_of(best) == name):
+                raise UserError(f"config.eval.{key}: {error}") from None
+            log.warning("config.eval.%s leaves out a metric: %s", key, error)
+    return tuple(fit)
+
+
 def context(settings: ConfigDict, *, extractors: Args | None = None, **parts: Any) -> Context:
     """Returns the evaluation context of a config; `parts` are others of `Context`'s arguments."""
     return Context(
@@ -290,11 +353,12 @@ def _run(
     store: Callable[[Found], None],
     *,
     partly: bool,
+    failed: dict[str, UserError] | None = None,
 ) -> dict[str, float]:
     """Returns the values of metrics, and stores them; with `partly` also if one of them fails."""
     found: Found = {}
     try:
-        values = run(metrics, ctx, args, done=found.__setitem__)
+        values = run(metrics, ctx, args, done=found.__setitem__, failed=failed)
     except BaseException:
         if found and partly:
             store(found)

@@ -21,22 +21,20 @@ Tree = Any  # arrays by name, possibly nested
 
 
 class BasePrior(abc.ABC):
-    """What priors of every kind do, given their arrays `params`.
+    """What priors of every kind do, given their arrays `params`."""
 
-    Attributes:
-        min_embeddings: the fewest training examples from which the prior can be made.
-    """
-
-    min_embeddings: ClassVar[int] = 1
+    @property
+    def min_embeddings(self) -> int:
+        """The fewest training examples from which the prior can be made."""
+        return 1
 
     def require_embeddings(self, num: int) -> None:
         """Raises `UserError` if `num` training examples are too few."""
         if num < self.min_embeddings:
             name = type(self).__module__.rpartition(".")[2]
             raise UserError(
-                f"Prior '{name}' takes at least {self.min_embeddings} training examples, and there "
-                f"is {num}. Add examples, or choose another prior (config.prior, "
-                "config.eval.baselines)."
+                f"Prior '{name}' takes at least {self.min_embeddings} training examples, not "
+                f"{num}: add some, or choose other priors (config.prior, config.eval.baselines)."
             )
 
     @abc.abstractmethod

@@ -67,6 +67,11 @@ class Prior(TrainedPrior):
         """Whether the base is fitted to the embeddings."""
         return self.base_prior in FITTED_BASES
 
+    @property
+    def min_embeddings(self) -> int:
+        """What a fitted base takes."""
+        return FITTED_BASES[self.base_prior].min_embeddings if self.needs_embeddings else 1
+
     def spec(self, latent_dim: int) -> MethodSpec:
         """Returns the nets g and D, and the objectives that update them.
 

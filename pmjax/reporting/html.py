@@ -83,6 +83,7 @@ def write_report(
     *,
     title: str,
     config: Mapping[str, Any],
+    missing: Sequence[str],
     tables: Sequence[MetricTable],
     figures: Sequence[Figure],
 ) -> Path:
@@ -94,6 +95,7 @@ def write_report(
     page = Page(
         title,
         facts,
+        missing=missing,
         metrics=tables,
         figures=figures,
         curves=history.curves(rows),

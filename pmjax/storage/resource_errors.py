@@ -74,7 +74,7 @@ def disk(what: str, where: Path | None, *, still_intact: str = "") -> Iterator[N
 
 @contextlib.contextmanager
 def device_memory(
-    stage: str, *, batch_size: int, accumulate: int, keys: tuple[str, str]
+    stage: str, *, batch_size: int, accumulate: int, devices: int, keys: tuple[str, str]
 ) -> Iterator[None]:
     """Turns an out-of-memory error of the devices into a `UserError` that says what to change.
 
@@ -86,12 +86,16 @@ def device_memory(
     except Exception as error:
         if not is_full_device(error):
             raise
-        half = max(1, batch_size // 2)
+        half, smaller = batch_size // 2, "smaller nets, with a new --workdir"
+        if half % devices == 0 and half > 1:  # a BatchNorm encodes a single example to 0
+            smaller = (
+                "smaller batches and average their gradients, for updates of as many examples: "
+                f"--{size_key}={half} --{accumulate_key}={2 * accumulate}, with a new --workdir; "
+                "or smaller nets"
+            )
         raise UserError(
             f"{stage}: the devices are out of memory with {size_key}={batch_size} "
-            f"({first_line(error)}). Use smaller batches and average their gradients, for updates "
-            f"of as many examples: --{size_key}={half} --{accumulate_key}={2 * accumulate}, with a "
-            f"new --workdir; or smaller nets; or keep less of the data on the devices "
+            f"({first_line(error)}). Use {smaller}; or keep less of the data on the devices "
             f"(--config.data.device_budget_gb)."
         ) from error
 

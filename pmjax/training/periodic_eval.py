@@ -94,9 +94,8 @@ class PeriodicEvaluator:
         self._stage, self._settings, self._workdir = stage, settings, workdir
         self._train, self._run_log, self._group = train, run_log, group
         self._steps = (settings if stage is STAGE1 else settings.stage2).steps
-        self._every, self._metrics, self._best = (
-            settings.eval[f"{stage.prefix}{name}"] for name in ("every", "during", "best")
-        )
+        self._every, self._best = (settings.eval[f"{stage.prefix}{n}"] for n in ("every", "best"))
+        self._metrics: tuple[str, ...] = ()  # those of config.eval.during that the data fit
         self._ctx: Context | None = None
         self._model: model.Model | None = None
 
@@ -158,7 +157,7 @@ class PeriodicEvaluator:
             return self._ctx.with_model(self._model, same_autoencoder=self._stage.fixed)
         self._model = model.Model(self._settings, arrays, fit_prior=fit)
         priors = self._stage.priors(self._settings)
-        return runner.context(
+        ctx = runner.context(
             self._settings,
             model=self._model,
             train=self._train,
@@ -166,6 +165,8 @@ class PeriodicEvaluator:
             priors=tuple(priors),
             has_own=self._settings.prior in priors,
         )
+        self._metrics = runner.fitting(self._settings, f"{self._stage.prefix}during", ctx)
+        return ctx
 
     def _fit_prior(self, snapshot: Snapshot, name: str) -> dict[str, Any]:
         """Returns the arrays of the run's own prior, or fits another one."""

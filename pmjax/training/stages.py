@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pmjax import builders, model
+from pmjax.datasets.base import Dataset
 from pmjax.distributed.mesh import check_batch, make_mesh, spans_processes
 from pmjax.distributed.processes import ProcessGroup, Stopped, processes
 from pmjax.errors import UserError
@@ -57,6 +58,7 @@ def fit(settings: ConfigDict, workdir: Path, run_log: RunLog, group: ProcessGrou
     spans_hosts = spans_processes(mesh2)
     data = builders.dataset(settings, "train")
     shape = data.data.shape[1:]
+    group.run_on_primary("the checks of the data", partial(validate_data, settings, data))
     _require_same_data(
         group.all_gather_object("the training data", data.fingerprint, no_timeout=True)
     )
@@ -150,6 +152,24 @@ def validate(settings: ConfigDict) -> None:
     runner.validate(settings)
 
 
+def validate_data(settings: ConfigDict, train: Dataset) -> None:
+    """Raises `UserError` for data that are too few to train or to evaluate as the config says."""
+    num = len(train.data)
+    if num < 2 and settings.method_args.get("batch_norm"):
+        raise UserError(
+            f"The latent BatchNorm takes at least 2 training examples, and there is {num}: it "
+            "encodes a single one to 0. Add examples, or set --config.method_args.batch_norm=false."
+        )
+    for name in dict.fromkeys([settings.prior, *settings.eval.baselines]):
+        builders.prior(settings, name).require_embeddings(num)
+    test = builders.dataset(settings, "test")
+    ctx = runner.context(settings, model=None, train=train, test=test, priors=())
+    runner.fitting(settings, "metrics", ctx)
+    for stage in (STAGE1, STAGE2):
+        if settings.eval[f"{stage.prefix}every"]:
+            runner.fitting(settings, f"{stage.prefix}during", ctx)
+
+
 def stage1_options(settings: ConfigDict) -> LoopOptions:
     """Returns how the config trains stage 1."""
     traced = profiler.parse(settings.profile)
@@ -221,9 +241,12 @@ def _train(
     if options.stage != "stage1":
         part = settings.stage2
         keys = "config.stage2.batch_size", "config.stage2.optimizer.accumulate"
-    accumulate = part.optimizer.accumulate
     with resource_errors.device_memory(
-        options.stage, batch_size=options.batch_size, accumulate=accumulate, keys=keys
+        options.stage,
+        batch_size=options.batch_size,
+        accumulate=part.optimizer.accumulate,
+        devices=where["mesh"].size,
+        keys=keys,
     ):
         info = {"config": training_config(settings), "data": data_hash}
         return train(spec, optimizer, data, options, info=info, **where)

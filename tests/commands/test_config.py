@@ -110,6 +110,17 @@ def test_mistakes_are_named_with_what_would_be_right(overrides, message):
     assert message in str(error.value)
 
 
+def test_a_batch_of_one_is_refused_where_the_latent_batch_norm_trains():
+    one = {"data.batch_size": "1", "optimizer.accumulate": "64"}
+    for method in ({"method": "pm"}, {"method": "ae", "method_args.batch_norm": "true"}):
+        with pytest.raises(
+            UserError, match="config.data.batch_size=1 must be at least 2.*BatchNorm"
+        ):
+            config.load("configs/digits.py", one | method)
+    for method in ({"method_args.batch_norm": "false"}, {"method": "ae"}, {"method": "vae"}):
+        assert config.load("configs/digits.py", one | method).data.batch_size == 1
+
+
 def test_unknown_variant_and_file_are_named():
     with pytest.raises(UserError, match="unknown variant 'fast'; valid: author, paper, runlocal"):
         config.load(f"{DIGITS}:fast")

@@ -78,10 +78,14 @@ def test_interpolations_are_rows_of_nine_from_one_test_image_to_another(image_fi
         assert [cell.tobytes() in known for cell in row] == [True] + [False] * 7 + [True]
 
 
-def test_few_unlabeled_images_are_enough(tmp_path):
-    data = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1)).astype(np.uint8)
-    drawn = figures.draw(context(data, None, Mirror((8, 8, 1)), ("gaussian",)), tmp_path)
-    assert len(drawn) == 5 and all(figure.path.stat().st_size for figure in drawn)
+@pytest.mark.parametrize(("num", "count"), [(0, 2), (1, 4), (2, 5), (3, 5)])
+def test_few_unlabeled_images_get_the_figures_that_they_are_enough_for(tmp_path, num, count):
+    data = np.random.default_rng(0).integers(0, 256, (num, 8, 8, 1)).astype(np.uint8)
+    ctx = context(data, None, Mirror((8, 8, 1)), ("gaussian",))
+    ctx.samples = lambda prior: np.zeros((1, 8, 8, 1), np.uint8)
+    ctx.embeddings = lambda split: np.ones((num if split == "test" else 1, 5), np.float32)
+    drawn = figures.draw(ctx, tmp_path)
+    assert len(drawn) == count and all(figure.path.stat().st_size for figure in drawn)
 
 
 @pytest.mark.parametrize("dim", [1, 6])
@@ -104,9 +108,9 @@ def test_the_moments_of_each_coordinate_are_drawn(dim, tmp_path, monkeypatch):
 def point_panels(monkeypatch, tmp_path):
     """Returns a function that draws points and gives each figure's panels (name, shape)."""
 
-    def draw(base, dim=3):
+    def draw(base, dim=3, num=50):
         rng = np.random.default_rng(0)
-        points, t = rng.uniform(-1, 1, (50, dim)).astype("f"), rng.uniform(5, 14, 50).astype("f")
+        points, t = rng.uniform(-1, 1, (num, dim)).astype("f"), rng.uniform(5, 14, num).astype("f")
         panels, scatters = {}, figures._scatters
 
         def spy(given, path, *args, **kwargs):
@@ -129,6 +133,11 @@ def test_points_get_the_manifolds_of_figure_4_and_the_latents_of_figure_5(point_
         "manifolds_other_priors": [("gmm", (50, 3), 50)],
         "latents": [(n, (50, 2), 50) for n in ("embedding", "base prior", "generated latent")],
     }
+
+
+@pytest.mark.parametrize("num", [0, 1, 2])
+def test_few_points_are_drawn_and_none_are_not(point_panels, num):
+    assert len(point_panels(base=2, num=num)) == (3 if num else 0)
 
 
 def test_a_prior_without_a_base_has_two_panels_of_latents(point_panels):

@@ -18,7 +18,8 @@ from pmjax.datasets.batches import to_float
 from pmjax.errors import UserError
 from pmjax.evals import context as context_module
 from pmjax.evals import registry, runner, tables
-from pmjax.evals.context import CHUNK, DEPENDS, Context, fresh_points
+from pmjax.evals.base import PARTS
+from pmjax.evals.context import CHUNK, DEPENDS, Context, Unfit, fresh_points
 from pmjax.evals.features import efficientnet_lite0, inception_2015
 from pmjax.evals.features.base import Features, extract_features, images_of
 from pmjax.evals.metrics import reconstruction, topology, wasserstein
@@ -35,6 +36,7 @@ IMAGE_METRICS = {"classes"} | INCEPTION_METRICS
 IMAGE_METRICS |= {name for name in METRICS if name.endswith("efficientnet_lite0")}
 POINT_METRICS = {"wasserstein", "sinkhorn"}
 LABEL_METRICS = {"linear_probe", "kmeans"}
+ALIASES = {"memorisation"}
 ONE_SET_METRICS = {"lines", "swiss_roll"}  # for the data set of this name
 
 
@@ -166,8 +168,50 @@ def test_an_unknown_argument_is_refused_with_the_nearest_before_anything_is_comp
 
 
 def test_arguments_reach_their_metric():
-    with pytest.raises(UserError, match="40 neighbors"):
+    with pytest.raises(UserError, match="topology.neighbours=40"):
         runner.run(["topology"], point_context(), {"topology": {"neighbours": 40}})
+
+
+def of_sizes(name, digits, **sizes):
+    """Returns a context of the least numbers of examples of a metric, but for some `sizes`."""
+    least = {part: 1 for part in PARTS} | registry.least(name, {})[0] | sizes
+    train, train_labels, test, test_labels = digits
+    if name in POINT_METRICS:
+        train, test = normal_points(60, 0), normal_points(60, 1)
+    shape = test.shape[1:]
+    return context(
+        train[: least["train"]],
+        test[: least["test"]],
+        labels=(np.arange(least["train"]) % 2, np.arange(least["test"]) % 2),
+        model=Model(shape, own=train[-50:], knn_jitter=train[-50:]),
+        num_samples=least["samples"],
+    )
+
+
+@pytest.mark.parametrize("name", [n for n in METRICS if n not in ONE_SET_METRICS | ALIASES])
+def test_the_least_examples_that_a_metric_declares_are_enough_and_fewer_are_refused(
+    name, digits, pixels_for_inception, pixels_for_efficientnet
+):
+    assert runner.run([name], of_sizes(name, digits))
+    for part, num in registry.least(name, {})[0].items():
+        with pytest.raises(Unfit, match=f"Metric '{name}' needs at least .*not {num - 1}"):
+            runner.run([name], of_sizes(name, digits, **{part: num - 1}))
+
+
+@pytest.mark.parametrize("num", [0, 1, 2, 5, 24])
+def test_few_test_images_leave_out_metrics_and_never_fail_otherwise(
+    num, digits, pixels_for_inception, pixels_for_efficientnet
+):
+    train, train_labels, test, test_labels = digits
+    labels, model = (train_labels[:100], test_labels[:num]), Model((8, 8, 1), own=train[:50])
+    model.priors["knn_jitter"] = train[:50]
+    ctx = context(train[:100], test[:num], labels=labels, model=model, num_samples=20)
+    failed = {}
+    names = {"reconstruction", "latent", "linear_probe", "topology", "energy", "kid", "fid", "prdc"}
+    values = runner.run(sorted(names), ctx, failed=failed)
+    assert values and all(isinstance(error, Unfit) for error in failed.values())
+    needing = {n for n in names if registry.least(n, {})[0].get("test", 0) > num}
+    assert set(failed) == needing
 
 
 def pixel_context():

@@ -636,7 +636,7 @@ def test_midpoints_are_between_two_test_images():
 
 def test_features_that_are_not_finite_are_refused(digits, monkeypatch):
     monkeypatch.setattr(efficientnet_lite0, "stream", lambda x, **_: [np.full((len(x), 4), np.nan)])
-    ctx = context(digits[0][:50], digits[0][50:90], 20, own=digits[0])
+    ctx = context(digits[0][:100], digits[0][100:200], 100, own=digits[0])
     for family in FAMILIES:
         with pytest.raises(UserError, match="features of 'test' hold NaN"):
             runner.run([f"{family}_efficientnet_lite0"], ctx)

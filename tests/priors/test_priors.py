@@ -115,7 +115,7 @@ def test_the_least_embeddings_of_a_prior_give_finite_samples(name):
     z = np.random.default_rng(0).normal(size=(least, 3)).astype("float32")
     assert np.isfinite(fit_and_sample(name, z, 5)[2]).all()
     if least > 1:
-        with pytest.raises(UserError, match="takes at least 2 training examples, and there is 1"):
+        with pytest.raises(UserError, match="takes at least 2 training examples, not 1"):
             priors.make(name).fit(z[:1], seed=0)
 
 

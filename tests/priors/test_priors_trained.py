@@ -73,6 +73,21 @@ def test_few_embeddings_and_constant_coordinates_are_no_obstacle(name):
         np.testing.assert_allclose(samples[:, 2], 5, atol=0.01)
 
 
+@pytest.mark.slow  # compiles each prior for another size
+@pytest.mark.parametrize("name", ["flow_matching", "latent_gan", "two_stage_vae", "realnvp"])
+def test_the_least_embeddings_all_alike_and_batches_of_one_give_finite_samples(name):
+    prior = priors.make(name, SMALL[name])
+    z = np.full((prior.min_embeddings, 3), 2.0, np.float32)
+    assert np.isfinite(draw(prior, fit(prior, z, 3, batch_size=1), 1, 4)).all()
+
+
+def test_a_fitted_base_takes_as_many_embeddings_as_a_prior_of_its_kind():
+    prior = priors.make("latent_gan", SMALL["latent_gan"])
+    with pytest.raises(UserError, match="takes at least 2 training examples, not 1"):
+        prior.init_from_embeddings(prior.spec(3), np.ones((1, 3), np.float32), seed=0)
+    assert priors.make("latent_gan", {"base_prior": "gaussian"}).min_embeddings == 1
+
+
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_seed_gives_the_same_draws_and_another_others(name):
     prior, arrays = fitted_to_little(name)

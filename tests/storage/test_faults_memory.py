@@ -54,6 +54,15 @@ def test_a_device_out_of_memory_names_the_batch_size_and_suggests_accumulation(
     assert "--config.data.batch_size=20000 --config.optimizer.accumulate=2" in message
 
 
+@pytest.mark.parametrize(("batch_size", "devices"), [(1, 1), (2, 1), (3, 1), (8, 8)])
+def test_the_advice_for_too_little_memory_is_a_batch_that_can_be_trained(batch_size, devices):
+    full = type("JaxRuntimeError", (Exception,), {})("RESOURCE_EXHAUSTED")
+    given = {"batch_size": batch_size, "accumulate": 1, "devices": devices}
+    with pytest.raises(UserError, match=r"Use smaller nets, with a new --workdir; or keep"):
+        with resource_errors.device_memory("stage1", **given, keys=("size", "accumulate")):
+            raise full
+
+
 def test_data_beyond_the_machine_s_free_memory_are_streamed_to_the_same_result(
     tmp_path, monkeypatch, caplog
 ):

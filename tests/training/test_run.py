@@ -1,5 +1,6 @@
 """The commands, end to end: the files they write, how they resume, and how they report mistakes."""
 
+import dataclasses
 import json
 import os
 import random
@@ -13,8 +14,9 @@ import pytest
 from PIL import Image
 
 import pmjax
-from pmjax import evaluate, sample
-from pmjax.evals import runner
+from pmjax import builders, config, evaluate, sample
+from pmjax.evals import figures, runner
+from pmjax.storage import workdir as workdirs
 from tests.small_run import ROOT, SMALL, run_command
 
 # How often a run is killed, half of it in each stage; more: PMJAX_KILLS=10 pytest -k killed.
@@ -198,6 +200,34 @@ def test_evaluate_command_takes_other_metrics(own_run, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["evaluate", *args])
     with pytest.raises(pmjax.UserError, match="belongs to training"):
         evaluate.main()
+
+
+def test_metrics_that_one_test_image_does_not_fit_are_left_out_and_the_report_says_why(
+    own_run, monkeypatch
+):
+    settings, dataset = config.read(own_run / workdirs.CONFIG), builders.dataset
+    with settings.unlocked():
+        settings.eval.metrics = ("kd_efficientnet_lite0", "latent", "reconstruction")
+    config.save(settings, own_run / workdirs.CONFIG)
+
+    def one_to_test(settings, split):
+        found = dataset(settings, split)
+        rows = slice(1 if split == "test" else None)
+        return dataclasses.replace(found, data=found.data[rows], labels=found.labels[rows])
+
+    monkeypatch.setattr(builders, "dataset", one_to_test)
+    monkeypatch.setattr(figures, "draw", lambda ctx, workdir: [])  # tests/evals/test_figures.py
+    found = runner.evaluate(own_run, pmjax.load(own_run))
+    assert {"recon/mse", "latent/var_min"} <= set(found)
+    reason = "'kd_efficientnet_lite0' needs at least 4 test examples, not 1"
+    left_out = json.loads((own_run / "metrics.json").read_text())["left_out"]
+    assert reason in left_out["kd_efficientnet_lite0"]
+    assert "at least 4 test examples" in (own_run / "report.html").read_text()
+    (own_run / "report.html").unlink()
+    with pytest.raises(pmjax.UserError, match=reason):
+        named = {"eval.metrics": "kd_efficientnet_lite0,topology"}
+        runner.evaluate(own_run, pmjax.load(own_run), overrides=named)
+    assert "at least 25 test examples" in (own_run / "report.html").read_text()
 
 
 def test_an_evaluation_takes_the_embeddings_that_training_has_left(own_run, monkeypatch):

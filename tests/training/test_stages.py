@@ -2,9 +2,12 @@
 
 import ast
 
+import numpy as np
 import pytest
 
-from pmjax import config
+from pmjax import builders, config
+from pmjax.datasets.base import Dataset
+from pmjax.errors import UserError
 from pmjax.training import stages
 from tests.small_run import ROOT
 
@@ -30,6 +33,58 @@ def test_each_stage_takes_its_own_group_of_the_config():
     for options in (first, second):
         assert (options.skip_nonfinite, options.device_budget) == (5, 2e9)
     assert stages.stage2_options(settings, "realnvp").stage == "realnvp"
+
+
+def few(monkeypatch, num_train, num_test, labels=False, **overrides):
+    """Checks the data of a run on so many images."""
+
+    def dataset(settings, split):
+        num = num_train if split == "train" else num_test
+        return Dataset(
+            np.zeros((num, 8, 8, 1), np.uint8), np.zeros(num, int) if labels else None, ""
+        )
+
+    monkeypatch.setattr(builders, "dataset", dataset)
+    settings = config.load(str(ROOT / "configs" / "image_folder.py"), overrides)
+    stages.validate_data(settings, dataset(settings, "train"))
+
+
+@pytest.mark.parametrize(
+    ("num_train", "overrides", "message"),
+    [
+        (1, {}, "latent BatchNorm takes at least 2 training examples, and there is 1"),
+        (1, {"method": "vae"}, "Prior 'latent_gan' takes at least 2 training examples, not 1"),
+        (1, {"method": "vae", "prior": "standard_normal"}, "'gaussian' takes .*baselines"),
+        (1, {"method": "vae", "prior": "standard_normal", "eval.baselines": "gmm"}, "'gmm' takes"),
+        (50, {"eval.metrics": "kd"}, "eval.metrics: .*at least 4 test examples, not 3"),
+        (50, {"eval.metrics": "kmeans"}, "needs a class for every example"),
+        (50, {"eval.metrics": "wasserstein,topology"}, "at least 25 test examples.*neighbours=12"),
+        (50, {"eval.every": "5", "eval.during": "c2st"}, "eval.during: .*at least 4 test examples"),
+        (50, {"eval.stage2_every": "5", "eval.stage2_during": "is_efficientnet_lite0",
+              "eval.num_samples": "9"}, "10 samples .--config.eval.num_samples., not 9"),
+    ],
+)  # fmt: skip
+def test_data_that_are_too_few_are_refused_before_training(
+    monkeypatch, num_train, overrides, message
+):
+    with pytest.raises(UserError, match=message):
+        few(monkeypatch, num_train, 3, **overrides)
+
+
+def test_classes_that_are_all_alike_are_refused_before_training(monkeypatch):
+    with pytest.raises(UserError, match="needs at least two classes in the training set"):
+        few(monkeypatch, 50, 3, labels=True, **{"eval.metrics": "linear_probe"})
+
+
+def test_default_metrics_that_few_test_images_do_not_fit_are_left_out_with_a_warning(
+    monkeypatch, caplog
+):
+    few(monkeypatch, 2, 1, **{"eval.stage2_every": "5"})
+    assert caplog.text.count("'fd_efficientnet_lite0' needs at least 2 test examples") == 2
+    assert "reconstruction" not in caplog.text
+    with pytest.raises(UserError, match="'fd_efficientnet_lite0' needs at least 2"):
+        best = {"eval.stage2_best": "fd_efficientnet_lite0/latent_gan"}
+        few(monkeypatch, 2, 1, **{"eval.stage2_every": "5"}, **best)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)

@@ -13,10 +13,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from pmjax.errors import UserError, unknown
+from pmjax.errors import require_known
 from pmjax.evals.base import Metric, Table, option
 from pmjax.evals.context import Context
 from pmjax.evals.two_sample import two_sample_tests
+
+CLASSIFIERS = {  # name: (number of training examples, seed) -> classifier
+    "mlp": lambda n, seed: MLPClassifier((20,), max_iter=100, random_state=seed),
+    "knn": lambda n, seed: KNeighborsClassifier(int(n**0.5)),
+    "logistic": lambda n, seed: LogisticRegression(max_iter=1000),
+}
 
 METRIC = Metric(
     Table(
@@ -33,18 +39,16 @@ METRIC = Metric(
         "embeddings differ.",
         better="higher",
     ),
+    least={"test": 4, "train": 4},
+    limits={"num": 4},
+    check=lambda args: require_known(
+        f"classifier ({option('c2st', 'classifier')})", args["classifier"], CLASSIFIERS
+    ),
 )
-CLASSIFIERS = {  # name: (number of training examples, seed) -> classifier
-    "mlp": lambda n, seed: MLPClassifier((20,), max_iter=100, random_state=seed),
-    "knn": lambda n, seed: KNeighborsClassifier(int(n**0.5)),
-    "logistic": lambda n, seed: LogisticRegression(max_iter=1000),
-}
 
 
 def evaluate(ctx: Context, *, num: int = 1000, classifier: str = "mlp") -> dict[str, float]:
     """Returns 'c2st/<set>' and 'c2st_p/<set>', up to `num` examples each: `two_sample_tests`."""
-    if classifier not in CLASSIFIERS:
-        raise unknown(f"classifier ({option('c2st', 'classifier')})", classifier, CLASSIFIERS)
     return two_sample_tests(ctx, "c2st", num, partial(two_sample, classifier=classifier))
 
 
@@ -55,11 +59,6 @@ def two_sample(a: np.ndarray, b: np.ndarray, *, classifier: str, seed: int) -> t
     hidden units and 100 epochs, 'knn' has k = √n. The p-value is exact (Fisher's test): if the two
     are alike, the number of correctly classified examples of a is hypergeometric.
     """
-    if min(len(a), len(b)) < 4:
-        raise UserError(
-            f"Metric 'c2st' needs four examples of each and has {min(len(a), len(b))}: set "
-            f"{option('c2st', 'num')} to at least 4, and have as many training and test examples."
-        )
     rng = np.random.default_rng(seed)
     a, b = rng.permutation(a), rng.permutation(b)
     x, x_test = np.concatenate([a[::2], b[::2]]), np.concatenate([a[1::2], b[1::2]])

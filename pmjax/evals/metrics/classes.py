@@ -23,6 +23,8 @@ METRIC = Metric(
     ),
     needs_own_prior=True,
     extractor="efficientnet_lite0",
+    least={"test": 1, "train": 2, "samples": 2},
+    needs_classes=True,
 )
 
 

@@ -24,6 +24,7 @@ METRIC = Metric(
         "they differ.",
         better="higher",
     ),
+    least={"test": 2, "train": 2},
     limits={"num": 2, "permutations": 1},
 )
 AT_ONCE = 500  # permutations

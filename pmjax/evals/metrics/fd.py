@@ -27,6 +27,11 @@ def check(args: Mapping[str, Any]) -> None:
         parse(protocol)
 
 
+def least(protocols: Sequence[str] | None) -> dict[str, int]:
+    """Returns the least numbers of examples; a protocol has its own number of samples."""
+    return {"test": 2, "train": 2} | ({} if protocols else {"samples": 2})
+
+
 METRIC = Metric(
     Table(
         "fd",
@@ -50,6 +55,7 @@ METRIC = Metric(
     ),
     extractor="efficientnet_lite0",
     on_features=True,
+    least=least,
     check=check,
 )
 
@@ -116,10 +122,10 @@ def parse(protocol: str) -> tuple[int, str]:
         UserError: if there is no such protocol.
     """
     match = re.fullmatch(r"([1-9][0-9]*)(k?)_(train|test)", protocol)
-    if not match:
+    if not match or match[1] + match[2] == "1":
         raise UserError(
-            f"'{protocol}' is not a protocol of FID: give a number of samples and what they are "
-            "compared with, such as 50k_train, 10k_test or 2500_test."
+            f"'{protocol}' is not a protocol of FID: give a number of samples, at least 2, and "
+            "what they are compared with, such as 50k_train, 10k_test or 2500_test."
         )
     return int(match[1]) * (1000 if match[2] else 1), match[3]
 

@@ -25,6 +25,8 @@ METRIC = Metric(
     ),
     extractor="efficientnet_lite0",
     on_features=True,
+    least=lambda points: {"test": 2} | dict.fromkeys(("train", "samples"), max(20, 2 * points)),
+    limits={"points": 3},
 )
 
 

@@ -28,6 +28,8 @@ METRIC = Metric(
     ),
     extractor="efficientnet_lite0",
     on_features=True,
+    least=lambda splits: {"train": splits, "samples": splits},
+    limits={"splits": 1},
 )
 
 

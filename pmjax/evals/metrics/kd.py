@@ -28,6 +28,8 @@ METRIC = Metric(
     ),
     extractor="efficientnet_lite0",
     on_features=True,
+    least=4,
+    limits={"subset_size": 2, "subsets": 1},
 )
 
 

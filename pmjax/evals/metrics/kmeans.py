@@ -21,6 +21,8 @@ METRIC = Metric(
             "pca": Value("of as many principal components of the data"),
         },
     ),
+    least={"test": 1, "train": 2},
+    needs_classes=True,
     limits={"restarts": 1, "iterations": 1},
 )
 

@@ -20,6 +20,7 @@ METRIC = Metric(
             "corr_abs_mean": lower("mean absolute correlation of two coordinates"),
         },
     ),
+    least={"train": 1},
 )
 
 

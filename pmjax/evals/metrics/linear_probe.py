@@ -23,6 +23,8 @@ METRIC = Metric(
             "pca": Value("of as many principal components of the data"),
         },
     ),
+    least={"test": 1, "train": 2},
+    needs_classes=True,
     limits={"c": 0.0, "iterations": 1},
 )
 

@@ -24,6 +24,7 @@ METRIC = Metric(
             "invalid": lower("share of interpolations that end at the angle where they begin"),
         },
     ),
+    least={"test": 2},
     limits={"num": 1, "frames": 2},
 )
 BANK = 10_000  # rendered lines, at equal angles
@@ -42,8 +43,6 @@ def evaluate(ctx: Context, *, num: int = 256, frames: int = 16) -> dict[str, flo
     single jump in 'lines/smoothness_strict', which does not reward a collapsed decoder.
     """
     num = min(num, len(ctx.test.data) // 2)
-    if num < 1:
-        raise UserError(f"Metric 'lines' needs two test images. {OMIT_HINT}")
     chosen = np.random.default_rng(ctx.derived_seed("lines")).permutation(len(ctx.test.data))
     a, b = (ctx.test.data[chosen[part * num : (part + 1) * num]] for part in range(2))
     shape = (lines.SIZE, lines.SIZE, 1)

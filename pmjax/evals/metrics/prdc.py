@@ -39,6 +39,8 @@ METRIC = Metric(
     ),
     extractor="efficientnet_lite0",
     on_features=True,
+    least=lambda neighbours, density_neighbours: 2 * PART * max(neighbours, density_neighbours),
+    limits={"neighbours": 1, "density_neighbours": 1},
 )
 
 

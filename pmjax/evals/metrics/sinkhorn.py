@@ -21,6 +21,7 @@ METRIC = Metric(
         better="lower",
         bars=True,
     ),
+    least={"test": 2},
     limits={"draws": 1, "num": 1, "regularisation": 0.0},
 )
 MAX_ITERATIONS = 500

@@ -3,7 +3,6 @@
 import numpy as np
 
 from pmjax.datasets.batches import to_float
-from pmjax.errors import UserError
 from pmjax.evals.base import Metric, Table
 from pmjax.evals.context import CHUNK, Context
 
@@ -30,11 +29,6 @@ def evaluate(ctx: Context, *, projections: int = 500) -> dict[str, float]:
     num = min(ctx.num_samples, len(ctx.test.data))
     if ctx.has("train"):
         num = min(num, len(ctx.train.data))
-    if num < 1:
-        raise UserError(
-            "Metric 'sliced_wasserstein' needs --config.eval.num_samples and both sets to be at "
-            "least 1."
-        )
     sources = {prior: ctx.samples(prior)[:num] for prior in ctx.priors}
     if ctx.has("train"):
         sources["floor"] = ctx.train.data[ctx.subset("train", num)]

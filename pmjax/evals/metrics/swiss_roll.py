@@ -39,6 +39,9 @@ METRIC = Metric(
         )
     ),
     needs_own_prior=True,
+    least=lambda neighbours: {"test": 2 * neighbours + 1},
+    limits={"neighbours": 1},
+    check=lambda args: require_neighbors("swiss_roll", args["neighbours"], args["num"]),
 )
 REAL = 10 * swiss_roll.NOISE / swiss_roll.SCALE  # no point of the data set is farther away
 
@@ -57,7 +60,6 @@ def evaluate(ctx: Context, *, neighbours: int = 12, num: int = 2000) -> dict[str
         off = swiss_roll.unroll(ctx.test.data)[2]
     if not np.max(off) < REAL:
         raise UserError(f"Metric 'swiss_roll' needs the data set 'swiss_roll'. {OMIT_HINT}")
-    require_neighbors("swiss_roll", neighbours, num)
     latents = {prior: ctx.latents(prior, num) for prior in ctx.priors}
     points = {prior: finite("samples", ctx.model.decode(z)) for prior, z in latents.items()}
     values: dict[str, float] = {}

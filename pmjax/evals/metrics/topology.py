@@ -32,6 +32,9 @@ METRIC = Metric(
             "geodesic_correlation": higher("of distances along the data with those in the latents"),
         },
     ),
+    least=lambda neighbours: {"test": 2 * neighbours + 1},
+    limits={"neighbours": 1},
+    check=lambda args: require_neighbors("topology", args["neighbours"], args["num"]),
 )
 
 
@@ -44,19 +47,18 @@ def evaluate(ctx: Context, *, neighbours: int = 12, num: int = 2000) -> dict[str
     and distances in the embedding.
     """
     chosen = ctx.subset("test", num)
-    require_neighbors("topology", neighbours, len(chosen))
     x = to_float(ctx.test.data[chosen]).reshape(len(chosen), -1)
     z = ctx.embeddings("test")[chosen]
     return preservation("topology", x, z, neighbours, along=geodesic_distances)
 
 
 def require_neighbors(metric: str, neighbours: int, num: int) -> None:
-    """Raises `UserError` unless there are more than twice as many examples as neighbors."""
-    if not 1 <= neighbours < num / 2:
+    """Raises `UserError` unless a metric takes more than twice as many examples as neighbors."""
+    if num <= 2 * neighbours:
         raise UserError(
             f"Metric '{metric}' needs more than {2 * neighbours} test examples for {neighbours} "
-            f"neighbors and has {num}: set {option(metric, 'neighbours')} to at least 1 and less "
-            f"than half of them, or {option(metric, 'num')} higher."
+            f"neighbors: set {option(metric, 'num')}, now {num}, higher, or "
+            f"{option(metric, 'neighbours')} lower."
         )
 
 

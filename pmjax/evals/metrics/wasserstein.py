@@ -6,7 +6,7 @@ import numpy as np
 
 from pmjax.errors import UserError
 from pmjax.evals.base import Metric, Table, lower
-from pmjax.evals.context import OMIT_HINT, Context
+from pmjax.evals.context import Context
 
 METRIC = Metric(
     Table(
@@ -19,6 +19,7 @@ METRIC = Metric(
         bars=True,
     ),
     needs_own_prior=True,
+    least={"test": 2},
     limits={"draws": 1, "num": 1},
 )
 
@@ -46,13 +47,11 @@ def mean_distances(
     """Returns the mean of distance(points, real, other real points) for each prior and 'floor'.
 
     Raises:
-        UserError: for images, and for fewer than two test points.
+        UserError: for images.
     """
     ctx.require_points(metric)
     if ctx.fresh is None:
         num = min(num, len(ctx.test.data) // 2)
-    if num < 1:
-        raise UserError(f"Metric '{metric}' needs two test points. {OMIT_HINT}")
     found: dict[str, list[float]] = {name: [] for name in (*ctx.priors, "floor")}
     for draw in range(draws):
         real, other = real_points(ctx, num, draw)
