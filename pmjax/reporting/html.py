@@ -83,11 +83,14 @@ def write_report(
     *,
     title: str,
     config: Mapping[str, Any],
-    missing: Sequence[str],
     tables: Sequence[MetricTable],
     figures: Sequence[Figure],
+    missing: Sequence[str] = (),
 ) -> Path:
-    """Writes report.html of a run, with the curves of history.jsonl; returns its path."""
+    """Writes report.html of a run, with the curves of history.jsonl; returns its path.
+
+    `missing` says what is not there, and why.
+    """
     rows = history.read(workdir)
     values = flat(config)
     facts = {name.removesuffix(".name"): values[name] for name in HEAD if name in values}
