@@ -13,8 +13,9 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.util import module_from_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -25,6 +26,7 @@ from pmjax.schema import METRIC_ARGS
 
 # Fields of nets that nets_args does not set.
 _FLAX_FIELDS = {"parent", "name", "latent_dim", "dtype"}
+_NAME = "own_config"  # of the module of a config file while it is read
 
 
 def load(reference: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
@@ -317,7 +319,7 @@ def _importable(folder: Path) -> Iterator[None]:
         sys.path[:] = path
         for name in {*sys.modules} - {*modules} | {"default"}:
             file = getattr(sys.modules.get(name), "__file__", None)
-            if name == "default" or (file and Path(file).parent == folder):
+            if name in ("default", _NAME) or (file and Path(file).parent == folder):
                 sys.modules.pop(name, None)
         if "default" in modules:
             sys.modules["default"] = modules["default"]
@@ -325,9 +327,10 @@ def _importable(folder: Path) -> Iterator[None]:
 
 def _run(path: Path, variant: str) -> dict[str, Any]:
     """Returns what get_config of a Python file returns, as a dictionary."""
-    module = sys.modules["own_config"] = ModuleType("own_config")
-    module.__file__ = str(path.absolute())
-    exec(compile(path.read_bytes(), path, "exec"), module.__dict__)
+    loader = SourceFileLoader(_NAME, str(path))  # whatever the file's ending
+    module = module_from_spec(ModuleSpec(_NAME, loader, origin=str(path)))
+    sys.modules[_NAME] = module
+    loader.exec_module(module)
     get_config = getattr(module, "get_config", None)
     if not callable(get_config):
         raise UserError("it defines no function get_config(variant).")

@@ -660,7 +660,7 @@ def test_flags_reach_the_evaluation_of_a_workdir(monkeypatch):
     assert seen["protocols"] == ("50k_train",) and checkpoints == ["50"]
     assert seen["workdir"] == Path("w/at-50") and seen["model"] == "model"
     assert seen["extractors"]["inception_2015"] == {
-        "weights": "f.pth", "variant": "clean_fid", "verify": False
+        "weights": Path("f.pth"), "variant": "clean_fid", "verify": False
     }  # fmt: skip
 
 
