@@ -95,18 +95,17 @@ def _without_metadata(data: bytes) -> bytes:
         while at < len(data):  # length, kind, content, checksum
             chunk = data[at : (at := at + 12 + int.from_bytes(data[at : at + 4], "big"))]
             kind, sound = chunk[4:8], zlib.crc32(chunk[4:-4]).to_bytes(4, "big") == chunk[-4:]
-            if kind[:1].isupper() or kind == b"tRNS" or (kind == b"eXIf" and sound):
+            metadata = kind.isalpha() and kind[:1].islower()
+            if not metadata or kind == b"tRNS" or (kind == b"eXIf" and sound):
                 kept.append(chunk)
         return b"".join(kept)
     if data.startswith(b"\xff\xd8\xff"):
         kept, at = [data[:2]], 2
-        while at < len(data) and data[at + 1] not in (0xDA, 0xFF):  # the pixels begin
+        while data[at : at + 1] == b"\xff" and data[at + 1] not in (0xDA, 0xFF):  # not the pixels
             segment = data[at : (at := at + 2 + int.from_bytes(data[at + 2 : at + 4], "big"))]
-            exif, adobe = (
-                segment[4:10] == b"Exif\0\0",
-                segment[4:9] == b"Adobe" and len(segment) > 15,
-            )
-            if not (0xE0 <= segment[1] <= 0xEF or segment[1] == 0xFE) or exif or adobe:
+            metadata = 0xE0 <= segment[1] <= 0xEF or segment[1] == 0xFE  # APP0 to APP15, comments
+            adobe = segment[4:9] == b"Adobe" and len(segment) > 15
+            if not metadata or adobe or segment[4:10] == b"Exif\0\0":
                 kept.append(segment)
         return b"".join((*kept, data[at:]))
     raise ValueError("another format")

@@ -1,6 +1,7 @@
 """The model, the data and shared results that every metric is given."""
 
 import copy
+import logging
 import zlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from pmjax.datasets.batches import to_uint8
 from pmjax.errors import UserError
 from pmjax.model import Model
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 CHUNK = 1000  # examples per call of the model, which bounds the memory of float values
 # What a cached result may depend on; each also on those before it.
@@ -216,12 +218,20 @@ class Context:
 
     def embeddings(self, split: str) -> np.ndarray:
         """Returns the float32 embeddings [N, d] of a split, in inference mode."""
-        stored = self._load_embeddings if split == "train" else None
-        return self.cached(
-            ("embeddings", split),
-            stored or (lambda: _apply(self.model.encode, "embeddings", self._data(split))),
-            depends_on="autoencoder",
-        )
+
+        def make() -> np.ndarray:
+            data = self._data(split)
+            if split == "train" and self._load_embeddings:
+                stored = self._load_embeddings()
+                if len(stored) == len(data):
+                    return stored
+                log.warning(
+                    f"The training set has {len(data)} examples and had {len(stored)} in training: "
+                    "it is encoded again."
+                )
+            return _apply(self.model.encode, "embeddings", data)
+
+        return self.cached(("embeddings", split), make, depends_on="autoencoder")
 
     def midpoints(self, num: int) -> Iterator[np.ndarray]:
         """Yields `num` decoded midpoints of pairs of test embeddings, like `iter_samples`."""

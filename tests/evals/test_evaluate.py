@@ -3,6 +3,7 @@
 import functools
 import json
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -312,30 +313,47 @@ def test_images_beside_other_arrays_are_read(tmp_path, more):
 
 
 def test_each_metric_takes_what_it_needs_of_images_and_statistics(
-    tmp_path, cheap_features, monkeypatch, caplog
+    tmp_path, cheap_features, monkeypatch
 ):
     monkeypatch.setattr(efficientnet_lite0, "DIM", 4)
-    caplog.set_level("INFO")
-    plain, own, other = (tmp_path / f"{n}.npz" for n in ("plain", "own", "other"))
-    np.savez(plain, PIXELS)
-    np.savez(own, arr_0=PIXELS, mu=np.full(4, 100), sigma=np.eye(4))
-    np.savez(other, arr_0=PIXELS, mu=np.full(7, 100), sigma=np.eye(7))
-    found = {}
-    for path in (plain, own, other):
-        for floor in (None, image_sets.SPLIT):
-            out = tmp_path / f"{path.stem}{floor}.json"
-            found[path.stem, floor] = runner.compare(
-                plain, path, floor=floor, metrics=("fd_efficientnet_lite0", "kd"), out=out,
-                overrides={"eval.args.kd.subsets": "2"},
-            )  # fmt: skip
-            about = json.loads(out.read_text())["sets"]["reference"]
-            assert about.get("statistics", False) == (path != plain and not floor)
-    distance, kernel = "fd_efficientnet_lite0/samples", "kd_efficientnet_lite0/samples"
-    assert len({values[kernel] for (_, floor), values in found.items() if not floor}) == 1
-    assert found["own", None][distance] > 100 > found["plain", None][distance]
-    assert found["other", None] == found["plain", None]
-    assert found["own", "split"] == found["other", "split"] == found["plain", "split"]
-    assert sum("they are not used" in line for line in caplog.messages) == 2
+    names, args = ["fd_efficientnet_lite0", "kd_efficientnet_lite0"], {"subsets": 2}
+    distances, kernels = [], []
+    for dim in (4, 7):
+        path = tmp_path / f"{dim}.npz"
+        np.savez(path, arr_0=PIXELS, mu=np.full(dim, 100), sigma=np.eye(dim))
+        for given in (path, None):
+            ctx = Context.from_images(PIXELS, image_sets.load(path), statistics=given)
+            found = runner.run(names, ctx, {"kd_efficientnet_lite0": args})
+            distances.append(found["fd_efficientnet_lite0/samples"])
+            kernels.append(found["kd_efficientnet_lite0/samples"])
+    assert len(set(kernels)) == 1
+    own, *others = distances  # statistics of the extractor's features; of other features; none
+    assert own > 100 > others[0] and len(set(others)) == 1
+
+
+@pytest.mark.parametrize("floor", [None, image_sets.SPLIT])
+def test_statistics_beside_images_are_of_the_whole_reference(
+    tmp_path, cheap_features, monkeypatch, caplog, floor
+):
+    monkeypatch.setattr(efficientnet_lite0, "DIM", 4)
+    path, out = tmp_path / "x.npz", tmp_path / "m.json"
+    np.savez(path, arr_0=PIXELS, mu=np.full(4, 100), sigma=np.eye(4))
+    found = runner.compare(path, path, floor=floor, metrics=("fd_efficientnet_lite0",), out=out)
+    assert (found["fd_efficientnet_lite0/samples"] > 100) == (not floor)
+    assert json.loads(out.read_text())["sets"]["reference"].get("statistics") == (not floor or None)
+    assert ("they are not used" in caplog.text) == bool(floor)
+
+
+def test_a_training_set_of_another_size_is_encoded_again(caplog):
+    model = types.SimpleNamespace(encode=lambda x: x.mean((1, 2)))
+    data = Dataset(PIXELS, None, "")
+    for num, again in ((24, False), (20, True)):
+        ctx = Context(
+            model, data, data, (), load_embeddings=lambda num=num: np.zeros((num, 3), np.float32)
+        )
+        z = ctx.embeddings("train")
+        assert len(z) == 24 and z.any() == again
+        assert ("has 24 examples and had 20 in training" in caplog.text) == again
 
 
 @pytest.mark.parametrize("arrays", [{"mean": 0, "cov": 0}, {"mu": 0}, {}], ids=str)
