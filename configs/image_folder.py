@@ -3,8 +3,8 @@
     python -m pmjax.main --config=configs/image_folder.py --config.data.path=DIRECTORY \
         --workdir=runs/images
 
-Subdirectories train and test are used as the splits; otherwise a tenth of the images is the test
-split.
+Subdirectories train and test (or val) are used as the splits; otherwise a tenth of the images is
+the test split.
 
 Half an hour on one CPU core for 5000 images. Expected for 5204 + 578 sprites (the units in Debian's
 package wesnoth-1.16-data) with --config.method_args.omega1=0.5 --config.method_args.omega2=0.5

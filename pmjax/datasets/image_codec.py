@@ -80,8 +80,14 @@ def read(file: Path | bytes, use: Callable[[Image.Image], T]) -> T:
 
 def _use(file: Path | bytes, use: Callable[[Image.Image], T]) -> T:
     source = io.BytesIO(file) if isinstance(file, bytes) else file
-    with Image.open(source, formats=tuple(dict.fromkeys(extensions().values()))) as image:
+    with Image.open(source, formats=_formats()) as image:
         return use(image)
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    known = {*extensions().values()}
+    return tuple(f for f in Image.ID if f in known)  # in Pillow's order, as some accept anything
 
 
 def _without_metadata(data: bytes) -> bytes:
