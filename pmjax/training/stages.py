@@ -136,6 +136,7 @@ def fit_prior(settings: ConfigDict, workdir: Path, name: str) -> dict[str, Any]:
         )
     z = read_embeddings(workdir)
     require_finite(z, _EMBEDDING, _DIVERGED)
+    prior.require_embeddings(len(z))
     if isinstance(prior, FittedPrior):
         log.info("Fitting the prior '%s' to %d embeddings.", name, len(z))
         arrays = prior.fit(z, seed=settings.seed)

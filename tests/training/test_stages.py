@@ -8,6 +8,7 @@ import pytest
 from pmjax import builders, config
 from pmjax.datasets.base import Dataset
 from pmjax.errors import UserError
+from pmjax.storage.workdir import write_embeddings
 from pmjax.training import stages
 from tests.small_run import ROOT
 
@@ -85,6 +86,17 @@ def test_default_metrics_that_few_test_images_do_not_fit_are_left_out_with_a_war
     with pytest.raises(UserError, match="'fd_efficientnet_lite0' needs at least 2"):
         best = {"eval.stage2_best": "fd_efficientnet_lite0/latent_gan"}
         few(monkeypatch, 2, 1, **{"eval.stage2_every": "5"}, **best)
+
+
+@pytest.mark.parametrize("name", ["gmm", "knn_jitter", "realnvp"])
+def test_a_prior_at_its_first_use_takes_the_embeddings_that_it_declares(
+    monkeypatch, tmp_path, name
+):
+    settings = config.load(str(ROOT / "configs" / "digits.py"))
+    monkeypatch.setattr(type(builders.prior(settings, name)), "min_embeddings", 2)
+    write_embeddings(tmp_path, np.zeros((1, 64), np.float32))
+    with pytest.raises(UserError, match=f"'{name}' takes at least 2 training examples, not 1"):
+        stages.fit_prior(settings, tmp_path, name)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
