@@ -1,6 +1,7 @@
 """Errors caused by the user: one message that says what is wrong, where, and what to do."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -16,7 +17,13 @@ def printable(text: str, *, keep: str = "\n\t") -> str:
 
     They come from names of files, and a terminal would obey or reject them; all but `keep`.
     """
-    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
+
+    def escaped(found: re.Match) -> str:
+        character = found[0]
+        known = character.isprintable() or character in keep
+        return character if known else repr(character)[1:-1]
+
+    return re.sub("[^ -~]", escaped, text)
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pmjax import errors
 from pmjax.datasets import image_codec
 from pmjax.datasets.base import Dataset
 from pmjax.datasets.cache import fingerprint
@@ -275,7 +276,7 @@ class Folder(Lazy):
             sizes.setdefault(size, []).append(file)
         if len(sizes) > 1:
             listed = ", ".join(
-                f"{len(fs)} of {w}×{h} (as {fs[0].relative_to(path)})"
+                f"{len(fs)} of {w}×{h} (as {self._name(fs[0])})"
                 for (w, h), fs in sorted(sizes.items(), key=lambda item: -len(item[1]))[:SHOWN]
             )
             raise UserError(
@@ -304,8 +305,11 @@ class Folder(Lazy):
                 digest.update(hashlib.file_digest(content, "sha256").digest())
         return digest.hexdigest()
 
+    def _name(self, file: Path) -> str:
+        return errors.printable(str(file.relative_to(self.path)), keep="")
+
     def _reject(self, broken: Iterable[tuple[Path, str]]) -> None:
-        reasons = [f"{file.relative_to(self.path)}: {why}" for file, why in broken]
+        reasons = [f"{self._name(file)}: {why}" for file, why in broken]
         if reasons:
             more = f"; and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
             advice = "Fix or remove them."

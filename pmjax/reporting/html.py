@@ -12,6 +12,7 @@ import jinja2
 import markupsafe
 from PIL import Image
 
+from pmjax import errors
 from pmjax.config import flat
 from pmjax.reporting import history
 from pmjax.reporting.images import Figure
@@ -125,7 +126,7 @@ def write(path: Path, page: Page) -> Path:
         svg=lambda values: markupsafe.Markup(plots.curves(values)),  # matplotlib escapes its text
     )
     template = environment.get_template("report.html.jinja")
-    atomic.write(path, template.render(page=page))
+    atomic.write(path, errors.printable(template.render(page=page)))
     return path
 
 

@@ -15,7 +15,5 @@ def write(path: Path, content: str | bytes, *, still_intact: str = "") -> None:
     part = path.with_name(f"{path.name}.part")
     with resource_errors.disk(path.name, path.parent, still_intact=still_intact):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, str):  # names of files may not be UTF-8
-            content = content.encode(errors="backslashreplace")
-        part.write_bytes(content)
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(part, path)

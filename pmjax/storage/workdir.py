@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import io
 import itertools
+import os
 import secrets
 from collections.abc import Iterator
 from importlib import metadata
@@ -167,6 +168,13 @@ def lock(workdir: Path, group: ProcessGroup | None = None) -> Iterator[None]:
 
 
 def _require_writable(workdir: Path) -> None:
+    try:
+        os.fsencode(workdir.absolute()).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"Checkpoints cannot be written to {workdir.absolute()}, whose name is not UTF-8. Use "
+            "another --workdir."
+        ) from error
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / ".writable"

@@ -1,18 +1,24 @@
-"""No home, or caches that cannot be written: a command goes on, or says what to set."""
+"""No home, caches that cannot be written, odd names: a command goes on, or says what to set."""
 
+import json
 import os
 import pwd
+import sys
 import warnings
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from pmjax import cli
 from pmjax.datasets import loader, tfds_builder
 from pmjax.errors import UserError
+from pmjax.evals import image_sets
 from pmjax.evals.features import statistics
+from pmjax.reporting import html
+from pmjax.storage import metrics_file, workdir
 
 
 @pytest.fixture(autouse=True)
@@ -136,3 +142,34 @@ def test_a_cache_that_can_be_written_is_used(tmp_path, monkeypatch):
     cli.cache_compilations()
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "cache" / "jax")
     assert (tmp_path / "cache" / "jax").stat().st_mode & 0o777 == 0o700
+
+
+ODD = os.fsdecode(b"a\xff\x1b[31m\nb")  # not UTF-8, and what a terminal would obey
+
+
+def test_a_workdir_that_is_not_utf_8_is_refused_before_training(tmp_path):
+    with pytest.raises(UserError, match="not UTF-8. Use another --workdir"):
+        workdir.claim(ConfigDict(), tmp_path / ODD)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_report_and_metrics_that_name_odd_files_can_be_read(tmp_path):
+    html.write_report(tmp_path, title=ODD, config={"data": {"path": ODD}}, tables=[], figures=[])
+    assert r"a\udcff" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    metrics_file.record(
+        tmp_path / "metrics.json", {"m": 1.0}, {"sets": {"samples": ODD}}, (), metric_of=str
+    )
+    stored = json.loads((tmp_path / "metrics.json").read_text(encoding="ascii"))
+    assert stored["history"][0]["sets"]["samples"] == ODD
+
+
+def test_odd_names_are_escaped_in_the_message_of_a_command(tmp_path, monkeypatch, capsys):
+    (tmp_path / ODD).mkdir()
+    (tmp_path / ODD / f"{ODD}.png").touch()
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # which a command replaces
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    with pytest.raises(SystemExit) as end:
+        cli.run(lambda: image_sets.load(tmp_path / ODD))
+    told = capsys.readouterr().err
+    assert end.value.code == 2 and "cannot be used" in told
+    assert r"a\udcff\x1b[31m\nb.png" in told and "\x1b" not in told
