@@ -145,8 +145,10 @@ def test_the_list_of_an_unpacked_directory_is_verified_by_default(faces):
         load(faces, verify=True)
 
 
-@pytest.mark.parametrize("place", ["", "celeba", "archive/x"])
-@pytest.mark.parametrize("unpacked", ["", FOLDER, f"{FOLDER}/{FOLDER}"])
+@pytest.mark.parametrize(
+    ("place", "unpacked"),
+    [("Img", ""), ("celeba", FOLDER), ("", f"{FOLDER}/{FOLDER}"), ("x/y", f"{FOLDER}/{FOLDER}")],
+)
 def test_the_files_are_found_where_they_are_unpacked(faces, place, unpacked, tmp_path):
     expected = load(faces, "test", cache_dir=tmp_path / "plain").fingerprint
     root = tmp_path / "root"

@@ -259,16 +259,15 @@ def test_a_missing_idx_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "place"),
+    ("name", "place", "suffix"),
     [
-        ("mnist", "MNIST/raw"),
-        ("mnist", "archive"),
-        ("mnist", "mnist-dataset/mnist/1"),
-        ("fashion_mnist", "FashionMNIST/raw"),
-        ("fashion_mnist", "Fashion-MNIST"),
+        ("mnist", "MNIST/raw", ""),
+        ("mnist", "archive", ".gz"),
+        ("mnist", "mnist-dataset/mnist/1", ""),
+        ("fashion_mnist", "FashionMNIST/raw", ".gz"),
+        ("fashion_mnist", "Fashion-MNIST", ""),
     ],
 )
-@pytest.mark.parametrize("suffix", [".gz", ""])
 def test_idx_files_are_found_in_subfolders(name, place, suffix, tmp_path):
     (tmp_path / "root" / place).mkdir(parents=True)
     write_idx(tmp_path / "root" / place, suffix=suffix)
