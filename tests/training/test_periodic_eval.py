@@ -222,6 +222,19 @@ def test_arguments_and_protocols_of_the_config_reach_evaluations_in_training(tmp
     assert seen["sliced_wasserstein"] == {"projections": 7}
 
 
+def test_evaluations_in_training_leave_out_default_metrics_that_the_data_do_not_fit(
+    tmp_path, monkeypatch, caplog
+):
+    run, seen = Run(tmp_path, monkeypatch, **{"eval.best": ""}), []
+    run.data.data = POINTS[:0]  # the test set
+    run.evaluator._train = types.SimpleNamespace(data=POINTS, labels=None)
+    monkeypatch.setattr(runner, "run", lambda names, *_, **_k: seen.append(names) or run.values)
+    run.evaluate(10, 1.0)
+    run.evaluate(20, 1.0)
+    assert seen == [("latent",)] * 2
+    assert caplog.text.count("'reconstruction' needs at least 1 test examples, not 0") == 1
+
+
 FID = {"eval.during": "fid", "eval.fid_protocols": "2k_test"}
 
 
