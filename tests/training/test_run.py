@@ -217,7 +217,8 @@ def test_metrics_that_one_test_image_does_not_fit_are_left_out_and_the_report_sa
 
     monkeypatch.setattr(builders, "dataset", one_to_test)
     monkeypatch.setattr(figures, "draw", lambda ctx, workdir: [])  # tests/evals/test_figures.py
-    found = runner.evaluate(own_run, pmjax.load(own_run))
+    model = pmjax.load(own_run)
+    found = runner.evaluate(own_run, model)
     assert {"recon/mse", "latent/var_min"} <= set(found)
     reason = "'kd_efficientnet_lite0' needs at least 4 test examples, not 1"
     left_out = json.loads((own_run / "metrics.json").read_text())["left_out"]
@@ -226,7 +227,7 @@ def test_metrics_that_one_test_image_does_not_fit_are_left_out_and_the_report_sa
     (own_run / "report.html").unlink()
     with pytest.raises(pmjax.UserError, match=reason):
         named = {"eval.metrics": "kd_efficientnet_lite0,topology"}
-        runner.evaluate(own_run, pmjax.load(own_run), overrides=named)
+        runner.evaluate(own_run, model, overrides=named)
     assert "at least 25 test examples" in (own_run / "report.html").read_text()
 
 
