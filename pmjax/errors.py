@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -13,17 +13,18 @@ class UserError(Exception):
 
 
 def printable(text: str, *, keep: str = "\n\t") -> str:
-    """Returns a text for people: control characters and bytes that are not UTF-8 are escaped.
+    """Escapes control characters, except those in `keep`, and bytes that are not UTF-8.
 
-    They come from names of files, and a terminal would obey or reject them; all but `keep`.
+    File names may contain them, and a terminal would obey or reject them.
     """
+    return re.sub(
+        "[^ -~]", lambda m: m[0] if m[0].isprintable() or m[0] in keep else repr(m[0])[1:-1], text
+    )
 
-    def escaped(found: re.Match) -> str:
-        character = found[0]
-        known = character.isprintable() or character in keep
-        return character if known else repr(character)[1:-1]
 
-    return re.sub("[^ -~]", escaped, text)
+def some(items: Sequence[str]) -> str:
+    """Returns the first ten items, separated by commas, and '…' for the others."""
+    return ", ".join([*items[:10], *("…" for _ in items[10:11])])
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pmjax.datasets.base import Source
-from pmjax.errors import UserError
+from pmjax.errors import UserError, some
 from pmjax.reporting.progress import progress
 
 log = logging.getLogger(__name__)
@@ -27,41 +27,39 @@ def find(
     usable: Callable[[Path], bool] = Path.is_file,
     other: Callable[[str], bool] = lambda name: False,
 ) -> Path | None:
-    """Returns the nearest file under one of its names in a directory or its subfolders.
+    """Returns the file in a directory or its subfolders, the least deep one.
 
     Args:
         manual_dir: the directory.
-        names: the preferred one first.
+        names: of the file, the preferred one first.
         usable: whether a path is such a file.
         other: whether a subfolder of that name belongs to another data set.
 
     Raises:
-        UserError: if several are equally near.
+        UserError: if several files are equally near.
     """
     folders = [manual_dir]
     for depth in range(DEPTH + 1):
-        each = [[f for name in names if usable(f := folder / name)] for folder in folders]
-        found = [files[0] for files in each if files]
+        files = [filter(usable, [folder / name for name in names]) for folder in folders]
+        found = [file for each in files if (file := next(each, None))]
         if len(found) > 1:
             raise UserError(
-                f"{found[0]} and {found[1]} may both be meant: give the folder of one of them as "
+                f"{found[0]} and {found[1]} may both be meant: pass the folder of one of them as "
                 "manual_dir (--config.data.manual_dir)."
             )
         if found:
             if depth:
-                tell(f"{manual_dir}: {found[0].parent} is read.")
+                tell(f"{manual_dir}: reading {found[0].parent}.")
             return found[0]
-        folders = [
-            folder / name for folder in folders for name in _names(folder, os.DirEntry.is_dir)
-            if not other(name)
-        ]  # fmt: skip
+        entries = [entry for folder in folders for entry in _entries(folder)]
+        folders = [Path(entry) for entry in entries if entry.is_dir() and not other(entry.name)]
     return None
 
 
-def _names(folder: Path, chosen: Callable[[os.DirEntry], bool] = lambda entry: True) -> list[str]:
-    """Returns the sorted names in a directory without hidden ones; none if it cannot be read."""
+def _entries(folder: Path) -> list[os.DirEntry]:
+    """Returns what a directory holds, except hidden files, by name; [] if it cannot be read."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if not e.name.startswith(".") and chosen(e))
+        return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
     return []
 
 
@@ -101,9 +99,9 @@ def declare(
 
 
 def require(files: Iterable[Path], *, origin: str, folder: str = "") -> None:
-    """Raises a `UserError` for a missing file, which says what is there and what was expected.
+    """Raises `UserError` for a missing file, with what `manual_dir` holds instead.
 
-    `folder` is the name of an unpacked archive; a file is unpacked under its name without '.gz'.
+    `folder` is the name of an unpacked archive; a '.gz' file unpacks to its name without '.gz'.
     """
     for file in files:
         if file.exists():
@@ -112,19 +110,18 @@ def require(files: Iterable[Path], *, origin: str, folder: str = "") -> None:
             raise UserError(f"There is no directory {file.parent} (--config.data.manual_dir).")
         packed = file.suffix in (".gz", ".zip")
         unpacked = f" and no {f'directory {folder}' if folder else file.stem}" if packed else ""
-        held = _names(file.parent)
-        more = ", …" if len(held) > 10 else ""
+        held = some([entry.name for entry in _entries(file.parent)])
         raise UserError(
             f"{file.parent} (--config.data.manual_dir) has no {file.name}{unpacked}, nor have its "
-            f"subfolders. It holds {', '.join(held[:10]) or 'nothing'}{more}. Get it from {origin} "
-            "and put it there under this name."
+            f"subfolders. It holds {held or 'nothing'}. Get it from {origin} and put it "
+            "there under this name."
         )
 
 
 def check(file: Path, *, size: int, sha256: str, origin: str, content: bytes | None = None) -> None:
-    """Raises a `UserError` unless an archive has its registered size and checksum.
+    """Raises `UserError` unless an archive has its registered size and checksum.
 
-    `content` is that of the file as it was published, if it has another format.
+    `content` replaces the file's own, if the file is not in the published format.
     """
     found = file.stat().st_size if content is None else len(content)
     if found != size:

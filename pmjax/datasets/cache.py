@@ -73,7 +73,7 @@ def fingerprint(data: np.ndarray, labels: np.ndarray | None) -> str:
 
 def _open(entry: Path, split: str) -> Dataset | None:
     """Returns a split from the cache, or None if it is missing or damaged."""
-    if not os.path.isdir(entry):  # also without the right to look
+    if not os.path.isdir(entry):  # False without permission
         return None
     with contextlib.suppress(OSError, ValueError, EOFError, KeyError, TypeError, AttributeError):
         known = json.loads((entry / "meta.json").read_text())

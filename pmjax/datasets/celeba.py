@@ -38,16 +38,11 @@ def source(*, manual_dir: Path | None, verify: bool) -> Source:
     partition = archives.find(manual_dir, (PARTITION, TABLE)) or manual_dir / PARTITION
     # A folder's modification time changes with its list of files.
     files = (partition, images or manual_dir / archive)
+    unpacked = bool(images and images.is_dir())
     return archives.declare(
-        _records,
-        files,
-        verify=verify,
-        unpacked=bool(images and images.is_dir()),
-        origin=ORIGIN,
-        folder=IMAGES,
-        size=64,
-        splits=SPLITS,
-    )
+        _records, files, verify=verify, unpacked=unpacked, origin=ORIGIN, folder=IMAGES,
+        size=64, splits=SPLITS,
+    )  # fmt: skip
 
 
 def _has_images(path: Path) -> bool:
@@ -59,7 +54,7 @@ def _has_images(path: Path) -> bool:
 def read_partition(file: Path) -> dict[str, list[str]]:
     """Returns the images of each split in the order of the list, from its lines 'NAME 0|1|2'.
 
-    Kaggle's .csv separates the two by a comma and has a head.
+    Kaggle's .csv has commas and a header.
     """
     splits: dict[str, list[str]] = {split: [] for split in SPLITS}
     seen = set()
@@ -83,12 +78,6 @@ def read_partition(file: Path) -> dict[str, list[str]]:
     return splits
 
 
-def _as_published(splits: dict[str, list[str]]) -> bytes:
-    """Returns the content of the official list, in which the splits follow one another."""
-    lines = [f"{n} {i}\r\n" for i, split in enumerate(SPLITS) for n in splits[split]]
-    return "".join(lines).encode()
-
-
 def _records(files: tuple[Path, ...], *, verify: bool) -> dict[str, Sequence[dict]]:
     partition, images = files
     unpacked = images.is_dir()
@@ -96,18 +85,16 @@ def _records(files: tuple[Path, ...], *, verify: bool) -> dict[str, Sequence[dic
         from pmjax.datasets.tfds_builder import registered  # takes a second to import
 
         for file in (partition,) if unpacked else files:
-            table = file.name == TABLE
-            size, sha256 = registered(STOCK)[PARTITION if table else file.name]
-            content = _as_published(read_partition(file)) if table else None
+            content = None
+            if file.name == TABLE:  # the official list has one split after another
+                names = [*enumerate(read_partition(file).values())]
+                content = "".join(f"{n} {i}\r\n" for i, part in names for n in part).encode()
+            size, sha256 = registered(STOCK)[PARTITION if content else file.name]
             archives.check(file, size=size, sha256=sha256, origin=ORIGIN, content=content)
     splits = read_partition(partition)
     found: dict[str, Any]
     if unpacked:
-        found = {
-            f.name: f.name.encode()
-            for f in images.iterdir()
-            if f.suffix == ".jpg" and not f.name.startswith(".")
-        }
+        found = {f.name: f.name.encode() for f in images.glob("[!.]*.jpg")}
     else:
         found = _members(images)
     _check_same(splits, set(found), partition, images)

@@ -34,18 +34,12 @@ def source(*, manual_dir: Path | None, verify: bool) -> Source:
     names = sum(BATCHES.values(), [])
     archive = archives.find(manual_dir, ARCHIVES)
     batch = None if archive else archives.find(manual_dir, names)
-    files = (
-        tuple(batch.with_name(n) for n in names) if batch else (archive or manual_dir / ARCHIVE,)
-    )
+    unpacked = batch is not None
+    files = [batch.with_name(n) for n in names] if batch else [archive or manual_dir / ARCHIVE]
     return archives.declare(
-        _records,
-        files,
-        verify=verify,
-        unpacked=bool(batch),
-        origin=ORIGIN,
-        folder=FOLDER,
+        _records, tuple(files), verify=verify, unpacked=unpacked, origin=ORIGIN, folder=FOLDER,
         size=32,
-    )
+    )  # fmt: skip
 
 
 def _records(files: tuple[Path, ...], *, verify: bool) -> dict[str, DecodedImages]:

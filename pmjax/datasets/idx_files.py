@@ -5,7 +5,6 @@ import gzip
 import math
 import re
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +27,13 @@ def from_directory(manual_dir: Path, name: str, *, origin: str) -> Source:
         letters = re.sub("[^a-z]", "", folder.lower())
         return "mnist" in letters and not letters.startswith(name.replace("_", ""))
 
+    def find(official: str) -> Path:
+        stems = official, official.replace("-idx", ".idx")
+        names = [stem + end for stem in stems for end in (".gz", "")]
+        return archives.find(manual_dir, names, other=other) or manual_dir / names[0]
+
     files = {
-        split: [_find(manual_dir, stem, kind, other) for kind in ("images-idx3", "labels-idx1")]
+        split: [find(f"{stem}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")]
         for split, stem in {"train": "train", "test": "t10k"}.items()
     }
     archives.require(sum(files.values(), []), origin=origin)
@@ -68,14 +72,6 @@ def read(file: Path, *, ndim: int) -> np.ndarray:
             "Get it again."
         )
     return values.reshape(shape)
-
-
-def _find(manual_dir: Path, stem: str, kind: str, other: Callable[[str], bool]) -> Path:
-    official = f"{stem}-{kind}-ubyte"
-    names = [
-        f"{n}{end}" for n in (official, official.replace("-idx", ".idx")) for end in (".gz", "")
-    ]
-    return archives.find(manual_dir, names, other=other) or manual_dir / names[0]
 
 
 def _records(files: dict[str, list[Path]]) -> dict[str, DecodedImages]:

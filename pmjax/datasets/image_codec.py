@@ -47,8 +47,8 @@ def decode(data: bytes | np.ndarray, size: int) -> np.ndarray:
 
     def use(image: Image.Image) -> np.ndarray:
         image.draft(None, (3 * size, 3 * size))  # JPEG: skips detail below the final resolution
-        image.load()  # so that what fails next is the metadata alone
-        with contextlib.suppress(Exception):  # it rotates first, then rewrites the metadata
+        image.load()
+        with contextlib.suppress(Exception):  # of metadata, which it writes after the rotation
             ImageOps.exif_transpose(image, in_place=True)
         return np.asarray(_square(to_eight_bit(image), size))
 
@@ -56,9 +56,9 @@ def decode(data: bytes | np.ndarray, size: int) -> np.ndarray:
 
 
 def read(file: Path | bytes, use: Callable[[Image.Image], T]) -> T:
-    """Returns what `use` makes of an image, which need not be loaded yet.
+    """Returns `use(image)` of an image file, of which only the head is read before.
 
-    If the file cannot be read as it is, its metadata are left out.
+    If that fails, it is tried again without the file's metadata.
 
     Raises:
         ValueError: if the image cannot be decoded, with a short reason.
@@ -70,9 +70,8 @@ def read(file: Path | bytes, use: Callable[[Image.Image], T]) -> T:
         raise ValueError(f"more than {limit} million pixels, scale it down first") from None
     except Exception as error:  # decoders raise nearly anything on a broken file
         with contextlib.suppress(Exception):
-            return _use(
-                _without_metadata(file if isinstance(file, bytes) else file.read_bytes()), use
-            )
+            data = file if isinstance(file, bytes) else file.read_bytes()
+            return _use(_without_metadata(data), use)
         if isinstance(error, Image.UnidentifiedImageError):
             raise ValueError("not an image") from None
         raise ValueError(str(error) or type(error).__name__) from error

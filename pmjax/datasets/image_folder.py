@@ -1,9 +1,9 @@
 """A directory of the user's own images, of any size, mode and format.
 
 Subdirectories 'train' and 'test' are the splits, under any of their usual names (`SPLIT_NAMES`); a
-validation set is the test split if there is no other. Without them, a tenth of the images, chosen
-by a hash of the seed and the name, is the test split. If every image is in one of at least two
-subdirectories (of the splits), the subdirectories are the classes.
+validation set is the test split if there is no test set. Without such subdirectories, a tenth of
+the images, chosen by a hash of the seed and the name, is the test split. If every image is in one
+of at least two subdirectories (of the splits), the subdirectories are the classes.
 """
 
 import collections
@@ -18,7 +18,7 @@ from pathlib import Path
 from pmjax.datasets.base import SPLITS, Source
 from pmjax.datasets.image_codec import extensions
 from pmjax.datasets.records import ImageFiles
-from pmjax.errors import UserError
+from pmjax.errors import UserError, some
 
 log = logging.getLogger(__name__)
 say = functools.cache(log.warning)  # once in a process, as every split is loaded by itself
@@ -62,40 +62,38 @@ def source(*, path: Path | None, seed: int) -> Source:
 
 
 def images(path: Path, folders: Iterable[str] = ("",)) -> list[list[Path]]:
-    """Returns the images below each of some folders of a directory in order.
+    """Returns the sorted images below each of some folders of a directory.
 
-    Links are followed, without cycles. Hidden files and those of the operating system are ignored;
-    of other files, the log says once how many there are of which endings.
+    Links are followed, without cycles. Hidden files and those of operating systems are ignored. One
+    warning counts all other files by their endings.
 
     Raises:
         UserError: if one of the folders has no image.
     """
-    found, left_out = [], collections.Counter[str]()
+    found: list[list[Path]] = []
+    others = collections.Counter[str]()
     for folder in folders:
-        files = _files(path / folder)
-        found.append(sorted(f for f in files if f.suffix.lower() in extensions()))
-        left_out.update(_ending(f) for f in files if f.suffix.lower() not in extensions())
-        if not found[-1]:
+        own: list[Path] = []
+        for file in sorted(_files(path / folder)):
+            if (ending := file.suffix.lower()) in extensions():
+                own.append(file)
+            else:
+                others[ending if ending and ending.isprintable() else "without an ending"] += 1
+        counts = some(
+            [f"{-n} {ending}" for n, ending in sorted((-n, e) for e, n in others.items())]
+        )
+        if not own:
             raise UserError(
-                f"No images in {path / folder}{_counts(left_out, ', only files left out: ')}. "
+                f"No images in {path / folder}{counts and f', only files left out: {counts}'}. "
                 f"Supported file name extensions: {' '.join(extensions())}."
             )
-    if left_out:
+        found.append(own)
+    if others:
         say(
-            f"{path}: {sum(left_out.values())} files are left out, because their names do not end "
-            f"like images'{_counts(left_out, ': ')}."
+            f"{path}: {others.total()} files are left out, because their names do not end like "
+            f"images': {counts}."
         )
     return found
-
-
-def _ending(file: Path) -> str:
-    ending = file.suffix.lower()
-    return ending if ending and ending.isprintable() else "without an ending"
-
-
-def _counts(endings: collections.Counter[str], start: str) -> str:
-    named = [f"{n} {e}" for e, n in sorted(endings.items(), key=lambda item: (-item[1], item))]
-    return start + ", ".join(named[:10]) + ", …" * (len(named) > 10) if named else ""
 
 
 def _files(path: Path) -> list[Path]:
@@ -116,47 +114,44 @@ def _visible(name: str) -> bool:
 
 
 def _given(path: Path) -> dict[str, str]:
-    """Returns the subdirectory of each split: {} if there are none.
+    """Returns the subdirectory of each split; {} if there are none.
 
     Raises:
-        UserError: if one is missing or may be meant by several.
+        UserError: if there is none for training, or several for one split.
     """
     _, subfolders, _ = next(os.walk(path, onerror=_unreadable))
     names = sorted(filter(_visible, subfolders))
-    words = {
-        name: {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)} for name in names
-    }
+    words = {n: {w.lower() for w in re.findall("[A-Z]?[a-z]+|[A-Z]+", n)} for n in names}
     found = {
-        split: [name for name in names if len(own := words[name] - BESIDE) == 1 and own <= known]
+        split: [n for n in names if len(own := words[n] - BESIDE) == 1 and own <= known]
         for split, known in SPLIT_NAMES.items()
     }
     train, test = found["train"], found["test"] or found["validation"]
     if test and not train:
         raise UserError(
-            f"{path} has a folder '{test[0]}', which is held-out data by its name, and none for "
-            f"training: call that one 'train'. To use '{test[0]}' alone, give {path / test[0]} as "
-            f"path (--config.data.path). If it is a class, rename it."
+            f"{path} has a folder '{test[0]}', by its name held-out data, and none for training: "
+            f"call that one 'train'. To use '{test[0]}' alone, pass {path / test[0]} as path "
+            "(--config.data.path). If it is a class, rename it."
         )
     if not test:
         known = set().union(*SPLIT_NAMES.values())
         if alike := [f"'{name}'" for name in names if words[name] & known]:
             say(
-                f"{path}: {', '.join(alike[:10])}{', …' * (len(alike) > 10)} are folders like any "
-                "other, or classes, and a part of all images is the test split. If they are "
-                "splits, call them 'train' and 'test'."
+                f"{path}: {some(alike)} are folders like any other, or classes, and a part of all "
+                "images is the test split. If they are splits, call them 'train' and 'test'."
             )
         return {}
     for split, same in {"train": train, "test": test}.items():
         if len(same) > 1:
             raise UserError(
-                f"{path} has several folders that may be the {split} split: {', '.join(same)}. "
-                f"Call the right one '{split}', and move the others elsewhere."
+                f"{path} has several folders that may be the {split} split: {some(same)}. Call the "
+                f"right one '{split}', and move the others elsewhere."
             )
     given = {"train": train[0], "test": test[0]}
     rest = [name for name in names if name not in given.values()]
     if rest or not found["test"]:
-        more = f"; left out: {', '.join(rest[:10])}{', …' * (len(rest) > 10)}" if rest else ""
-        say(f"{path}: training is on '{train[0]}' and testing on '{test[0]}'{more}.")
+        more = rest and f"; left out: {some(rest)}"
+        say(f"{path}: training is on '{train[0]}' and testing on '{test[0]}'{more or ''}.")
     return given
 
 
