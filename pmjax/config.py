@@ -26,7 +26,7 @@ from pmjax.schema import METRIC_ARGS
 
 # Fields of nets that nets_args does not set.
 _FLAX_FIELDS = {"parent", "name", "latent_dim", "dtype"}
-_NAME = "own_config"  # of the module of a config file while it is read
+_NAME = "own_config"  # the module that a config file is while it is read
 
 
 def load(reference: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
@@ -57,8 +57,7 @@ def load(reference: str, overrides: Mapping[str, str] | None = None) -> ConfigDi
     if config.method_args.get("batch_norm") and config.data.batch_size < 2:
         raise UserError(
             f"config.data.batch_size={config.data.batch_size} must be at least 2: the latent "
-            "BatchNorm takes the mean and variance of each batch (also of each that "
-            "config.optimizer.accumulate averages), and encodes a single example to 0. Or set "
+            "BatchNorm encodes a batch of one example to 0. Or set "
             "--config.method_args.batch_norm=false."
         )
     return config
@@ -214,7 +213,7 @@ def _of_this_version(
 ) -> tuple[dict[str, Any], str]:
     """Returns a config with the keys that its version lacked, and what is wrong with its keys.
 
-    With `partial`, one that lacks keys of the first version gets today's defaults instead.
+    A `partial` config may lack other keys, too; all that it lacks have today's defaults then.
     """
     groups = [key.args for key in schema.PLUGINS.values()]
     for group in groups:
@@ -255,18 +254,18 @@ def directories() -> list[Path]:
 
 
 def _split(reference: str) -> tuple[Path, str]:
-    """Returns the file of FILE[:variant]; a colon may also be part of its path."""
-    ends = [i for i, c in enumerate(reference) if c == ":"]
-    for end in (len(reference), *reversed(ends)):
-        if os.path.isfile(path := paths.local(reference[:end])):
-            return path, reference[end + 1 :]
-    start = reference.rfind("/") + 1  # of the name of a file that does not exist
-    name, _, variant = reference[start:].partition(":")
-    return paths.local(reference[:start] + name), variant
+    """Splits FILE[:variant]; the path of the file may contain colons, too."""
+    file = reference
+    while not os.path.isfile(paths.local(file)) and ":" in file:
+        file = file.rpartition(":")[0]
+    if not os.path.isfile(paths.local(file)):
+        folder, slash, name = reference.rpartition("/")
+        file = folder + slash + name.partition(":")[0]
+    return paths.local(file), reference[len(file) + 1 :]
 
 
 def _from_file(path: Path, variant: str) -> dict[str, Any]:
-    """Returns the values of a config file; `UserError` names the file and, if known, the line."""
+    """Returns the values of a config file; a `UserError` names the file and the line, if known."""
     _require_file(path)
     if path.suffix == ".json":
         if variant:
@@ -275,9 +274,6 @@ def _from_file(path: Path, variant: str) -> dict[str, Any]:
     with _importable(path.parent):
         try:
             values = _run(path, variant)
-        except SyntaxError as error:  # of the file, or of one that it imports
-            where = f"{error.filename or path} cannot be read, line {error.lineno or 1}"
-            raise UserError(f"{where}: {error.msg}.") from error
         except (Exception, SystemExit) as error:
             raise UserError(_located(path, error)) from error
     try:
@@ -309,7 +305,7 @@ def _require_file(path: Path) -> None:
 
 @contextlib.contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Lets a config file import its neighbors, and `default`; no module remains imported."""
+    """Lets a config file import its neighbors and `default`, none of which remains imported."""
     folder, path, modules = folder.absolute(), [*sys.path], {**sys.modules}
     sys.modules.pop("default", None)
     sys.path[:] = [str(folder), *path, *map(str, directories())]
@@ -334,10 +330,10 @@ def _run(path: Path, variant: str) -> dict[str, Any]:
     get_config = getattr(module, "get_config", None)
     if not callable(get_config):
         raise UserError("it defines no function get_config(variant).")
-    takes_variant = bool(inspect.signature(get_config).parameters)
-    if variant and not takes_variant:
-        raise UserError(f"its get_config takes no variant, such as '{variant}'.")
-    config = get_config(variant) if takes_variant else get_config()
+    has_variants = bool(inspect.signature(get_config).parameters)
+    if variant and not has_variants:
+        raise UserError(f"its get_config has no argument for a variant, such as '{variant}'.")
+    config = get_config(variant) if has_variants else get_config()
     if not isinstance(config, Mapping | ConfigDict):
         raise UserError(
             f"its get_config returns {config!r:.40}, not a ConfigDict: return "
@@ -347,7 +343,9 @@ def _run(path: Path, variant: str) -> dict[str, Any]:
 
 
 def _located(path: Path, error: BaseException) -> str:
-    """Returns an error of a config file, with its line there and with where else it was raised."""
+    """Describes an error of a config file: the file's line, and where else it was raised."""
+    if isinstance(error, SyntaxError):  # of the file, or of one that it imports
+        return f"{error.filename or path} cannot be read, line {error.lineno or 1}: {error.msg}."
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     where = f"{path}, line {lines[-1]}" if lines else str(path)

@@ -239,12 +239,12 @@ def words(text: str) -> tuple[str, ...]:
 
 
 class Text(str):
-    """A value as it was typed; the type of its key decides what it means."""
+    """A value as it was typed; the type of its key says what it means."""
 
     def read(self, types: Collection[Any]) -> Any:
-        """Returns the text as one of `types`: itself for `str`, and for `tuple` (of words).
+        """Returns the text as it is for `str` and `tuple` (of words), else as a Python literal.
 
-        For others, and where None or a list of texts is spelled out, it is a Python literal.
+        None is a literal where it is valid, and so is a list of texts for `tuple`.
         """
         value = _literal(self)
         listed = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
