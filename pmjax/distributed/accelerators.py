@@ -1,4 +1,4 @@
-"""Starts JAX: one message if the accelerator that was asked for, or is there, is not used."""
+"""Starts JAX, with one message if a requested or present accelerator is not used."""
 
 import functools
 import glob
@@ -14,22 +14,25 @@ log = logging.getLogger(__name__)
 
 
 class Accelerator(NamedTuple):
-    """A kind of device: JAX's names of its platform, its device files, and how to install JAX."""
+    """A kind of device."""
 
     kind: str
-    platforms: tuple[str, ...]
-    files: tuple[str, ...]
-    install: str
+    platforms: tuple[str, ...]  # JAX's names
+    files: tuple[str, ...]  # patterns of its device files
+    extra: str = ""  # of pmjax, with JAX's support
+
+    @property
+    def install(self) -> str:
+        """How to install JAX's support."""
+        return (
+            f'pip install "pmjax[{self.extra}]"' if self.extra else "see JAX's installation guide"
+        )
 
 
 KNOWN = (
-    Accelerator(
-        "an NVIDIA GPU", ("cuda", "gpu"), ("/dev/nvidia[0-9]*",), 'pip install "pmjax[cuda13]"'
-    ),
-    Accelerator(
-        "a TPU", ("tpu",), ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*"), 'pip install "pmjax[tpu]"'
-    ),
-    Accelerator("an AMD GPU", ("rocm",), ("/dev/kfd",), "see JAX's installation guide"),
+    Accelerator("an NVIDIA GPU", ("cuda", "gpu"), ("/dev/nvidia[0-9]*",), "cuda13"),
+    Accelerator("a TPU", ("tpu",), ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*"), "tpu"),
+    Accelerator("an AMD GPU", ("rocm",), ("/dev/kfd",)),
 )
 
 
@@ -37,10 +40,10 @@ KNOWN = (
 def start(known: tuple[Accelerator, ...] = KNOWN) -> None:
     """Initializes JAX's devices; warns if the machine has an accelerator that JAX does not see.
 
-    Only the first call does anything. With several processes, call it once they are connected.
+    Only the first call has an effect. Several processes must be connected before it.
 
     Raises:
-      UserError: if the platform that JAX_PLATFORMS names is not there.
+      UserError: if JAX does not find the platform that JAX_PLATFORMS names.
     """
     named = jax.config.jax_platforms  # type: ignore[attr-defined]
     variable = "JAX_PLATFORMS" if named else "JAX_PLATFORM_NAME"
@@ -49,10 +52,10 @@ def start(known: tuple[Accelerator, ...] = KNOWN) -> None:
         found = jax.devices()
     except (RuntimeError, AssertionError) as error:
         why = f" ({str(error).partition(' (set ')[0]})" if str(error) else ""
-        install = [each.install for each in known if named.partition(",")[0] in each.platforms]
+        wanted = [each for each in known if named.partition(",")[0] in each.platforms]
         raise UserError(
             f"JAX finds no device with {variable}='{named}'{why}. To use the CPU, set "
-            f"{variable}=cpu." + "".join(f" To install support of it: {how}." for how in install)
+            f"{variable}=cpu." + "".join(f" To install support: {each.install}." for each in wanted)
         ) from error
     if named or found[0].platform != "cpu":
         return
@@ -62,7 +65,7 @@ def start(known: tuple[Accelerator, ...] = KNOWN) -> None:
         there = sorted(file for pattern in each.files for file in glob.glob(pattern))
         if there and not hidden:
             log.warning(
-                f"This machine seems to have {each.kind} ({there[0]}), but JAX uses the CPU: "
-                f"support of it is not installed, or it failed. To install it: {each.install}. "
-                "To use the CPU without this warning, set JAX_PLATFORMS=cpu."
+                f"This machine seems to have {each.kind} ({there[0]}), but JAX uses the CPU: its "
+                f"support is not installed or failed. To install it: {each.install}. To use the "
+                "CPU without this warning, set JAX_PLATFORMS=cpu."
             )

@@ -1,4 +1,4 @@
-"""Where output goes: to the console, above the status line, or to a file; or to nobody."""
+"""Output to the console, above the status line, or to a file, even if nobody reads it."""
 
 import copy
 import logging
@@ -17,18 +17,15 @@ from pmjax.errors import UserError
 
 
 class Output:
-    """A stream that never fails, whoever reads it: what cannot be written is lost.
-
-    Results and a long training do not depend on a closed pipe, terminal or stderr.
-    """
+    """A stream that never fails: a broken or closed one loses what is written to it."""
 
     def __init__(self, stream: TextIO | None, *, escape: bool = False):
-        """Wraps a stream, or nothing; with `escape`, makes all text printable."""
+        """Wraps a stream, or None; `escape` makes all text printable."""
         self._wrapped, self._escape = stream, escape
         self.failure: Exception | None = None  # the first one
 
     def write(self, text: str) -> int:
-        """Writes what the stream takes; characters that its encoding lacks are escaped."""
+        """Writes a text; characters that the stream's encoding lacks are escaped."""
         shown = errors.printable(text) if self._escape else text
         try:
             self._try("write", shown)
@@ -38,11 +35,11 @@ class Output:
         return len(text)
 
     def flush(self) -> None:
-        """Flushes the stream if it is still there."""
+        """Flushes the stream."""
         self._try("flush")
 
     def isatty(self) -> bool:
-        """Returns whether this is a terminal that is still there."""
+        """Returns whether the stream is a terminal that still exists."""
         return bool(self._try("isatty"))
 
     def _try(self, method: str, *args: str) -> Any:
@@ -59,7 +56,7 @@ class Output:
         return getattr(self._wrapped, name)
 
     def __eq__(self, other: object) -> bool:
-        """Returns whether both write to the same stream; so tqdm finds the bars on it."""
+        """Returns whether both write to the same stream, by which tqdm finds its bars."""
         return self._wrapped is getattr(other, "_wrapped", other)
 
     def __hash__(self) -> int:
@@ -73,13 +70,13 @@ def steady(stream: TextIO | None) -> Any:
 
 @contextmanager
 def steady_output() -> Iterator[None]:
-    """Lets a command reach its end whatever happens to its stdout and stderr.
+    """Lets a command reach its end even if its stdout or stderr fails.
 
     Raises:
-      SystemExit: at the end, if the reader of stdout has gone: with the status of SIGPIPE.
-      UserError: likewise, if stdout could not be written for another reason.
+      SystemExit: at the end, with the status of SIGPIPE, if nobody reads stdout any more.
+      UserError: at the end, if stdout could not be written for another reason.
     """
-    for number in range(3):  # a closed one would be the number of the next file that is opened
+    for number in range(3):  # the next file to be opened would get the number of a closed one
         try:
             os.fstat(number)
         except OSError:
@@ -95,10 +92,7 @@ def steady_output() -> Iterator[None]:
     if isinstance(failure, BrokenPipeError):
         raise SystemExit(128 + signal.SIGPIPE)
     if failure:
-        raise UserError(
-            f"The output could not be written ({failure}). What the command writes to files is "
-            "complete."
-        )
+        raise UserError(f"stdout could not be written ({failure}). All files are complete.")
 
 
 def setup(stream: TextIO | None = None) -> None:
@@ -132,7 +126,7 @@ def _install(handler: logging.Handler, formatter: logging.Formatter) -> None:
 
 
 class _Formatter(logging.Formatter):
-    """Marks warnings and errors, and makes all text printable, values without line breaks."""
+    """Marks warnings and errors; escapes what is not printable, also line breaks in arguments."""
 
     def format(self, record: logging.LogRecord) -> str:
         if isinstance(record.args, tuple):

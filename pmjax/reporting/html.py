@@ -90,7 +90,7 @@ def write_report(
 ) -> Path:
     """Writes report.html of a run, with the curves of history.jsonl; returns its path.
 
-    `missing` says what is not there, and why.
+    `missing` says what is left out, and why.
     """
     rows = history.read(workdir)
     values = flat(config)

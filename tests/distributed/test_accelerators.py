@@ -89,30 +89,30 @@ def test_a_command_ends_with_one_message_where_cuda_is_absent():
 
 
 @pytest.mark.parametrize(
-    "file, told",
+    "file, expected",
     [("nvidia0", "cuda13"), ("accel0", "pmjax[tpu]"), ("3", "pmjax[tpu]"), ("kfd", "an AMD GPU")],
 )
-def test_an_unused_accelerator_is_told_with_what_to_install(tmp_path, caplog, file, told):
+def test_an_unused_accelerator_is_a_warning_with_what_to_install(tmp_path, caplog, file, expected):
     (said,) = warnings_on(caplog, machine(tmp_path, file))
-    assert told in said and str(tmp_path / file) in said and "JAX_PLATFORMS=cpu" in said
+    assert expected in said and str(tmp_path / file) in said and "JAX_PLATFORMS=cpu" in said
 
 
-def test_nothing_is_told_without_an_accelerator(tmp_path, caplog):
+def test_there_is_no_warning_without_an_accelerator(tmp_path, caplog):
     assert not warnings_on(caplog, machine(tmp_path, "nvidia-caps", "vfio"))
 
 
-def test_nothing_is_told_where_the_cpu_was_asked_for(tmp_path, caplog):
+def test_there_is_no_warning_where_the_cpu_was_asked_for(tmp_path, caplog):
     jax.config.update("jax_platforms", "cpu")
     assert not warnings_on(caplog, machine(tmp_path, "nvidia0", "accel0"))
 
 
 @pytest.mark.parametrize("hidden", ["", "-1"])
-def test_hidden_gpus_are_not_told(tmp_path, caplog, monkeypatch, hidden):
+def test_hidden_gpus_give_no_warning(tmp_path, caplog, monkeypatch, hidden):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     assert not warnings_on(caplog, machine(tmp_path, "nvidia0"))
 
 
-def test_it_is_told_once(tmp_path, caplog):
+def test_the_warning_comes_once(tmp_path, caplog):
     known = machine(tmp_path, "nvidia0")
     accelerators.start(known)
     assert len(warnings_on(caplog, known)) == 1
