@@ -78,7 +78,7 @@ def test_interpolations_are_rows_of_nine_from_one_test_image_to_another(image_fi
         assert [cell.tobytes() in known for cell in row] == [True] + [False] * 7 + [True]
 
 
-@pytest.mark.parametrize(("num", "count"), [(0, 2), (1, 4), (2, 5), (3, 5)])
+@pytest.mark.parametrize(("num", "count"), [(0, 2), (1, 4), (2, 5)])
 def test_few_unlabeled_images_get_the_figures_that_they_are_enough_for(tmp_path, num, count):
     data = np.random.default_rng(0).integers(0, 256, (num, 8, 8, 1)).astype(np.uint8)
     ctx = context(data, None, Mirror((8, 8, 1)), ("gaussian",))
