@@ -11,7 +11,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: pathlib's form of 
 
 
 def local(path: str | os.PathLike[str], *, variable: str = "") -> Path:
-    """Returns a path of this machine, with ~ expanded; `variable` is what it comes from, if any.
+    """Returns a path of this machine, with ~ expanded; `variable`, if any, is where it comes from.
 
     Raises:
       UserError: for a URL, and for a ~ without a home directory.

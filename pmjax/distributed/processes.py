@@ -40,7 +40,7 @@ class Stopped(KeyboardInterrupt):
 
 
 # Schedulers warn by these; SLURM by the one that the user chooses (sbatch --signal=USR1@120).
-# SIGHUP tells that the terminal has gone, unless nohup makes the process ignore it.
+# A closed terminal sends SIGHUP, which nohup makes a process ignore.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pmjax.schema import METRIC_ARGS
 
 Better = Literal["higher", "lower"] | None
-PARTS = ("test", "train", "samples")  # of which a metric may need a least number
+PARTS = ("test", "train", "samples")  # of which a metric may need several examples
 Least = int | Mapping[str, int]  # examples of each of `PARTS`, or of those that are named
 
 
@@ -77,9 +77,9 @@ class Metric:
             needs_own_prior: whether it needs the prior that the run is configured with.
             extractor: the feature extractor that it uses unless another is given; '' for none.
             on_features: whether it runs on any extractor, as `evaluate(ctx, features, **args)`.
-            least: the fewest examples of the test set, of the training set and of samples that it
-                takes: a number for all of them, {'test': number, …} for those that it uses, or a
-                function of some of its arguments, by their names, that returns either.
+            least: the fewest examples of `PARTS` that it needs: a number for all, {'test': number,
+                …} for those that it uses, or a function of some of its arguments, by their names,
+                that returns either.
             needs_classes: whether it needs the classes that `labels.classes` returns.
             limits: {argument: its smallest value, or for a float, what it must exceed}.
             check: raises `UserError` for arguments, defaults included, that are never valid.

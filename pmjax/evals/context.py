@@ -69,8 +69,8 @@ class Context:
             fresh: (num, seed) -> float32 [num, D], new real points, if a data set can draw them.
             sets: {name in `priors`: samples like `test.data`}, given instead of drawn.
             extractors: {feature extractor: its arguments}, if they are not the defaults.
-            statistics: an .npz file of a mean and a covariance of features of `test`, or instead of
-                it.
+            statistics: an .npz file of a mean and a covariance of features, beside `test` or
+                instead of it.
             has_own: whether the first prior is the run's own, which stage 2 may not have trained
                 yet.
             load_embeddings: () -> the training set's embeddings by this model, if they are stored.
@@ -94,8 +94,8 @@ class Context:
     ) -> "Context":
         """Returns the context of two sets of images, whose only 'prior' is 'samples'.
 
-        The reference is real images, with the file of their `statistics` if there is one, or that
-        file only. As many of `more`, other real images, as there are samples are the floor.
+        The reference is real images, perhaps with a file of their `statistics`, or only such a
+        file. As many of `more`, other real images, as there are samples are the floor.
         """
         return cls(
             model=None,
@@ -119,7 +119,7 @@ class Context:
         return splits | {"samples": self.num_samples}
 
     def called(self, part: str) -> str:
-        """Returns what messages call the examples of a part of `base.PARTS`."""
+        """Returns the name of the examples of a part of `base.PARTS` in messages."""
         if self.sets:
             flags = {"test": "reference", "train": "floor", "samples": "samples"}
             return f"images in --{flags[part]}"
@@ -226,8 +226,8 @@ class Context:
                 if len(stored) == len(data):
                     return stored
                 log.warning(
-                    f"The training set has {len(data)} examples and had {len(stored)} in training: "
-                    "it is encoded again."
+                    f"The training set has {len(data)} examples and had {len(stored)} in training. "
+                    "It is encoded again."
                 )
             return _apply(self.model.encode, "embeddings", data)
 

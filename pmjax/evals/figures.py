@@ -22,8 +22,8 @@ def draw(ctx: Context, workdir: Path) -> list[Figure]:
     """Draws the figures that fit the data of an evaluation context into workdir/figures/.
 
     Images get grids and a scatter of the latents; points get the analogues of the paper's
-    Figures 4 (manifolds) and 5 (latents). Figures of test examples are left out where there are
-    none, interpolations where there is one.
+    Figures 4 (manifolds) and 5 (latents). Without test examples, their figures are left out; with
+    a single one, interpolations are.
     """
     folder = workdir / "figures"
     folder.mkdir(parents=True, exist_ok=True)
@@ -202,7 +202,7 @@ def _plane(codes: np.ndarray) -> Projection:
     if dim <= 2:
         return lambda x: np.pad(x, ((0, 0), (0, 2 - dim)))
     mean = codes.mean(0)
-    # One example alone has no direction: the rest of the two are any.
+    # A single example has no direction: any two serve.
     directions = np.linalg.svd(codes - mean, full_matrices=len(codes) < 2)[2][:2]
     return lambda x: (x - mean) @ directions.T
 

@@ -48,7 +48,7 @@ def run(
 
     `args` are {metric: its arguments}, also of metrics that are not computed. `quiet` lines are for
     debugging only. `done` receives the name and the values of each metric when it is computed.
-    `failed`, if given, receives the errors of metrics that cannot be computed, by their names.
+    `failed`, if given, receives the error of each metric that cannot be computed.
 
     Raises:
         UserError: for unknown names and arguments (before anything is computed), data that do not
@@ -136,8 +136,8 @@ def evaluate(
 
     Raises:
         UserError: for invalid arguments and missing weights before anything is computed; for
-            metrics that fail once the others are reported. Those that the data do not fit are left
-            out with a warning, unless `overrides` names the metrics.
+            metrics that fail, after the others are reported. A metric that the data do not fit
+            fails only if `overrides` names the metrics.
     """
     settings = config.read(workdir / workdirs.CONFIG)
     settings = config.override(settings, overrides or {}, "eval.")
@@ -266,11 +266,10 @@ def validate(settings: ConfigDict) -> None:
 
 
 def fitting(settings: ConfigDict, key: str, ctx: Context) -> tuple[str, ...]:
-    """Returns the metrics of config.eval.KEY that the data of a context fit.
+    """Returns the metrics of config.eval.KEY that a context's data fit, with a warning for others.
 
     Raises:
-        UserError: if others than the default metrics do not fit, or one that decides which model is
-            the best.
+        UserError: for others that are not default metrics, or that select the best model.
     """
     default = schema.KEYS[f"eval.{key}"].default
     best = settings.eval[key.replace("during", "best")] if key != "metrics" else ""

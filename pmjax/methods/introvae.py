@@ -34,16 +34,15 @@ class Method:
     mean over an example's values, and `kl_weight` is 2/β. On images of 28×28 the paper's α, 0.25
     and more, generates noise; the margin must be slightly above KL(X).
 
-    The margin holds for every example. The authors' code compares it with the mean divergence of a
-    batch, so that all of its examples are pushed or none is: `mean_margin`. Their E and G see the
-    same X_p; here each draws its own, which changes the noise of the gradients, but not what they
-    estimate.
+    The margin applies to each example. The authors' code applies it to the mean divergence of a
+    batch, which pushes all of its examples or none: `mean_margin`. Their E and G see the same X_p;
+    here each draws its own, so that their gradients have other noise but the same expectation.
     """
 
     kl_weight: float = 1.0  # of all KL divergences, in nats over an example's number of values
     alpha: float = 0.1  # share of the adversarial KL divergences
     margin: float = 30.0  # m, nats: E raises the divergence of generated images up to m
-    mean_margin: bool = False  # whether m holds for the batch's mean divergence
+    mean_margin: bool = False  # whether m applies to the batch's mean divergence
 
     prior = "standard_normal"
 

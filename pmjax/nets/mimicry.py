@@ -67,7 +67,7 @@ class _Trunk(nn.Module):
 
 
 class _Options(nn.Module):
-    """The family's arguments, all of which each of its nets accepts."""
+    """The arguments of every net of the family."""
 
     scale: float = 1.0  # multiplies all numbers of channels
     relu_shortcut: bool = True  # E's and d's shortcuts receive relu(x), as Mimicry's; or x

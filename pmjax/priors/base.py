@@ -33,7 +33,7 @@ class BasePrior(abc.ABC):
         if num < self.min_embeddings:
             name = type(self).__module__.rpartition(".")[2]
             raise UserError(
-                f"Prior '{name}' takes at least {self.min_embeddings} training examples, not "
+                f"Prior '{name}' needs at least {self.min_embeddings} training examples, not "
                 f"{num}: add some, or choose other priors (config.prior, config.eval.baselines)."
             )
 

@@ -69,7 +69,7 @@ class Prior(TrainedPrior):
 
     @property
     def min_embeddings(self) -> int:
-        """What a fitted base takes."""
+        """That of a fitted base."""
         return FITTED_BASES[self.base_prior].min_embeddings if self.needs_embeddings else 1
 
     def spec(self, latent_dim: int) -> MethodSpec:

@@ -32,8 +32,8 @@ class Standardize(nn.Module):
             moment = collectives.mean(jnp.square(z - mean.value).mean(0))
             change = (collectives.mean(z.mean(0)) - mean.value) / count.value
             mean.value += change
-            kept = variance.value * (1 - 1 / count.value)  # nothing of the initial value
-            variance.value = jnp.maximum(kept + moment / count.value - jnp.square(change), 0)
+            before = variance.value * (1 - 1 / count.value)  # 0 in the first step
+            variance.value = jnp.maximum(before + moment / count.value - jnp.square(change), 0)
         least = _MIN_DEVIATION * jnp.abs(mean.value) + _TINY
         return (z - mean.value) / jnp.maximum(jnp.sqrt(variance.value), least)
 

@@ -117,9 +117,9 @@ def locked(directory: Path) -> Iterator[int]:
 
 
 def check_platform() -> None:
-    """Raises `UserError` if JAX_PLATFORMS names what is not there.
+    """Raises `UserError` if JAX_PLATFORMS names a platform that JAX does not find.
 
-    Tries it in a process of its own, as this one must not take the memory of the runs' GPUs.
+    Another process tries it, because this one must not occupy the memory of the runs' GPUs.
     """
     named = os.environ.get("JAX_PLATFORMS") or os.environ.get("JAX_PLATFORM_NAME") or "cpu"
     if named == "cpu":

@@ -158,8 +158,8 @@ def validate_data(settings: ConfigDict, train: Dataset) -> None:
     num = len(train.data)
     if num < 2 and settings.method_args.get("batch_norm"):
         raise UserError(
-            f"The latent BatchNorm takes at least 2 training examples, and there is {num}: it "
-            "encodes a single one to 0. Add examples, or set --config.method_args.batch_norm=false."
+            f"The latent BatchNorm needs at least 2 training examples, not {num}: it encodes a "
+            "single one to 0. Add examples, or set --config.method_args.batch_norm=false."
         )
     for name in dict.fromkeys([settings.prior, *settings.eval.baselines]):
         builders.prior(settings, name).require_embeddings(num)

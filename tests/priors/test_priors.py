@@ -74,7 +74,7 @@ def test_mixture_has_the_likelihood_of_scikit_learns_own_samples(covariance):
     np.testing.assert_allclose(np.sort(refitted.means_, 0), np.sort(reference.means_, 0), atol=0.03)
 
 
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
 def test_mixture_is_that_of_standardized_embeddings_at_any_scale_and_place(scale):
     z = mixture_points(100, 0).astype(np.float64)
     z = (z - z.mean(0)) / z.std(0)
@@ -105,7 +105,7 @@ def test_equal_embeddings_give_samples_equal_to_them(name):
 def test_fewer_embeddings_than_a_prior_declares_are_refused(name):
     prior = priors.make(name)
     prior.require_embeddings(prior.min_embeddings)
-    with pytest.raises(UserError, match=f"'{name}' takes at least {prior.min_embeddings} "):
+    with pytest.raises(UserError, match=f"'{name}' needs at least {prior.min_embeddings} "):
         prior.require_embeddings(prior.min_embeddings - 1)
 
 
@@ -115,7 +115,7 @@ def test_the_least_embeddings_of_a_prior_give_finite_samples(name):
     z = np.random.default_rng(0).normal(size=(least, 3)).astype("float32")
     assert np.isfinite(fit_and_sample(name, z, 5)[2]).all()
     if least > 1:
-        with pytest.raises(UserError, match="takes at least 2 training examples, not 1"):
+        with pytest.raises(UserError, match="needs at least 2 training examples, not 1"):
             priors.make(name).fit(z[:1], seed=0)
 
 

@@ -83,7 +83,7 @@ def test_the_least_embeddings_all_alike_and_batches_of_one_give_finite_samples(n
 
 def test_a_fitted_base_takes_as_many_embeddings_as_a_prior_of_its_kind():
     prior = priors.make("latent_gan", SMALL["latent_gan"])
-    with pytest.raises(UserError, match="takes at least 2 training examples, not 1"):
+    with pytest.raises(UserError, match="needs at least 2 training examples, not 1"):
         prior.init_from_embeddings(prior.spec(3), np.ones((1, 3), np.float32), seed=0)
     assert priors.make("latent_gan", {"base_prior": "gaussian"}).min_embeddings == 1
 

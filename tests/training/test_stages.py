@@ -53,10 +53,10 @@ def few(monkeypatch, num_train, num_test, labels=False, **overrides):
 @pytest.mark.parametrize(
     ("num_train", "overrides", "message"),
     [
-        (1, {}, "latent BatchNorm takes at least 2 training examples, and there is 1"),
-        (1, {"method": "vae"}, "Prior 'latent_gan' takes at least 2 training examples, not 1"),
-        (1, {"method": "vae", "prior": "standard_normal"}, "'gaussian' takes .*baselines"),
-        (1, {"method": "vae", "prior": "standard_normal", "eval.baselines": "gmm"}, "'gmm' takes"),
+        (1, {}, "latent BatchNorm needs at least 2 training examples, not 1"),
+        (1, {"method": "vae"}, "Prior 'latent_gan' needs at least 2 training examples, not 1"),
+        (1, {"method": "vae", "prior": "standard_normal"}, "'gaussian' needs .*baselines"),
+        (1, {"method": "vae", "prior": "standard_normal", "eval.baselines": "gmm"}, "'gmm' needs"),
         (50, {"eval.metrics": "kd"}, "eval.metrics: .*at least 4 test examples, not 3"),
         (50, {"eval.metrics": "kmeans"}, "needs a class for every example"),
         (50, {"eval.metrics": "wasserstein,topology"}, "at least 25 test examples.*neighbours=12"),
@@ -95,7 +95,7 @@ def test_a_prior_at_its_first_use_takes_the_embeddings_that_it_declares(
     settings = config.load(str(ROOT / "configs" / "digits.py"))
     monkeypatch.setattr(type(builders.prior(settings, name)), "min_embeddings", 2)
     write_embeddings(tmp_path, np.zeros((1, 64), np.float32))
-    with pytest.raises(UserError, match=f"'{name}' takes at least 2 training examples, not 1"):
+    with pytest.raises(UserError, match=f"'{name}' needs at least 2 training examples, not 1"):
         stages.fit_prior(settings, tmp_path, name)
 
 

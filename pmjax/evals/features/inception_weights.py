@@ -53,7 +53,7 @@ def find(weights: str | Path | None = None) -> Path:
             return file
     folder = cache_directory("inception")
     for name in NAMES:
-        if os.path.isfile(folder / name):  # also without the right to look
+        if os.path.isfile(folder / name):  # False without permission
             return folder / name
     try:
         return _download(folder)

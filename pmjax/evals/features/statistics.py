@@ -33,7 +33,7 @@ def cache_directory(name: str) -> Path:
 
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of each array in an .npz, which is not read; {} for any other file."""
+    """Returns the shape of each array in an .npz from its header; {} for any other file."""
     found = {}
     with contextlib.suppress(*UNREADABLE), zipfile.ZipFile(path) as file:
         for name in file.namelist():
@@ -56,7 +56,7 @@ def read(path: Path, *, dim: int, about: dict[str, str] | None = None) -> Moment
 
     Args:
         path: with arrays 'mu' and 'sigma', as pytorch-fid, TTUR, EDM and guided-diffusion publish
-            them; any others are ignored, but for 'num' and 'about', which pmjax writes.
+            them, and 'num' and 'about' if pmjax wrote it; any others are ignored.
         dim: D.
         about: extractor and its identity, which a file that pmjax wrote must agree with; others
             do not name their features.
@@ -99,7 +99,7 @@ def read(path: Path, *, dim: int, about: dict[str, str] | None = None) -> Moment
 
 
 def _real(values: np.ndarray) -> np.ndarray:
-    """Returns numbers as float64, without the imaginary part that a matrix root's rounding left."""
+    """Returns numbers as float64, without the imaginary rounding errors of a matrix root."""
     if values.dtype.kind not in "biufc":
         raise ValueError(f"an array of {values.dtype}")
     if np.abs(values.imag).max(initial=0) > 1e-6 * np.abs(values).max(initial=0):

@@ -28,7 +28,7 @@ def check(args: Mapping[str, Any]) -> None:
 
 
 def least(protocols: Sequence[str] | None) -> dict[str, int]:
-    """Returns the least numbers of examples; a protocol has its own number of samples."""
+    """Returns the fewest examples; protocols have their own numbers of samples."""
     return {"test": 2, "train": 2} | ({} if protocols else {"samples": 2})
 
 
@@ -71,8 +71,7 @@ def evaluate(
     the test set), or any other number; of two given sets it is '<N>_samples'. Keys are then
     '<metric>/<protocol>/<set>', or '<metric>/<protocol>/<variant>/<set>' if the extractor has
     variants of its input. The reference is part of the protocol, so the errors take it as fixed,
-    and its statistics are cached by content. Given statistics of these features are a
-    fixed reference, too.
+    and its statistics are cached by content. Given statistics of these features are fixed, too.
 
     <set> is each prior; 'floor', as many real images of the other split; 'recon', reconstructions
     of the reference's images (of the whole test set); 'recon_<other split>', reconstructions of the

@@ -94,9 +94,9 @@ def _compare(space: str, sources: Mapping[str, np.ndarray], train: np.ndarray) -
 def nearest_rows(x: np.ndarray, train: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the `num` nearest of training examples [M, …] to each of examples [N, …].
 
-    They are Euclidean distances [N, num], ascending, and rows [N, num] of the training set. All
-    examples are shifted, so that ‖a‖² + ‖b‖² - 2ab loses no digits.
+    They are Euclidean distances [N, num], ascending, and rows [N, num] of the training set.
     """
+    # ‖a‖² + ‖b‖² - 2ab loses no digits near 0.
     shift = _flat(train[:AT_ONCE]).mean(0)
     x = _flat(x) - shift
     distances, rows = np.empty((len(x), 0)), np.empty((len(x), 0), int)

@@ -69,7 +69,7 @@ def transport_cost(a: np.ndarray, b: np.ndarray, *, epsilon: float) -> float:
 
 
 def _costs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    mean = b.mean(0, dtype=np.float64)  # of which ‖a‖² + ‖b‖² - 2ab shall not lose digits
+    mean = b.mean(0, dtype=np.float64)  # far from 0, ‖a‖² + ‖b‖² - 2ab would lose digits
     a, b = a - mean, b - mean
     return euclidean_distances(a, b, squared=True).astype(np.float32)
 

@@ -53,7 +53,7 @@ def evaluate(ctx: Context, *, neighbours: int = 12, num: int = 2000) -> dict[str
 
 
 def require_neighbors(metric: str, neighbours: int, num: int) -> None:
-    """Raises `UserError` unless a metric takes more than twice as many examples as neighbors."""
+    """Raises `UserError` unless there are more than twice as many examples as neighbors."""
     if num <= 2 * neighbours:
         raise UserError(
             f"Metric '{metric}' needs more than {2 * neighbours} test examples for {neighbours} "

@@ -65,7 +65,7 @@ def wasserstein2(a: np.ndarray, b: np.ndarray) -> float:
     """Returns min over couplings of (E‖a - b‖²)^½ for two sets of points [N, D] and [M, D]."""
     import ot  # loads PyTorch, if it is installed
 
-    mean = b.mean(0, dtype=np.float64)  # of which ‖a‖² + ‖b‖² - 2ab shall not lose digits
+    mean = b.mean(0, dtype=np.float64)  # far from 0, ‖a‖² + ‖b‖² - 2ab would lose digits
     cost = ot.dist(a - mean, b - mean, metric="sqeuclidean")
     squared, log = ot.emd2([], [], cost, numItermax=10_000_000, log=True)
     if log["warning"]:
