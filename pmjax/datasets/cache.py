@@ -153,6 +153,8 @@ def _write(work: Path, name: str, *, source: Source, size: int | None, skip_brok
         from pmjax.datasets import tfds_builder  # takes a second, rarely needed
 
         splits = tfds_builder.prepared(name, source)
+    if empty := [split for split, records in splits.items() if not len(records)]:
+        raise UserError(f"Data set '{name}' has no examples in its split {' and '.join(empty)}.")
     work.mkdir(exist_ok=True)
     if size is None:  # points
         meta = {split: _points(records, work, split) for split, records in splits.items()}

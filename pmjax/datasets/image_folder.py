@@ -21,13 +21,14 @@ from pmjax.datasets.records import ImageFiles
 from pmjax.errors import UserError, some
 
 log = logging.getLogger(__name__)
-say = functools.cache(log.warning)  # once in a process, as every split is loaded by itself
+# Once in a process, as every split is loaded by itself.
+warn_once, tell_once = functools.cache(log.warning), functools.cache(log.info)
 SPLIT_NAMES = {
     "train": {"train", "training", "trainset", "trainval"},
     "test": {"test", "testing", "testset"},
     "validation": {"val", "valid", "validation", "valset", "dev", "eval", "evaluation", "holdout"},
 }  # in lower case; as words of a name, such as 'Training_set' and 'val2017'
-BESIDE = {"data", "image", "images", "img", "imgs", "set", "split"}  # other words of such a name
+FILLERS = {"data", "image", "images", "img", "imgs", "set", "split"}  # other words of such a name
 # What operating and storage systems add to folders, besides hidden files.
 SYSTEM = {
     "#recycle", "#snapshot", "$recycle.bin", "@__thumb", "@eadir", "@recycle", "__macosx",
@@ -48,11 +49,18 @@ def source(*, path: Path | None, seed: int) -> Source:
     if given := _given(path):
         splits = dict(zip(given, images(path, given.values()), strict=True))
     else:
-        splits = _split(path, images(path)[0], seed)
+        files = images(path)[0]
+        _point_out_inner_splits(path, files)
+        splits = _split(path, files, seed)
     labels = _labels(
         {split: [f.relative_to(path / given.get(split, "")) for f in files]
          for split, files in splits.items()}
     )  # fmt: skip
+    kinds = len(set().union(*labels.values())) if labels else "none"
+    tell_once(
+        f"{path}: {len(splits['train'])} training and {len(splits['test'])} test images; classes: "
+        f"{kinds}."
+    )
     return Source(
         version="1.1.0",
         records=functools.partial(_records, path, splits, labels),
@@ -89,9 +97,8 @@ def images(path: Path, folders: Iterable[str] = ("",)) -> list[list[Path]]:
             )
         found.append(own)
     if others:
-        say(
-            f"{path}: {others.total()} files are left out, because their names do not end like "
-            f"images': {counts}."
+        warn_once(
+            f"{path}: files are left out, as their names do not end like those of images: {counts}."
         )
     return found
 
@@ -121,11 +128,7 @@ def _given(path: Path) -> dict[str, str]:
     """
     _, subfolders, _ = next(os.walk(path, onerror=_unreadable))
     names = sorted(filter(_visible, subfolders))
-    words = {n: {w.lower() for w in re.findall("[A-Z]?[a-z]+|[A-Z]+", n)} for n in names}
-    found = {
-        split: [n for n in names if len(own := words[n] - BESIDE) == 1 and own <= known]
-        for split, known in SPLIT_NAMES.items()
-    }
+    found = _by_split(names)
     train, test = found["train"], found["test"] or found["validation"]
     if test and not train:
         raise UserError(
@@ -135,10 +138,10 @@ def _given(path: Path) -> dict[str, str]:
         )
     if not test:
         known = set().union(*SPLIT_NAMES.values())
-        if alike := [f"'{name}'" for name in names if words[name] & known]:
-            say(
-                f"{path}: {some(alike)} are folders like any other, or classes, and a part of all "
-                "images is the test split. If they are splits, call them 'train' and 'test'."
+        if alike := [f"'{name}'" for name in names if _words(name) & known]:
+            warn_once(
+                f"{path}: a tenth of all images, also of those in {some(alike)}, is the test "
+                "split. If these folders are splits, call them 'train' and 'test'."
             )
         return {}
     for split, same in {"train": train, "test": test}.items():
@@ -151,8 +154,38 @@ def _given(path: Path) -> dict[str, str]:
     rest = [name for name in names if name not in given.values()]
     if rest or not found["test"]:
         more = rest and f"; left out: {some(rest)}"
-        say(f"{path}: training is on '{train[0]}' and testing on '{test[0]}'{more or ''}.")
+        warn_once(f"{path}: training is on '{train[0]}' and testing on '{test[0]}'{more or ''}.")
     return given
+
+
+def _words(name: str) -> set[str]:
+    return {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)}
+
+
+def _by_split(names: Iterable[str]) -> dict[str, list[str]]:
+    """Returns those of some names of folders that mean a split."""
+    words = {name: _words(name) - FILLERS for name in names}
+    return {
+        split: [name for name, own in words.items() if len(own) == 1 and own <= known]
+        for split, known in SPLIT_NAMES.items()
+    }
+
+
+def _point_out_inner_splits(path: Path, files: list[Path]) -> None:
+    """Warns of splits further below, as in an archive that was unpacked into its own folder."""
+    folders = {folder for file in {f.parent for f in files} for folder in (file, *file.parents)}
+    inner = collections.defaultdict(list)
+    for folder in sorted(f for f in folders if path in f.parent.parents):
+        inner[folder.parent].append(folder.name)
+    for folder, names in inner.items():
+        found = _by_split(names)
+        if found["train"] and (test := found["test"] or found["validation"]):
+            warn_once(
+                f"{path}: a tenth of all images, also of those in {folder}, is the test split. It "
+                f"has folders '{found['train'][0]}' and '{test[0]}': if these are splits, give "
+                f"{folder} as path (--config.data.path)."
+            )
+            return
 
 
 def _unreadable(error: OSError) -> None:

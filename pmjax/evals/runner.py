@@ -1,6 +1,7 @@
 """Evaluates the model of a workdir, or two sets of images, with metrics by name."""
 
 import datetime
+import functools
 import logging
 import re
 import sys
@@ -30,6 +31,8 @@ from pmjax.storage.lock import lock
 from pmjax.storage.metrics_file import METRICS
 
 log = logging.getLogger(__name__)
+# Once in a process: before training, in evaluations of both stages and at the end.
+warn_once = functools.cache(log.warning)
 Found = dict[str, dict[str, float]]  # {metric: its values}
 # Packages whose versions can change a number.
 _PACKAGES = ("pmjax", "jax", "flax", "optax", "numpy", "scipy", "scikit-learn", "POT", "pillow")
@@ -65,7 +68,7 @@ def run(
             if failed is None:
                 raise
             failed[name] = error
-            log.warning("Left out: %s", error)
+            warn_once(f"Left out: {error}")
             continue
         shown = ", ".join(f"{key} {value}" for key, value in tables.shown(new, 4).items())
         level = logging.DEBUG if quiet else logging.INFO
@@ -283,7 +286,7 @@ def fitting(settings: ConfigDict, key: str, ctx: Context) -> tuple[str, ...]:
         except Unfit as error:
             if name not in default or (best and registry.metric_of(best) == name):
                 raise UserError(f"config.eval.{key}: {error}") from None
-            log.warning("config.eval.%s leaves out a metric: %s", key, error)
+            warn_once(f"Left out: {error}")
     return tuple(fit)
 
 

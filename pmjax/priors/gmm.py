@@ -49,10 +49,9 @@ class Prior(FittedPrior):
         distinct = len(np.unique(z, axis=0))
         if distinct < self.components:
             log.warning(
-                "Prior 'gmm' fits %d components instead of %d: there are %d different embeddings.",
+                "Prior 'gmm' has %d instead of %d components: one for each different embedding.",
                 distinct,
                 self.components,
-                distinct,
             )
         center = z.mean(0, dtype=np.float64)
         centered = z - center

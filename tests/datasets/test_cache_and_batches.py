@@ -17,6 +17,7 @@ import pytest
 
 from pmjax import plugins
 from pmjax.datasets import cache, decode_pool, idx_files, loader, swiss_roll, tfds_builder
+from pmjax.datasets.base import Source
 from pmjax.datasets.batches import batch_indices, stream, to_float, to_uint8
 from pmjax.errors import UserError
 from tests.datasets.stock_set import Generated, png
@@ -99,6 +100,14 @@ def test_every_data_set_gives_read_only_arrays_and_the_same_ones_again(name, tmp
         again = loader.load(name, split, **kwargs, cache_dir=tmp_path / "other")
         assert again.fingerprint == data.fingerprint
         np.testing.assert_array_equal(again.data, data.data)
+
+
+@pytest.mark.parametrize("size", [None, 4])
+def test_a_split_without_examples_is_refused(tmp_path, size):
+    records = {"train": [{"point": np.zeros(2), "image": np.zeros((4, 4), np.uint8)}], "test": []}
+    source = Source(version="1", records=lambda: records)
+    with pytest.raises(UserError, match="'own' has no examples in its split test"):
+        cache.load("own", "train", source=source, size=size, cache_dir=tmp_path, skip_broken=False)
 
 
 def test_readme_example(tmp_path, monkeypatch):

@@ -350,10 +350,10 @@ def test_splits_that_are_not_clear_are_refused(folder, names, message):
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (["bus", "car", "train"], "'train' are folders"),
-        (["beach", "bullet_train"], "'bullet_train' are"),
-        (["seg_test", "seg_train"], "'seg_test', 'seg_train' are"),
-        (["testA", "trainA"], "'testA', 'trainA' are"),
+        (["bus", "car", "train"], "of those in 'train', is the test split"),
+        (["beach", "bullet_train"], "'bullet_train', is"),
+        (["seg_test", "seg_train"], "'seg_test', 'seg_train', is"),
+        (["testA", "trainA"], "'testA', 'trainA', is"),
         (["contest", "trainer"], ""),
         (["data", "images"], ""),
     ],
@@ -368,7 +368,31 @@ def test_a_single_folder_for_training_is_split(folder, caplog):
     fill(folder, [f"train/{kind}/{i}.png" for kind in "ab" for i in range(5)])
     train, test = load(folder), load(folder, "test")
     assert (len(train.data), len(test.data), train.labels) == (9, 1, None)
-    assert "a part of all images is the test split" in caplog.text
+    assert "a tenth of all images, also of those in 'train', is the test split" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["xray/train/a", "xray/train/b", "xray/test/a", "xray/val/a"], "xray"),
+        (["images/train2017", "images/val2017", "labels/train2017"], "images"),
+        (["a/b/Training", "a/b/Testing"], "a/b"),
+        (["cat/train", "dog/test"], ""),
+        (["cat/bullet_train", "cat/test"], ""),
+    ],
+)
+def test_splits_in_a_subfolder_are_pointed_out(folder, caplog, names, said):
+    fill(folder, [f"{name}/{i}.png" for name in names for i in range(3)])
+    load(folder), load(folder, "test")
+    assert len(caplog.messages) == bool(said)
+    assert f"give {folder / said} as path" * bool(said) in caplog.text
+
+
+def test_counts_of_images_and_classes_are_logged_once(folder, caplog):
+    caplog.set_level("INFO")
+    fill(folder, [f"{kind}/{i}.png" for kind in "ab" for i in range(5)])
+    load(folder), load(folder, "test")
+    assert caplog.messages.count(f"{folder}: 9 training and 1 test images; classes: 2.") == 1
 
 
 def test_class_subfolders_give_labels_that_agree_between_the_splits(folder):
@@ -413,7 +437,7 @@ def test_every_ending_that_pillow_reads_is_taken_and_the_others_are_counted_once
     assert np.abs(np.concatenate(parts).astype(int) - COLOR).max() <= 4
     assert sum(map(len, parts)) == len(FORMATS)
     (line,) = caplog.messages
-    assert "7 files are left out" in line and "\n" not in line
+    assert "files are left out" in line and "\n" not in line
     assert line.endswith(": 2 .heic, 2 without an ending, 1 .jpg~, 1 .mpg, 1 .pdf.")
 
 

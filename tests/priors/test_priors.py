@@ -91,7 +91,7 @@ def test_mixture_of_fewer_different_embeddings_has_fewer_components_and_says_so(
     z = np.repeat(rng.normal(size=(3, 6)), 4, axis=0).astype("float32")
     _, arrays, samples = fit_and_sample("gmm", z, 50)
     assert len(arrays["weights"]) == 3
-    assert "3 components instead of 10: there are 3 different embeddings" in caplog.text
+    assert "3 instead of 10 components: one for each different embedding" in caplog.text
     assert np.abs(ot.dist(samples, z, "euclidean").min(1)).max() < 0.1
 
 

@@ -225,6 +225,7 @@ def test_arguments_and_protocols_of_the_config_reach_evaluations_in_training(tmp
 def test_evaluations_in_training_leave_out_default_metrics_that_the_data_do_not_fit(
     tmp_path, monkeypatch, caplog
 ):
+    runner.warn_once.cache_clear()  # of other tests
     run, seen = Run(tmp_path, monkeypatch, **{"eval.best": ""}), []
     run.data.data = POINTS[:0]  # the test set
     run.evaluator._train = types.SimpleNamespace(data=POINTS, labels=None)
