@@ -29,7 +29,8 @@ Usage: launch/tpu_pod.sh VERB --name=NAME --zone=ZONE [options] [-- <arguments o
   --dry_run                print the commands without running them
 
 The workdir must outlive the slice and be shared by all workers: a disk that --setup mounts, not a
-directory of the VM. URLs such as gs://BUCKET are refused; launch/README.md says how to use a bucket. After a preemption, training resumes from the last checkpoint.
+directory of the VM. URLs such as gs://BUCKET are rejected; launch/README.md says how to use a bucket.
+After a preemption, training resumes from the last checkpoint.
 
   launch/tpu_pod.sh run --name=celeba --zone=us-west4-a --accelerator_type=v5litepod-16 --spot \
     --setup='sudo mount -t nfs 10.0.0.2:/share /mnt' -- --config=configs/celeba.py \

@@ -10,11 +10,10 @@ import importlib
 import inspect
 import json
 import os
+import runpy
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
-from importlib.machinery import ModuleSpec, SourceFileLoader
-from importlib.util import module_from_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from pmjax.schema import METRIC_ARGS
 
 # Fields of nets that nets_args does not set.
 _FLAX_FIELDS = {"parent", "name", "latent_dim", "dtype"}
-_NAME = "own_config"  # the module that a config file is while it is read
 
 
 def load(reference: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
@@ -306,28 +304,24 @@ def _require_file(path: Path) -> None:
 @contextlib.contextmanager
 def _importable(folder: Path) -> Iterator[None]:
     """Lets a config file import its neighbors and `default`, none of which remains imported."""
-    folder, path, modules = folder.absolute(), [*sys.path], {**sys.modules}
-    sys.modules.pop("default", None)
+    folder, path = folder.absolute(), [*sys.path]
+    other, known = sys.modules.pop("default", None), {*sys.modules}
     sys.path[:] = [str(folder), *path, *map(str, directories())]
     try:
         yield
     finally:
         sys.path[:] = path
-        for name in {*sys.modules} - {*modules} | {"default"}:
-            file = getattr(sys.modules.get(name), "__file__", None)
-            if name in ("default", _NAME) or (file and Path(file).parent == folder):
-                sys.modules.pop(name, None)
-        if "default" in modules:
-            sys.modules["default"] = modules["default"]
+        for name in {*sys.modules} - known:
+            file = getattr(sys.modules[name], "__file__", None)
+            if name == "default" or (file and Path(file).parent == folder):
+                del sys.modules[name]
+        if other:
+            sys.modules["default"] = other
 
 
 def _run(path: Path, variant: str) -> dict[str, Any]:
     """Returns what get_config of a Python file returns, as a dictionary."""
-    loader = SourceFileLoader(_NAME, str(path))  # whatever the file's ending
-    module = module_from_spec(ModuleSpec(_NAME, loader, origin=str(path)))
-    sys.modules[_NAME] = module
-    loader.exec_module(module)
-    get_config = getattr(module, "get_config", None)
+    get_config = runpy.run_path(str(path), run_name="own_config").get("get_config")
     if not callable(get_config):
         raise UserError("it defines no function get_config(variant).")
     has_variants = bool(inspect.signature(get_config).parameters)

@@ -42,11 +42,7 @@ def main() -> None:
         help="a step of stage 1, or latest, stage2/STEP, stage2/latest: creates WORKDIR/at-STEP",
     )
     add("--samples", type=paths.local, help="folder, .npy or .npz of generated images")
-    add(
-        "--reference",
-        type=paths.local,
-        help="folder, .npy or .npz of real images, or of statistics",
-    )
+    add("--reference", type=paths.local, help="folder, .npy or .npz of real images, or statistics")
     add(
         "--floor",
         type=lambda text: text if text == SPLIT else paths.local(text),

@@ -20,9 +20,7 @@ def main() -> None:
         "runlocal; a file's get_config lists more.",
     )
     parser.add_argument("--config", required=True, help="Python file, optionally with :variant")
-    parser.add_argument(
-        "--workdir", required=True, type=paths.local, help="where results are written"
-    )
+    parser.add_argument("--workdir", required=True, type=paths.local, help="of all results")
     flags, overrides = cli.parse(parser)
 
     settings = config.load(flags.config, overrides)

@@ -19,9 +19,7 @@ def main() -> None:
         epilog="Single values for all runs: --config.name=value, such as --config.steps=1000.",
     )
     parser.add_argument("name", help=", ".join(plugins.names("reproductions")))
-    parser.add_argument(
-        "--workdir", required=True, type=paths.local, help="of all runs and results"
-    )
+    parser.add_argument("--workdir", required=True, type=paths.local, help="of runs and results")
     parser.add_argument("--seeds", help="of each run, such as 0,1,2")
     parser.add_argument("--methods", help="names of runs, separated by commas (default: all)")
     parser.add_argument("--runlocal", action="store_true", help="tiny nets, few steps, one seed")

@@ -37,9 +37,9 @@ class Method:
     """Hyper-parameters; norms are means over an example's values.
 
     The authors' weights are 10, 0 and 1000. Their cosine is averaged over coordinates, too, which
-    divides it by d: their λ is 1000/d here, 15.6 for d = 64 and 7.8 for d = 128. With a weight of 0
-    G receives no gradient from the images: perceptrons reconstruct digits with an MSE of 0.23 after
-    1000 steps (d = 64), and with the weights below of 0.12.
+    divides it by d: their λ is 1000/d here, 15.6 for d = 64 and 7.8 for d = 128. With weight 0, G
+    receives no gradient from the images: after 1000 steps (d = 64), perceptrons reconstruct digits
+    with an MSE of 0.23, and of 0.12 with the weights below.
     """
 
     mu: float = 10.0  # weight of |x - G(E(x))| for E

@@ -49,9 +49,8 @@ class Prior(FittedPrior):
         distinct = len(np.unique(z, axis=0))
         if distinct < self.components:
             log.warning(
-                "Prior 'gmm' has %d instead of %d components: one for each different embedding.",
-                distinct,
-                self.components,
+                f"Prior 'gmm' has {distinct} instead of {self.components} components: one for each "
+                "different embedding."
             )
         center = z.mean(0, dtype=np.float64)
         centered = z - center

@@ -21,17 +21,14 @@ class Output:
 
     def __init__(self, stream: TextIO | None, *, escape: bool = False):
         """Wraps a stream, or None; `escape` makes all text printable."""
+        with suppress(AttributeError, OSError, ValueError):  # characters that its encoding lacks
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         self._wrapped, self._escape = stream, escape
         self.failure: Exception | None = None  # the first one
 
     def write(self, text: str) -> int:
-        """Writes a text; characters that the stream's encoding lacks are escaped."""
-        shown = errors.printable(text) if self._escape else text
-        try:
-            self._try("write", shown)
-        except UnicodeEncodeError as error:
-            code = error.encoding
-            self._try("write", shown.encode(code, "backslashreplace").decode(code))
+        """Writes a text."""
+        self._try("write", errors.printable(text) if self._escape else text)
         return len(text)
 
     def flush(self) -> None:
@@ -43,12 +40,8 @@ class Output:
         return bool(self._try("isatty"))
 
     def _try(self, method: str, *args: str) -> Any:
-        if self._wrapped is None:
-            return None
         try:
-            return getattr(self._wrapped, method)(*args)
-        except UnicodeEncodeError:
-            raise
+            return getattr(self._wrapped, method)(*args) if self._wrapped else None
         except (OSError, ValueError) as error:  # broken, or closed
             self.failure = self.failure or error
 

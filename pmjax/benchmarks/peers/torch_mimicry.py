@@ -39,16 +39,10 @@ def make(*, net_args: dict, shape: Shape, latent_dim: int) -> Nets:
 
     def trunk(*, spectral: bool) -> nn.Sequential:
         blocks = [
-            DBlock(
-                widths[i],
-                features,
-                down,
-                optimized=i == 0,
-                spectral=spectral,
-                relu_shortcut=net_args["relu_shortcut"],
-            )
+            DBlock(widths[i], features, down, optimized=i == 0, spectral=spectral,
+                   relu_shortcut=net_args["relu_shortcut"])
             for i, (features, down) in enumerate(halvings)
-        ]
+        ]  # fmt: skip
         return chain(**numbered("DBlock", blocks), relu=nn.ReLU())
 
     flat = reordered(nn.Linear(prod(size), latent_dim), inputs=channels_first(*size))
