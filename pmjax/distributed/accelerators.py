@@ -19,25 +19,19 @@ class Accelerator(NamedTuple):
     kind: str
     platforms: tuple[str, ...]  # JAX's names
     files: tuple[str, ...]  # patterns of its device files
-    extra: str = ""  # of pmjax, with JAX's support
-
-    @property
-    def install(self) -> str:
-        """How to install JAX's support."""
-        return (
-            f'pip install "pmjax[{self.extra}]"' if self.extra else "see JAX's installation guide"
-        )
+    install: str  # how to install JAX's support
 
 
+_PIP = 'pip install "pmjax[{}]"'
 KNOWN = (
-    Accelerator("an NVIDIA GPU", ("cuda", "gpu"), ("/dev/nvidia[0-9]*",), "cuda13"),
-    Accelerator("a TPU", ("tpu",), ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*"), "tpu"),
-    Accelerator("an AMD GPU", ("rocm",), ("/dev/kfd",)),
+    Accelerator("an NVIDIA GPU", ("cuda", "gpu"), ("/dev/nvidia[0-9]*",), _PIP.format("cuda13")),
+    Accelerator("a TPU", ("tpu",), ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*"), _PIP.format("tpu")),
+    Accelerator("an AMD GPU", ("rocm",), ("/dev/kfd",), "see JAX's installation guide"),
 )
 
 
 @functools.cache
-def start(known: tuple[Accelerator, ...] = KNOWN) -> None:
+def start() -> None:
     """Initializes JAX's devices; warns if the machine has an accelerator that JAX does not see.
 
     Only the first call has an effect. Several processes must be connected before it.
@@ -52,14 +46,14 @@ def start(known: tuple[Accelerator, ...] = KNOWN) -> None:
         found = jax.devices()
     except (RuntimeError, AssertionError) as error:
         why = f" ({str(error).partition(' (set ')[0]})" if str(error) else ""
-        wanted = [each for each in known if named.partition(",")[0] in each.platforms]
+        wanted = [each for each in KNOWN if named.partition(",")[0] in each.platforms]
         raise UserError(
             f"JAX finds no device with {variable}='{named}'{why}. To use the CPU, set "
             f"{variable}=cpu." + "".join(f" To install support: {each.install}." for each in wanted)
         ) from error
     if named or found[0].platform != "cpu":
         return
-    for each in known:
+    for each in KNOWN:
         # An empty CUDA_VISIBLE_DEVICES hides the GPUs on purpose.
         hidden = "cuda" in each.platforms and os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
         there = sorted(file for pattern in each.files for file in glob.glob(pattern))

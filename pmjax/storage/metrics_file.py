@@ -153,7 +153,7 @@ def require_writable(path: Path) -> None:
         probe = path.with_name(f"{path.name}.part")
         probe.touch()
         probe.unlink()
-        if path.is_dir():
-            raise IsADirectoryError(None, "it is a directory")
+        if path.exists() and not path.is_file():  # `record` would replace a device
+            raise OSError(None, "it is not a regular file")
     except OSError as error:
         raise UserError(f"--out={path} cannot be written ({error.strerror}).") from error

@@ -34,20 +34,22 @@ def absent(monkeypatch):
     monkeypatch.setattr(jax, "devices", devices)
 
 
-def machine(tmp_path, *names):
-    """Returns the known accelerators, with the files of a machine that has those of `names`."""
-    for name in names:
-        (tmp_path / name).touch()
-    return tuple(
+@pytest.fixture
+def warnings_on(tmp_path, caplog, monkeypatch):
+    """Returns the warnings of a start on a machine that has the device files of some names."""
+    known = [
         each._replace(files=tuple(str(tmp_path / file.rpartition("/")[2]) for file in each.files))
         for each in accelerators.KNOWN
-    )
+    ]
+    monkeypatch.setattr(accelerators, "KNOWN", known)
 
+    def start(*names):
+        for name in names:
+            (tmp_path / name).touch()
+        accelerators.start()
+        return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
-def warnings_on(caplog, known):
-    """Returns the warnings of a start."""
-    accelerators.start(known)
-    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    return start
 
 
 @pytest.mark.parametrize(
@@ -92,27 +94,27 @@ def test_a_command_ends_with_one_message_where_cuda_is_absent():
     "file, expected",
     [("nvidia0", "cuda13"), ("accel0", "pmjax[tpu]"), ("3", "pmjax[tpu]"), ("kfd", "an AMD GPU")],
 )
-def test_an_unused_accelerator_is_a_warning_with_what_to_install(tmp_path, caplog, file, expected):
-    (said,) = warnings_on(caplog, machine(tmp_path, file))
+def test_an_unused_accelerator_is_a_warning_with_what_to_install(
+    tmp_path, warnings_on, file, expected
+):
+    (said,) = warnings_on(file)
     assert expected in said and str(tmp_path / file) in said and "JAX_PLATFORMS=cpu" in said
 
 
-def test_there_is_no_warning_without_an_accelerator(tmp_path, caplog):
-    assert not warnings_on(caplog, machine(tmp_path, "nvidia-caps", "vfio"))
+def test_there_is_no_warning_without_an_accelerator(warnings_on):
+    assert not warnings_on("nvidia-caps", "vfio")
 
 
-def test_there_is_no_warning_where_the_cpu_was_asked_for(tmp_path, caplog):
+def test_there_is_no_warning_where_the_cpu_was_asked_for(warnings_on):
     jax.config.update("jax_platforms", "cpu")
-    assert not warnings_on(caplog, machine(tmp_path, "nvidia0", "accel0"))
+    assert not warnings_on("nvidia0", "accel0")
 
 
 @pytest.mark.parametrize("hidden", ["", "-1"])
-def test_hidden_gpus_give_no_warning(tmp_path, caplog, monkeypatch, hidden):
+def test_hidden_gpus_give_no_warning(warnings_on, monkeypatch, hidden):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-    assert not warnings_on(caplog, machine(tmp_path, "nvidia0"))
+    assert not warnings_on("nvidia0")
 
 
-def test_the_warning_comes_once(tmp_path, caplog):
-    known = machine(tmp_path, "nvidia0")
-    accelerators.start(known)
-    assert len(warnings_on(caplog, known)) == 1
+def test_the_warning_comes_once(warnings_on):
+    assert len(warnings_on("nvidia0")) == len(warnings_on()) == 1

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import sys
 import types
 from pathlib import Path
@@ -693,8 +694,9 @@ def test_what_is_computed_before_a_metric_fails_is_kept(tmp_path, folder, cheap_
     assert found["evals"] == ["fd_efficientnet_lite0"] and "Stored" in caplog.messages[-1]
 
 
-@pytest.mark.parametrize("name", [".", "000.png/deep.json"])
+@pytest.mark.parametrize("name", [".", "000.png/deep.json", "pipe"])
 def test_results_that_cannot_be_written_are_reported_before_anything_is_computed(folder, name):
     path = folder("x", PIXELS)
+    os.mkfifo(path / "pipe")
     with pytest.raises(UserError, match="--out=.* cannot be written"):
         runner.compare(path, path, out=path / name)
