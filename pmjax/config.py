@@ -12,9 +12,11 @@ import json
 import os
 import runpy
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -290,8 +292,9 @@ def _require_file(path: Path) -> None:
     if os.path.isfile(path):
         return
     if os.path.isdir(path):
-        names = ", ".join(sorted(file.name for file in path.glob("*.py"))) or "it has no .py file"
-        raise UserError(f"{path} is a directory. Give one of its files: {names}.")
+        names = ", ".join(sorted(f.name for f in path.iterdir() if _is_config(f)))
+        hint = f"Give one of its files: {names}." if names else "It has no config file."
+        raise UserError(f"{path} is a directory. {hint}")
     near = [str(p) for p in sorted(path.parent.glob("*.py")) if p.stem != "default"]
     if near:
         raise errors.unknown("config file", str(path), near)
@@ -299,6 +302,10 @@ def _require_file(path: Path) -> None:
         f"There is no config file {path}, nor any other in {path.parent.resolve()}. Run the "
         f"command in the directory that contains configs, or give the file's full path."
     )
+
+
+def _is_config(file: Path) -> bool:
+    return file.suffix == ".py" or file.name == "config.json"
 
 
 @contextlib.contextmanager
@@ -311,12 +318,19 @@ def _importable(folder: Path) -> Iterator[None]:
         yield
     finally:
         sys.path[:] = path
-        for name in {*sys.modules} - known:
-            file = getattr(sys.modules[name], "__file__", None)
-            if name == "default" or (file and Path(file).parent == folder):
+        new = {*sys.modules} - known
+        beside = {name for name in new if _lies_in(folder, sys.modules[name])}
+        for name in new:
+            if name == "default" or name.partition(".")[0] in beside:
                 del sys.modules[name]
         if other:
             sys.modules["default"] = other
+
+
+def _lies_in(folder: Path, module: ModuleType) -> bool:
+    """Returns whether a module or package is directly in a directory."""
+    places = getattr(module, "__path__", None) or [getattr(module, "__file__", None)]
+    return any(place and Path(place).parent == folder for place in places)
 
 
 def _run(path: Path, variant: str) -> dict[str, Any]:
@@ -343,8 +357,11 @@ def _located(path: Path, error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     where = f"{path}, line {lines[-1]}" if lines else str(path)
-    if isinstance(error, UserError | ValueError) or not lines:
+    if isinstance(error, UserError):
         return f"{where}: {error}"
+    text = textwrap.shorten(str(error), 500, placeholder=" …")  # ConfigDict's contain all keys
+    if isinstance(error, ValueError) or not lines:
+        return f"{where}: {text}"
     last = frames[-1]
     deeper = f" ({last.filename}, line {last.lineno})" if last.filename != str(path) else ""
-    return f"{where}: {type(error).__name__}{f': {error}' if str(error) else ''}{deeper}"
+    return f"{where}: {type(error).__name__}{f': {text}' if text else ''}{deeper}"

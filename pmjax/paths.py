@@ -14,8 +14,10 @@ def local(path: str | os.PathLike[str], *, variable: str = "") -> Path:
     """Returns a path of this machine, with ~ expanded; `variable`, if any, is where it comes from.
 
     Raises:
-      UserError: for a URL, and for a ~ without a home directory.
+      UserError: for a URL, an empty path, and a ~ without a home directory.
     """
+    if not os.fspath(path):
+        raise UserError("A path is empty. Give a name; '.' is the current directory.")
     refuse_url(path)
     expanded = os.path.expanduser(path)
     if os.fspath(expanded).startswith("~"):

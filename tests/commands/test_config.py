@@ -1,6 +1,7 @@
 """Configs: every file loads, and mistakes are named with what would be right."""
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -295,6 +296,8 @@ WORKING = {
     "classes.py": "import dataclasses, default\n"
     "@dataclasses.dataclass\nclass A:\n    x: 'int' = 7\n"
     "def get_config(v):\n    return default.get_config(v, {'seed': A().x})\n",
+    "file.py": "import os\n"
+    "def get_config():\n    return {'seed': 7 if os.path.isabs(__file__) else 0}\n",
 }
 
 
@@ -307,6 +310,15 @@ def test_a_config_file_anywhere_has_the_defaults_of_what_it_leaves_out(name, tmp
     assert config.load(str(path)) == expected == config.load(f"{path}:")
     if "default" in WORKING[name]:
         assert config.load(f"{path}:author").schedule == "joint"
+
+
+def test_config_files_that_differ_in_their_ending_only_are_not_mixed_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    for seed in (3, 4):
+        path = tmp_path / f"own.{seed}"
+        path.write_text(f"def get_config():\n    return {{'seed': {seed}}}\n")
+        os.utime(path, (1e9, 1e9))
+        assert config.load(str(path)).seed == seed
 
 
 def test_a_config_of_a_workdir_is_one_for_another(tmp_path):
@@ -343,6 +355,7 @@ def test_a_config_of_a_workdir_is_one_for_another(tmp_path):
             "def get_config(v):\n    return {'data': {'path': None}}\n",
             "own.py: .*path=None must be a text",
         ),
+        ("def get_config(v):\n    raise KeyError('x ' * 999)\n", "own.py, line 2: .{,520}$"),
         (FROM_DEFAULT.replace("seed", "sed"), r"own.py, line 3: Unknown config key 'config.sed'"),
     ],
 )
@@ -362,6 +375,7 @@ def test_a_mistake_in_a_config_file_is_one_message_with_its_line(text, message, 
         ("configs/digits", "Did you mean 'configs/digits.py'"),
         ("a:b/c.py:author", "no config file a:b/c.py,"),
         ("x" * 300, "config file"),
+        ("", "A path is empty"),
         ("gs://bucket/c.py", "is a URL"),
         ("~/c.py", "no config file /nowhere/c.py"),
         ("/dev/null", "no config file /dev/null"),
@@ -380,14 +394,19 @@ def test_config_files_see_their_own_neighbors_and_leave_no_module_behind(tmp_pat
     for seed in (3, 4):
         folder = tmp_path / str(seed)
         folder.mkdir()
-        (folder / "default.py").write_text(f"import shared\nconfig = {{'seed': {seed}}}\n")
+        (folder / "package").mkdir()
+        (folder / "package" / "seeds.py").write_text(f"seed = {seed}\n")
+        (folder / "default.py").write_text(
+            "import shared\nfrom package import seeds\nconfig = {'seed': seeds.seed}\n"
+        )
         (folder / "shared.py").touch()
         (folder / "own.py").write_text(
             "import default\ndef get_config():\n    return default.config\n"
         )
         assert config.load(str(folder / "own.py")).seed == seed
     assert sys.modules["default"] is users and sys.path == path
-    assert not {"shared", "own", "own_config"} & ({*sys.modules} - before)
+    left = {*sys.modules} - before
+    assert not {"shared", "own", "own_config", "package", "package.seeds"} & left
 
 
 ODD_TEXTS = [

@@ -36,6 +36,11 @@ def test_a_url_is_refused_with_what_to_do(url):
         paths.local(url)
 
 
+def test_an_empty_path_is_not_the_current_directory():
+    with pytest.raises(UserError, match="A path is empty"):
+        paths.local("")
+
+
 @pytest.mark.parametrize("name", ["run_12:30/x", "run:30", "a=b://c", "C:/x", ":/x", "gs:"])
 def test_other_names_with_colons_are_paths(name):
     assert paths.local(name) == Path(name)
