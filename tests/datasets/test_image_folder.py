@@ -359,6 +359,7 @@ def test_splits_that_are_not_clear_are_refused(folder, names, message):
     ],
 )
 def test_a_class_that_is_named_like_a_split_is_pointed_out(folder, caplog, names, said):
+    caplog.set_level("WARNING")
     fill(folder, [f"{name}/{i}.png" for name in names for i in range(5)])
     assert set(load(folder).labels) | set(load(folder, "test").labels) == set(range(len(names)))
     assert len(caplog.messages) == bool(said) and said in caplog.text
@@ -382,6 +383,7 @@ def test_a_single_folder_for_training_is_split(folder, caplog):
     ],
 )
 def test_splits_in_a_subfolder_are_pointed_out(folder, caplog, names, said):
+    caplog.set_level("WARNING")
     fill(folder, [f"{name}/{i}.png" for name in names for i in range(3)])
     load(folder), load(folder, "test")
     assert len(caplog.messages) == bool(said)
@@ -429,6 +431,7 @@ FORMATS = {
 
 
 def test_every_ending_that_pillow_reads_is_taken_and_the_others_are_counted_once(folder, caplog):
+    caplog.set_level("WARNING")
     for name, kind in FORMATS.items():
         (folder / name).write_bytes(encode(Image.new("RGB", (16, 16), COLOR), kind))
     for name in ("a.heic", "b.HEIC", "c.pdf", "photo", "x.jpg~", "clip.mpg", "y.z\n"):
@@ -442,6 +445,7 @@ def test_every_ending_that_pillow_reads_is_taken_and_the_others_are_counted_once
 
 
 def test_what_systems_leave_in_folders_is_no_image(folder, caplog):
+    caplog.set_level("WARNING")
     fill(folder, ["0.png", "a/1.png"])
     for name in (
         "@eaDir/0.png/SYNOPHOTO_THUMB_M.jpg", "a/@eaDir/x.jpg", ".thumbnails/x.png", "a/.x/y.png",

@@ -245,6 +245,7 @@ def test_an_alpha_channel_is_to_be_flattened(folder):
 
 
 def test_hidden_files_are_ignored_and_other_files_are_counted(tmp_path, folder, caplog):
+    caplog.set_level("WARNING")
     path = folder("x", PIXELS[:4])
     for hidden in (".ipynb_checkpoints/000-checkpoint.png", "._000.png", "@eaDir/000.png"):
         (path / hidden).parent.mkdir(exist_ok=True)
@@ -253,7 +254,7 @@ def test_hidden_files_are_ignored_and_other_files_are_counted(tmp_path, folder, 
     for _ in range(2):
         assert len(image_sets.load(path).data) == 4
     assert caplog.messages == [
-        f"{path}: 1 files are left out, because their names do not end like images': 1 .heic."
+        f"{path}: files are left out, as their names do not end like those of images: 1 .heic."
     ]
 
 
