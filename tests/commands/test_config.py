@@ -1,5 +1,6 @@
 """Configs: every file loads, and mistakes are named with what would be right."""
 
+import functools
 import json
 import os
 import re
@@ -301,13 +302,17 @@ WORKING = {
 }
 
 
+@functools.cache
+def defaults_with_seed_7():
+    return config.load(str(CONFIGS / "default.py"), {"seed": "7"})
+
+
 @pytest.mark.parametrize("name", WORKING)
 def test_a_config_file_anywhere_has_the_defaults_of_what_it_leaves_out(name, tmp_path):
     path = tmp_path / "run_12:30" / name
     path.parent.mkdir()
     path.write_text(WORKING[name])
-    expected = config.load(str(CONFIGS / "default.py"), {"seed": "7"})
-    assert config.load(str(path)) == expected == config.load(f"{path}:")
+    assert config.load(str(path)) == defaults_with_seed_7() == config.load(f"{path}:")
     if "default" in WORKING[name]:
         assert config.load(f"{path}:author").schedule == "joint"
 

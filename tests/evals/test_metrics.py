@@ -198,7 +198,7 @@ def test_the_least_examples_that_a_metric_declares_are_enough_and_fewer_are_refu
             runner.run([name], of_sizes(name, digits, **{part: num - 1}))
 
 
-@pytest.mark.parametrize("num", [0, 1, 5])
+@pytest.mark.parametrize("num", [0, 5])
 def test_few_test_images_leave_out_metrics_and_never_fail_otherwise(
     num, digits, pixels_for_inception, pixels_for_efficientnet
 ):

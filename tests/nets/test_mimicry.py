@@ -80,7 +80,13 @@ def as_mimicry_computes(images, params, spectral, downs):
     return relu(x)
 
 
-@pytest.mark.parametrize("size, downs", [(64, [True] * 5), (32, [True, True, False, False])])
+@pytest.mark.parametrize(
+    "size, downs",
+    [
+        (32, [True, True, False, False]),  # has all kinds of blocks
+        pytest.param(64, [True] * 5, marks=pytest.mark.slow),
+    ],
+)
 def test_the_critics_trunk_computes_what_mimicrys_does(size, downs):
     rng = np.random.default_rng(0)
     images = rng.uniform(-1, 1, (4, size, size, 3)).astype(np.float32)
