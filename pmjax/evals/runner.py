@@ -285,7 +285,8 @@ def fitting(settings: ConfigDict, key: str, ctx: Context) -> tuple[str, ...]:
             fit.append(name)
         except Unfit as error:
             if name not in default or (best and registry.metric_of(best) == name):
-                raise UserError(f"config.eval.{key}: {error}") from None
+                here = str(error).replace(OMIT_HINT, f"Leave it out of --config.eval.{key}.")
+                raise UserError(here) from None
             warn_once(f"Left out: {error}")
     return tuple(fit)
 

@@ -116,7 +116,7 @@ def require_same(found: dict[str, Any], expected: dict[str, Any], stage: str) ->
                 )
         elif found.get(name) != value:
             raise UserError(
-                f"The checkpoint of {stage} belongs to another {name} ({found.get(name)}, now "
+                f"The checkpoint of {stage} belongs to other {name} ({found.get(name)}, now "
                 f"{value}). Use a new --workdir, or restore the old {name}."
             )
 
