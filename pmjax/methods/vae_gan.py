@@ -32,10 +32,10 @@ class Method:
     the weight 1 / that number for the Gaussian of variance 1/2. With features alone, perceptrons
     reconstruct digits as noise; the pixels' error prevents that.
 
-    In the paper, G minimizes L_GAN = log d(x) + log(1 - d(x̂)) + log(1 - d(x_p)), which d maximizes
-    (its algorithm 1 writes -L_GAN for the loss of d); its gradient vanishes where d is confident.
-    Here, x̂ and x_p count half as much as x, and G maximizes log d(x̂) and log d(x_p) instead.
-    `minimax` selects the paper's form.
+    In the paper, G minimizes L_GAN = log d(x) + log(1 - d(x̂)) + log(1 - d(x_p)), which d maximizes;
+    its gradient vanishes where d is confident. (In the paper's algorithm 1, L_GAN is the loss of d,
+    and G minimizes γL - L_GAN.) Here, x̂ and x_p count half as much as x, and G maximizes log d(x̂)
+    and log d(x_p) instead. `minimax` selects the paper's form.
     """
 
     kl_weight: float = 1.0  # of the KL divergence, in nats per value
