@@ -185,7 +185,7 @@ def cache_compilations() -> None:
         os.makedirs(path, mode=0o777 if own else 0o700, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
     except (OSError, UserError) as error:
-        hint = "" if isinstance(error, UserError) else f" Set {variable} to another directory."
+        hint = "" if isinstance(error, UserError) else f". Set {variable} to another directory."
         log.warning("Compiled programs are not cached, so starts take longer: %s%s", error, hint)
         warnings.filterwarnings("ignore", message="Error .* persistent compilation cache entry")
         if own and own.startswith("~"):

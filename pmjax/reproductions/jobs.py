@@ -100,12 +100,8 @@ def locked(directory: Path) -> Iterator[int]:
     The orphans of a killed reproduction thus keep the lock, and a second reproduction cannot start
     the same runs.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        file = (directory / ".lock").open("a")
-    except OSError as error:
-        raise UserError(f"{directory} cannot be written ({error.strerror}).") from error
-    with file:
+    workdirs.require_writable(directory)
+    with (directory / ".lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

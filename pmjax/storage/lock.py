@@ -45,7 +45,7 @@ def lock(entry: Path, what: str, *, refuse: str = "") -> Iterator[None]:
             file = stack.enter_context(entry.with_name(f".{entry.name}.lock").open("w"))
         except OSError as e:
             raise UserError(
-                f"Cannot create the lock of {what} in {entry.parent}: {e.strerror}. Use a "
+                f"Cannot create the lock of {what}, {e.filename}: {e.strerror}. Use a "
                 "directory that you can write; cache_dir or the variable PMJAX_CACHE names that of "
                 "the cache."
             ) from e

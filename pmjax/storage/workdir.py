@@ -160,14 +160,15 @@ def lock(workdir: Path, group: ProcessGroup | None = None) -> Iterator[None]:
     if group and group.index:
         yield
         return
-    _require_writable(workdir)
+    require_writable(workdir)
     what = f"the workdir {workdir}"
     refuse = f"uses {what}. Wait for it, stop it (SIGTERM saves), or use another --workdir."
     with lock_file(workdir / "run", what, refuse=refuse):
         yield
 
 
-def _require_writable(workdir: Path) -> None:
+def require_writable(workdir: Path) -> None:
+    """Makes a workdir; raises `UserError` if files or checkpoints cannot be written there."""
     try:
         os.fsencode(workdir.absolute()).decode()
     except UnicodeDecodeError as error:
@@ -191,7 +192,7 @@ def claim(settings: ConfigDict, workdir: Path) -> None:
       UserError: if the workdir cannot be written, has a snapshot of another run, or belongs to
         another config; names the differing keys.
     """
-    _require_writable(workdir)
+    require_writable(workdir)
     if (workdir / SNAPSHOT).is_file():
         raise UserError(
             f"{workdir} has a snapshot of the run in {workdir.resolve().parent}, which is the "
