@@ -335,7 +335,7 @@ def _lies_in(folder: Path, module: ModuleType) -> bool:
 
 def _run(path: Path, variant: str) -> dict[str, Any]:
     """Returns what get_config of a Python file returns, as a dictionary."""
-    get_config = runpy.run_path(str(path), run_name="own_config").get("get_config")
+    get_config = runpy.run_path(str(path.absolute()), run_name="own_config").get("get_config")
     if not callable(get_config):
         raise UserError("it defines no function get_config(variant).")
     has_variants = bool(inspect.signature(get_config).parameters)
@@ -354,8 +354,8 @@ def _located(path: Path, error: BaseException) -> str:
     """Describes an error of a config file: the file's line, and where else it was raised."""
     if isinstance(error, SyntaxError):  # of the file, or of one that it imports
         return f"{error.filename or path} cannot be read, line {error.lineno or 1}: {error.msg}."
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    frames, file = traceback.extract_tb(error.__traceback__), str(path.absolute())
+    lines = [frame.lineno for frame in frames if frame.filename == file]
     where = f"{path}, line {lines[-1]}" if lines else str(path)
     if isinstance(error, UserError):
         return f"{where}: {error}"
@@ -363,5 +363,5 @@ def _located(path: Path, error: BaseException) -> str:
     if isinstance(error, ValueError) or not lines:
         return f"{where}: {text}"
     last = frames[-1]
-    deeper = f" ({last.filename}, line {last.lineno})" if last.filename != str(path) else ""
+    deeper = f" ({last.filename}, line {last.lineno})" if last.filename != file else ""
     return f"{where}: {type(error).__name__}{f': {text}' if text else ''}{deeper}"

@@ -373,6 +373,15 @@ def test_a_mistake_in_a_config_file_is_one_message_with_its_line(text, message, 
     assert len(str(error.value).splitlines()) == 1
 
 
+def test_a_config_file_knows_its_place_wherever_the_command_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text("def get_config():\n    return {'data': {'path': __file__}}\n")
+    assert config.load("own.py").data.path == str(tmp_path / "own.py")
+    Path("own.py").write_text("\n1 / 0\n")
+    with pytest.raises(UserError, match="^own.py, line 2: ZeroDivisionError"):
+        config.load("own.py")
+
+
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
