@@ -1,9 +1,10 @@
 """A directory of the user's own images, of any size, mode and format.
 
-Subdirectories 'train' and 'test' are the splits, under any of their usual names (`SPLIT_NAMES`); a
-validation set is the test split if there is no test set. Without such subdirectories, a tenth of
-the images, chosen by a hash of the seed and the name, is the test split. If every image is in one
-of at least two subdirectories (of the splits), the subdirectories are the classes.
+Subdirectories 'train' and 'test' are the splits, under any of their usual names (`SPLIT_NAMES`) and
+beside a common word, as in 'seg_train' and 'seg_test'. A validation set is the test split if there
+is no test set. Without such subdirectories, a tenth of the images, chosen by a hash of the seed and
+the name, is the test split. If every image is in one of at least two subdirectories (of the splits),
+the subdirectories are the classes.
 """
 
 import collections
@@ -163,12 +164,21 @@ def _words(name: str) -> set[str]:
 
 
 def _by_split(names: Iterable[str]) -> dict[str, list[str]]:
-    """Returns those of some names of folders that mean a split."""
-    words = {name: _words(name) - FILLERS for name in names}
-    return {
-        split: [name for name, own in words.items() if len(own) == 1 and own <= known]
-        for split, known in SPLIT_NAMES.items()
-    }
+    """Returns those of some names of folders that mean a split.
+
+    These are 'train', 'test', …; if there are none, pairs such as 'seg_train' and 'seg_test'.
+    """
+    found: dict[frozenset[str], dict[str, list[str]]] = {}
+    for name in names:
+        words = _words(name) - FILLERS
+        for split, known in SPLIT_NAMES.items():
+            if len(words & known) == 1:
+                own = found.setdefault(frozenset(words - known), {each: [] for each in SPLIT_NAMES})
+                own[split].append(name)
+    plain = found.pop(frozenset(), None)
+    pairs = [own for own in found.values() if own["train"] and (own["test"] or own["validation"])]
+    given = [plain] if plain else pairs
+    return {split: [name for own in given for name in own[split]] for split in SPLIT_NAMES}
 
 
 def _point_out_inner_splits(path: Path, files: list[Path]) -> None:

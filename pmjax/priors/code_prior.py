@@ -50,7 +50,8 @@ def find_codes(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if len(book) > min(_MAX_CODES, codes.size / 2):
         raise UserError(
             f"Prior 'code_prior' needs embeddings made of codes, but {codes.size} parts of "
-            f"{len(z)} embeddings are {len(book)} different vectors. Choose another prior."
+            f"{len(z)} embeddings are {len(book)} different vectors. Train on more "
+            "examples, or choose another prior."
         )
     return book, codes.astype(np.int32)
 

@@ -314,6 +314,13 @@ def test_subfolders_train_and_test_are_the_splits(folder):
         ("training", "testing", [], ""),
         ("training_set", "test_set", [], ""),
         ("train2017", "val2017", [], "testing on 'val2017'."),
+        (
+            "seg_train",
+            "seg_test",
+            ["seg_pred"],
+            "'seg_train' and testing on 'seg_test'; left out: seg_pred.",
+        ),
+        ("DIV2K_train_HR", "DIV2K_valid_HR", [], "testing on 'DIV2K_valid_HR'."),
         ("train", "test", ["val"], "'train' and testing on 'test'; left out: val."),
         ("train", "test", ["val", "valid"], "left out: val, valid."),
         ("train", "test", ["bus", "Validation"], "left out: Validation, bus."),
@@ -339,6 +346,7 @@ def test_usual_names_of_splits_are_splits(folder, caplog, train, test, others, s
         (["train", "val", "valid"], "several folders that may be the test split: val, valid"),
         (["Train", "train", "test"], "may be the train split: Train, train. Call the right one 't"),
         (["train", "test_1", "test_2"], "test split: test_1, test_2"),
+        (["trainA", "trainB", "testA", "testB"], "may be the train split: trainA, trainB"),
     ],
 )
 def test_splits_that_are_not_clear_are_refused(folder, names, message):
@@ -352,8 +360,7 @@ def test_splits_that_are_not_clear_are_refused(folder, names, message):
     [
         (["bus", "car", "train"], "of those in 'train', is the test split"),
         (["beach", "bullet_train"], "'bullet_train', is"),
-        (["seg_test", "seg_train"], "'seg_test', 'seg_train', is"),
-        (["testA", "trainA"], "'testA', 'trainA', is"),
+        (["seg_test", "bullet_train"], "'bullet_train', 'seg_test', is"),
         (["contest", "trainer"], ""),
         (["data", "images"], ""),
     ],
