@@ -191,7 +191,8 @@ def cache_compilations() -> None:
         if own and own.startswith("~"):
             jax.config.update("jax_compilation_cache_dir", None)  # else JAX creates the directory ~
         return
-    _delete_truncated(path)
+    if not own:
+        _delete_truncated(path)
     jax.config.update("jax_compilation_cache_dir", str(path))
 
 

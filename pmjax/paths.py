@@ -7,7 +7,8 @@ from pathlib import Path
 from pmjax.errors import UserError
 
 VARIABLES = ("PMJAX_CACHE", "PMJAX_INCEPTION_WEIGHTS")  # which name paths
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: pathlib's form of gs://BUCKET
+# With one slash as well, which is what pathlib makes of gs://BUCKET.
+_URL = re.compile("[a-z][a-z0-9+.-]+://|(file|gs|hdfs|https?|s3):/", re.IGNORECASE)
 
 
 def local(path: str | os.PathLike[str], *, variable: str = "") -> Path:

@@ -3,8 +3,8 @@
 Subdirectories 'train' and 'test' are the splits, under any of their usual names (`SPLIT_NAMES`) and
 beside a common word, as in 'seg_train' and 'seg_test'. A validation set is the test split if there
 is no test set. Without such subdirectories, a tenth of the images, chosen by a hash of the seed and
-the name, is the test split. If every image is in one of at least two subdirectories (of the splits),
-the subdirectories are the classes.
+the name, is the test split. If every image is in one of at least two subdirectories (of the
+splits), the subdirectories are the classes.
 """
 
 import collections

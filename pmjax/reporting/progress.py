@@ -76,7 +76,8 @@ class _Bar(tqdm):
     parts: Sequence[str] = ()
 
     def __str__(self) -> str:
-        line, width = "", self.format_dict["ncols"] or 79
+        columns = self.format_dict["ncols"] or 0
+        line, width = "", columns if columns > 0 else 79  # tqdm has -1 for a terminal of size 0
         for part in self.parts:
             longer = f"{line}  {part}" if line else part
             if len(longer) > width:

@@ -113,8 +113,9 @@ def test_a_live_line_is_narrower_than_the_terminal_and_cuts_no_number(tmp_path, 
     assert all(word == "0.1235" for word in re.findall(r"number\d (\S+)", shown[0]))
 
 
-def test_a_live_line_is_drawn_over_the_one_before(tmp_path):
-    terminal, clock = Terminal(80), Clock()
+@pytest.mark.parametrize("columns", [80, 0])  # unknown, as under `script` in cron
+def test_a_live_line_is_drawn_over_the_one_before(tmp_path, columns):
+    terminal, clock = Terminal(columns), Clock()
     writer = RunLog(tmp_path, stream=terminal.stream, clock=clock)
     writer.status("stage1", 1, 9, {"loss/long_name": 0.123})
     clock.now += 1
