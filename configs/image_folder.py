@@ -18,7 +18,7 @@ package wesnoth-1.16-data) with --config.method_args.omega1=0.5 --config.method_
     recon/mse                             0.023
 
 Color at 64×64 with an eighth of Mimicry's channels takes a quarter of an hour on one core; on the
-sprites, recon/mse is 0.171, 0.144, 0.106 and 0.099 after 100, 200, 300 and 400 steps:
+sprites, recon/mse is 0.161, 0.141, 0.107 and 0.101 after 100, 200, 300 and 400 steps:
 
     python -m pmjax.main --config=configs/image_folder.py:runlocal --config.data.path=DIRECTORY \
         --config.data.size=64 --config.nets=mimicry --config.nets_args.scale=0.125 \
