@@ -48,7 +48,7 @@ fail() {
 refuse_urls() {
   local word
   for word in "$@"; do
-    [[ ! $word =~ ^(--[^=]*=)?[A-Za-z][A-Za-z0-9+.-]+:/ ]] \
+    [[ ! $word =~ ^(--[^=]*=)?[A-Za-z][A-Za-z0-9+.-]+:// ]] \
       || fail "$word: pmjax reads and writes local files only. Mount a bucket on every host (for gs://, with gcsfuse) and give the mounted path."
   done
 }

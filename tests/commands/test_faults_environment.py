@@ -152,11 +152,8 @@ ODD = os.fsdecode(b"a\xff\x1b[31m\nb")  # not UTF-8, and what a terminal would o
 def test_a_workdir_that_is_not_utf_8_is_refused_before_training(tmp_path):
     with pytest.raises(UserError, match="not UTF-8. Use another --workdir"):
         workdir.claim(ConfigDict(), tmp_path / ODD)
-    with (
-        pytest.raises(UserError, match="not UTF-8. Use another --workdir"),
-        jobs.locked(tmp_path / ODD),
-    ):
-        pass
+    with pytest.raises(UserError, match="not UTF-8. Use another --workdir"):
+        jobs.locked(tmp_path / ODD).__enter__()
     assert not [*tmp_path.iterdir()]
 
 
